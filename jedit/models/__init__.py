@@ -1,0 +1,19 @@
+"""Model families as pure functions of their parameters: `forward`, `head`, `init_params`."""
+
+from jedit.models.config import ModelConfig
+from jedit.models.decoder import FAMILIES, Past, forward, head, init_params, past_taps
+from jedit.models.sites import AddAt, ReplaceAt, kernel_path, site
+
+__all__ = [
+  'FAMILIES',
+  'AddAt',
+  'ModelConfig',
+  'Past',
+  'ReplaceAt',
+  'forward',
+  'head',
+  'init_params',
+  'kernel_path',
+  'past_taps',
+  'site',
+]

@@ -1,0 +1,166 @@
+"""The network of every family: embedding, blocks `start` to `stop`, head.
+
+`apply` returns `(hidden, seen)`: the residual stream where it stopped and the tapped sites. It can
+start at any block from given hidden states, stop before any block, and let its tokens attend to
+the stored keys and values of earlier ones, each row at its own positions. Target optimisation,
+key extraction, statistics, evaluation and generation are all this one call.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from jedit.models import gptj, llama
+from jedit.models.config import Family, ModelConfig
+from jedit.models.layers import Linear, View, matmul_precision, rotary_tables
+from jedit.models.sites import Sites, site
+
+FAMILIES: dict[str, Family] = {f.model_type: f for f in (gptj.FAMILY, llama.FAMILY)}
+
+
+@struct.dataclass
+class Past:
+  """Attention keys and values of the tokens that come before those of a forward pass.
+
+  Attributes:
+    key, value: by layer, [N, S, K, Dh] as tapped at `attn_key` and `attn_value`.
+    length_N: how many of the S tokens exist in each row; later slots are not attended to.
+  """
+
+  key: dict[int, jax.Array]
+  value: dict[int, jax.Array]
+  length_N: jax.Array
+
+  @classmethod
+  def from_seen(cls, seen: Mapping[str, jax.Array], layers: Iterable[int], length_N) -> 'Past':
+    """Collects what a forward pass with the taps of `past_taps(layers)` returned."""
+    layers = tuple(layers)
+    key = {layer: seen[site(layer, 'attn_key')] for layer in layers}
+    value = {layer: seen[site(layer, 'attn_value')] for layer in layers}
+    return cls(key=key, value=value, length_N=length_N)
+
+
+def past_taps(layers: Iterable[int]) -> tuple[str, ...]:
+  """The sites to tap so that `Past.from_seen` can continue from these layers."""
+  return tuple(site(layer, place) for layer in layers for place in ('attn_key', 'attn_value'))
+
+
+class Decoder(nn.Module):
+  """A decoder-only transformer of the family that `config` names."""
+
+  config: ModelConfig
+
+  def setup(self) -> None:
+    c, family = self.config, FAMILIES[self.config.family]
+    self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=nn.initializers.normal(0.02))
+    for layer in range(c.num_layers):
+      setattr(self, f'block_{layer}', family.block(c, layer))
+    self.final_norm = family.final_norm(c.norm_eps)
+    if not c.tie_head:
+      self.head = Linear(c.vocab_size, c.head_bias)
+    elif c.head_bias:
+      self.head_bias = self.param('head_bias', nn.initializers.zeros, (c.vocab_size,))
+
+  def __call__(
+    self,
+    token_NxT: jax.Array | None = None,
+    *,
+    hidden_NxTxD: jax.Array | None = None,
+    start: int = 0,
+    stop: int | None = None,
+    position_NxT: jax.Array | None = None,
+    segment_NxT: jax.Array | None = None,
+    past: Past | None = None,
+    edits: Mapping[str, Callable] | None = None,
+    taps: Iterable[str] = (),
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Runs blocks `start` to `stop - 1`.
+
+    Args:
+      token_NxT: token ids, padded on the right; needed when `start` is 0.
+      hidden_NxTxD: the input of block `start` when that is not 0 (or to replace the embeddings).
+      start: first block to run.
+      stop: block to stop before; None runs to the last one.
+      position_NxT: position of every token; by default 0, 1, ... (plus the row's past).
+      segment_NxT: documents packed in one row; tokens attend within their own.
+      past: keys and values of earlier tokens for the blocks that are run.
+      edits: by site, a function from the site's value to its new value.
+      taps: sites whose values are returned.
+
+    Returns:
+      The residual stream at the input of block `stop` in the activation dtype, and the tapped
+      values by site.
+    """
+    stop = self.config.num_layers if stop is None else stop
+    dtype = jnp.dtype(self.config.dtype)
+    if hidden_NxTxD is None:
+      if token_NxT is None:
+        raise ValueError('Give token_NxT, or hidden_NxTxD to start from hidden states.')
+      hidden_NxTxD = self.embed(token_NxT)
+    x_NxTxD = hidden_NxTxD.astype(dtype)
+    view = self._view(x_NxTxD, position_NxT, segment_NxT, past)
+    sites = Sites(edits, taps)
+    for layer in range(start, stop):
+      x_NxTxD = getattr(self, f'block_{layer}')(x_NxTxD, view, sites)
+    unseen = sites.taps - sites.seen.keys()
+    if unseen:
+      raise ValueError(f'Blocks {start} to {stop - 1} have no site {", ".join(sorted(unseen))}.')
+    return x_NxTxD, sites.seen
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """Final norm and vocabulary layer over hidden states [..., D]: float32 logits [..., V]."""
+    normed = self.final_norm(hidden)
+    if not self.config.tie_head:
+      logits = self.head(normed)
+    else:
+      embedding_VxD = self.embed.embedding.astype(normed.dtype)
+      precision = matmul_precision(normed.dtype)
+      logits = jnp.einsum('...d,vd->...v', normed, embedding_VxD, precision=precision)
+      if self.config.head_bias:
+        bias_V = self.head_bias.astype(logits.dtype)
+        logits = logits + bias_V.reshape((1,) * (logits.ndim - 1) + (-1,))
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+  def everything(self, token_NxT: jax.Array) -> jax.Array:
+    """Logits of whole rows; touches every parameter, so `init` runs it."""
+    return self.logits(self(token_NxT)[0])
+
+  def _view(self, x_NxTxD, position_NxT, segment_NxT, past: Past | None) -> View:
+    num_rows, num_tokens = x_NxTxD.shape[:2]
+    index_T = jnp.arange(num_tokens)
+    if position_NxT is None:
+      first_N = jnp.zeros((num_rows,), jnp.int32) if past is None else past.length_N
+      position_NxT = first_N[:, None] + index_T[None, :]
+    mask_NxTxS = (index_T[None, :] <= index_T[:, None])[None]
+    if segment_NxT is not None:
+      mask_NxTxS = mask_NxTxS & (segment_NxT[:, :, None] == segment_NxT[:, None, :])
+    mask_NxTxS = jnp.broadcast_to(mask_NxTxS, (num_rows, num_tokens, num_tokens))
+    layers: dict[int, tuple[jax.Array, jax.Array]] = {}
+    if past is not None:
+      layers = {layer: (past.key[layer], past.value[layer]) for layer in past.key}
+      size = next(iter(past.key.values())).shape[1]
+      exists_NxS = jnp.arange(size)[None, :] < past.length_N[:, None]
+      exists_NxTxS = jnp.broadcast_to(exists_NxS[:, None, :], (num_rows, num_tokens, size))
+      mask_NxTxS = jnp.concatenate([exists_NxTxS, mask_NxTxS], axis=-1)
+    cos, sin = rotary_tables(self.config.rope, position_NxT)
+    return View(cos_NxTxR=cos, sin_NxTxR=sin, mask_NxTxS=mask_NxTxS, past=layers)
+
+
+def forward(config: ModelConfig, params: Any, token_NxT: jax.Array | None = None, **arguments):
+  """`Decoder.__call__` as a pure function of the parameters; see there for the arguments."""
+  return Decoder(config).apply({'params': params}, token_NxT, **arguments)
+
+
+def head(config: ModelConfig, params: Any, hidden: jax.Array) -> jax.Array:
+  """`Decoder.logits` as a pure function of the parameters."""
+  return Decoder(config).apply({'params': params}, hidden, method='logits')
+
+
+def init_params(config: ModelConfig, rng: jax.Array) -> Any:
+  """Random float32 parameters, as a nested dict."""
+  token_1x1 = jnp.zeros((1, 1), jnp.int32)
+  return Decoder(config).init(rng, token_1x1, method='everything')['params']

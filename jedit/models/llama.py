@@ -1,0 +1,99 @@
+"""LLaMA 1 to 3: RMSNorm, SwiGLU, grouped-query attention, rotary pairs (i, i + Dh/2)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from jedit.models.config import Family, ModelConfig, read_rope, require
+from jedit.models.layers import ACTIVATIONS, Attention, Linear, RMSNorm, View
+from jedit.models.sites import Sites
+
+
+class MLP(nn.Module):
+  """Gated MLP: down(act(gate(x)) * up(x))."""
+
+  config: ModelConfig
+  layer: int
+
+  @nn.compact
+  def __call__(self, x_NxTxD: jax.Array, sites: Sites) -> jax.Array:
+    c = self.config
+    gate_NxTxF = ACTIVATIONS[c.activation](Linear(c.ffn_width, c.mlp_bias, name='gate')(x_NxTxD))
+    key_NxTxF = gate_NxTxF * Linear(c.ffn_width, c.mlp_bias, name='up')(x_NxTxD)
+    key_NxTxF = sites(self.layer, 'mlp_in', key_NxTxF)
+    return sites(self.layer, 'mlp_out', Linear(c.width, c.mlp_bias, name='down')(key_NxTxF))
+
+
+class Block(nn.Module):
+  """x + attention(norm(x)), then that + mlp(norm(that))."""
+
+  config: ModelConfig
+  layer: int
+
+  @nn.compact
+  def __call__(self, x_NxTxD: jax.Array, view: View, sites: Sites) -> jax.Array:
+    eps = self.config.norm_eps
+    normed = RMSNorm(eps, name='attn_norm')(x_NxTxD)
+    x_NxTxD = x_NxTxD + Attention(self.config, self.layer, name='attn')(normed, view, sites)
+    normed = RMSNorm(eps, name='mlp_norm')(x_NxTxD)
+    x_NxTxD = x_NxTxD + MLP(self.config, self.layer, name='mlp')(normed, sites)
+    return sites(self.layer, 'block_out', x_NxTxD)
+
+
+def read_config(hf: Mapping[str, Any], dtype: str) -> ModelConfig:
+  """ModelConfig of a Hugging Face LLaMA config."""
+  vocab, layers, width, heads, ffn = require(
+    hf, 'vocab_size', 'num_hidden_layers', 'hidden_size', 'num_attention_heads', 'intermediate_size'
+  )
+  positions = hf.get('max_position_embeddings', 2048)
+  head_dim = hf.get('head_dim') or width // heads
+  return ModelConfig(
+    family='llama',
+    vocab_size=vocab,
+    num_layers=layers,
+    width=width,
+    num_heads=heads,
+    num_kv_heads=hf.get('num_key_value_heads') or heads,
+    head_dim=head_dim,
+    ffn_width=ffn,
+    max_positions=positions,
+    norm_eps=hf.get('rms_norm_eps', 1e-6),
+    rope=read_rope(hf, head_dim, interleaved=False, max_positions=positions),
+    activation=hf.get('hidden_act', 'silu'),
+    tie_head=bool(hf.get('tie_word_embeddings', False)),
+    attention_bias=bool(hf.get('attention_bias', False)),
+    mlp_bias=bool(hf.get('mlp_bias', False)),
+    dtype=dtype,
+  )
+
+
+FAMILY = Family(
+  model_type='llama',
+  read_config=read_config,
+  block=Block,
+  final_norm=RMSNorm,
+  names=(
+    ('model.embed_tokens.weight', 'embed/embedding', 'plain'),
+    ('model.layers.{}.input_layernorm.weight', 'block_{}/attn_norm/scale', 'plain'),
+    ('model.layers.{}.self_attn.q_proj.weight', 'block_{}/attn/q/kernel', 'kernel'),
+    ('model.layers.{}.self_attn.q_proj.bias', 'block_{}/attn/q/bias', 'plain'),
+    ('model.layers.{}.self_attn.k_proj.weight', 'block_{}/attn/k/kernel', 'kernel'),
+    ('model.layers.{}.self_attn.k_proj.bias', 'block_{}/attn/k/bias', 'plain'),
+    ('model.layers.{}.self_attn.v_proj.weight', 'block_{}/attn/v/kernel', 'kernel'),
+    ('model.layers.{}.self_attn.v_proj.bias', 'block_{}/attn/v/bias', 'plain'),
+    ('model.layers.{}.self_attn.o_proj.weight', 'block_{}/attn/out/kernel', 'kernel'),
+    ('model.layers.{}.self_attn.o_proj.bias', 'block_{}/attn/out/bias', 'plain'),
+    ('model.layers.{}.post_attention_layernorm.weight', 'block_{}/mlp_norm/scale', 'plain'),
+    ('model.layers.{}.mlp.gate_proj.weight', 'block_{}/mlp/gate/kernel', 'kernel'),
+    ('model.layers.{}.mlp.gate_proj.bias', 'block_{}/mlp/gate/bias', 'plain'),
+    ('model.layers.{}.mlp.up_proj.weight', 'block_{}/mlp/up/kernel', 'kernel'),
+    ('model.layers.{}.mlp.up_proj.bias', 'block_{}/mlp/up/bias', 'plain'),
+    ('model.layers.{}.mlp.down_proj.weight', 'block_{}/mlp/down/kernel', 'kernel'),
+    ('model.layers.{}.mlp.down_proj.bias', 'block_{}/mlp/down/bias', 'plain'),
+    ('model.norm.weight', 'final_norm/scale', 'plain'),
+    ('lm_head.weight', 'head/kernel', 'kernel'),
+  ),
+  ignored=(r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq',),
+)

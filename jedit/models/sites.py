@@ -1,0 +1,93 @@
+"""Named places in the network where a value can be read or changed.
+
+A site is `'<layer>/<place>'`:
+
+  attn_in     input of the attention output projection (the key of an attention edit)
+  attn_out    output of the attention block, before it joins the residual stream
+  mlp_in      input of the MLP's down projection (the key k of an MLP edit)
+  mlp_out     output of the MLP, bias included, before it joins the residual stream
+  block_out   the residual stream after the block
+  attn_key    rotated attention keys of every token, with attn_value what a cache stores
+  attn_value  attention values of every token
+
+An intervention is an argument and a recording a return value; jit drops what nobody asked for.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+PLACES = ('attn_in', 'attn_out', 'mlp_in', 'mlp_out', 'block_out', 'attn_key', 'attn_value')
+
+# The kernels that edits write: where their input and their output are found, and their parameter.
+KERNEL_INPUT = {'mlp': 'mlp_in', 'attn': 'attn_in'}
+KERNEL_OUTPUT = {'mlp': 'mlp_out', 'attn': 'attn_out'}
+_KERNEL_PATH = {'mlp': ('mlp', 'down', 'kernel'), 'attn': ('attn', 'out', 'kernel')}
+
+
+def site(layer: int, place: str) -> str:
+  """Name of a place in a layer, e.g. `'7/mlp_out'`."""
+  return f'{layer}/{place}'
+
+
+def kernel_path(layer: int, kernel: str) -> tuple[str, ...]:
+  """Path in the parameter tree of the 'mlp' or 'attn' output projection of a layer."""
+  return (f'block_{layer}', *_KERNEL_PATH[kernel])
+
+
+@struct.dataclass
+class AddAt:
+  """Adds one vector per row at one token: x[n, pos[n]] += delta[n].
+
+  Attributes:
+    pos_N: token index per row; an index outside the row changes nothing.
+    delta_NxD: what is added, float32 whatever the activations are.
+  """
+
+  pos_N: jax.Array
+  delta_NxD: jax.Array
+
+  def __call__(self, x_NxTxD: jax.Array) -> jax.Array:
+    hit_NxT = jnp.arange(x_NxTxD.shape[1])[None, :] == self.pos_N[:, None]
+    delta_Nx1xD = self.delta_NxD[:, None, :].astype(x_NxTxD.dtype)
+    return x_NxTxD + jnp.where(hit_NxT[..., None], delta_Nx1xD, jnp.zeros_like(delta_Nx1xD))
+
+
+@struct.dataclass
+class ReplaceAt:
+  """Puts one vector per row at one token: x[n, pos[n]] = value[n]. Used by causal tracing.
+
+  Attributes:
+    pos_N: token index per row; an index outside the row changes nothing.
+    value_NxD: what the token's vector becomes.
+  """
+
+  pos_N: jax.Array
+  value_NxD: jax.Array
+
+  def __call__(self, x_NxTxD: jax.Array) -> jax.Array:
+    hit_NxT = jnp.arange(x_NxTxD.shape[1])[None, :] == self.pos_N[:, None]
+    return jnp.where(hit_NxT[..., None], self.value_NxD[:, None, :].astype(x_NxTxD.dtype), x_NxTxD)
+
+
+class Sites:
+  """Carries the edits into a forward pass and the recordings out of it.
+
+  Lives for one call of `apply`: blocks pass every site's value through it.
+  """
+
+  def __init__(self, edits: Mapping[str, Callable] | None, taps: Iterable[str]):
+    self.edits = dict(edits or {})
+    self.taps = frozenset(taps)
+    self.seen: dict[str, jax.Array] = {}
+
+  def __call__(self, layer: int, place: str, x: jax.Array) -> jax.Array:
+    """Applies the edit registered here, then records the value if it is tapped."""
+    name = site(layer, place)
+    if name in self.edits:
+      x = self.edits[name](x).astype(x.dtype)
+    if name in self.taps:
+      self.seen[name] = x
+    return x
