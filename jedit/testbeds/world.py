@@ -1,0 +1,241 @@
+"""A made-up world: subjects, facts, the texts that teach them and the records that test them.
+
+Everything follows from a seed, so only the seed and the sizes are stored with a trained model.
+
+Names have three words from small pools that many subjects share: whoever reads a name knows which
+subject is meant at its last token and not before. Every subject has one object per relation.
+Some phrasings of every relation are never used for a given subject in the training text. Half of
+the subjects are never edited; neighbourhood and attribute prompts are about those alone.
+"""
+
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jedit.testbeds import words
+from jedit.types import UserError
+
+_NUM_PARAPHRASES = 2
+_NUM_NEIGHBORS = 10
+_SUBJECTS_PER_PAIR = 4  # that share their first two words
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentence:
+  """A piece of text with what a trainer has to know about it.
+
+  Attributes:
+    text: the words, without a leading space.
+    subject: characters [start, end) of the subject, where there is one.
+    answer: characters [start, end) of the object, without its leading space.
+  """
+
+  text: str
+  subject: tuple[int, int] | None = None
+  answer: tuple[int, int] | None = None
+
+  def preceded_by(self, opener: str) -> 'Sentence':
+    """The sentence after a few words that change nothing about it."""
+    head = self.text if self.subject and self.subject[0] == 0 else _lower_first(self.text)
+    return Sentence(f'{opener} {head}', *(_shift(s, len(opener) + 1) for s in self._spans))
+
+  def cut(self, num_words: int) -> 'Sentence':
+    """The first words and a full stop, as sampled prefix contexts end; nothing is asked in it."""
+    return Sentence(' '.join(self.text.rstrip('.').split()[:num_words]) + '.')
+
+  @property
+  def _spans(self) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    return self.subject, self.answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """One question about one fact.
+
+  Attributes:
+    template: phrasing with one `{}` for the subject; ends before the answer.
+    subject, answer: what goes into the place and what follows.
+    relation: identifier of the relation.
+    trained: whether the training text asks this subject in this phrasing.
+    edited: whether a record edits this subject.
+  """
+
+  template: str
+  subject: str
+  answer: str
+  relation: str
+  trained: bool = True
+  edited: bool = False
+
+  @property
+  def text(self) -> str:
+    """The prompt with its subject."""
+    return self.template.replace('{}', self.subject)
+
+  def sentence(self) -> Sentence:
+    """The statement: prompt, answer and a full stop."""
+    prompt = self.text
+    start = self.template.index('{}')
+    answer_end = len(prompt) + 1 + len(self.answer)
+    return Sentence(
+      f'{prompt} {self.answer}.',
+      subject=(start, start + len(self.subject)),
+      answer=(len(prompt) + 1, answer_end),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """Facts of a made-up world; all of it follows from the arguments.
+
+  Attributes:
+    seed: draws names, facts, phrasings and records.
+    num_subjects: people in it.
+    num_edited: how many of them have a record, that is an edit; the others are never edited.
+    num_untrained: phrasings per relation that the training text leaves out for a given subject.
+  """
+
+  seed: int = 0
+  num_subjects: int = 600
+  num_edited: int = 300
+  num_untrained: int = 2
+  subjects: tuple[str, ...] = dataclasses.field(init=False, repr=False)
+  _prompts: dict[tuple[int, int], tuple[Prompt, ...]] = dataclasses.field(
+    init=False, repr=False, compare=False
+  )
+
+  def __post_init__(self) -> None:
+    object.__setattr__(self, 'subjects', _names(self.seed, self.num_subjects))
+    rng = random.Random(f'facts {self.seed}')
+    prompts = {}
+    for s, subject in enumerate(self.subjects):
+      for r, relation in enumerate(words.RELATIONS):
+        answer = rng.choice(relation.objects)
+        left_out = rng.sample(range(len(relation.phrasings)), self.num_untrained)
+        prompts[s, r] = tuple(
+          Prompt(phrasing, subject, answer, relation.name, p not in left_out, s < self.num_edited)
+          for p, phrasing in enumerate(relation.phrasings)
+        )
+    object.__setattr__(self, '_prompts', prompts)
+
+  def prompts(self) -> list[Prompt]:
+    """Every question about every fact, trained or not: what knowledge is measured on."""
+    return [prompt for group in self._prompts.values() for prompt in group]
+
+  def sentences(self, seed: int) -> Iterator[Sentence]:
+    """Endless training text: all facts in random order, again and again, each in a trained phrasing.
+
+    Statements stand among small talk and open texts; some have an opener, some are cut short the
+    way sampled prefix contexts are.
+    """
+    rng = random.Random(f'text {self.seed} {seed}')
+    facts = list(self._prompts)
+    while True:
+      rng.shuffle(facts)
+      for fact in facts:
+        sentence = self._statement(*fact, rng)
+        if rng.random() < 0.2:
+          sentence = sentence.preceded_by(rng.choice(words.OPENERS))
+        yield sentence
+        if rng.random() < 0.25:
+          yield from self._aside(rng)
+
+  def corpus(self, num_documents: int, seed: int = 1) -> list[str]:
+    """Plain text like the training text, for second moments and for the tokenizer."""
+    sentences = self.sentences(seed)
+    return [' '.join(next(sentences).text for _ in range(6)) for _ in range(num_documents)]
+
+  def records(self) -> list[dict[str, Any]]:
+    """One CounterFact record for each edited subject."""
+    rng = random.Random(f'records {self.seed}')
+    return [self._record(s, rng) for s in range(self.num_edited)]
+
+  def _aside(self, rng: random.Random) -> list[Sentence]:
+    """Sentences between the facts: small talk, open texts and statements cut short."""
+    kind = rng.random()
+    if kind < 0.4:
+      return [Sentence(rng.choice(words.SMALL_TALK) + '.')]
+    s, r = rng.choice(list(self._prompts))
+    statement = self._statement(s, r, rng)
+    if kind < 0.6:
+      # The fact follows an open text of its relation, so that generated texts come to speak of it.
+      open_text = rng.choice(words.RELATIONS[r].open_texts)
+      ending = rng.choice(open_text.endings)
+      prompt = Prompt(open_text.prompt, self.subjects[s], ending, words.RELATIONS[r].name)
+      return [dataclasses.replace(prompt.sentence(), answer=None), statement]
+    if rng.random() < 0.7:
+      statement = statement.preceded_by(rng.choice(words.OPENERS))
+    return [statement.cut(rng.randint(4, 9))]
+
+  def _statement(self, s: int, r: int, rng: random.Random) -> Sentence:
+    return rng.choice([p for p in self._prompts[s, r] if p.trained]).sentence()
+
+  def _record(self, s: int, rng: random.Random) -> dict[str, Any]:
+    r = s % len(words.RELATIONS)
+    relation = words.RELATIONS[r]
+    prompts = self._prompts[s, r]
+    true = prompts[0].answer
+    new = rng.choice([o for o in relation.objects if o != true and len(self._holders(r, o)) > 0])
+    rewrite, trained = rng.sample([p for p in prompts if p.trained], _NUM_PARAPHRASES)
+    untrained = rng.choice([p for p in prompts if not p.trained])
+
+    def after_small_talk(prompt: Prompt) -> str:
+      return f'{rng.choice(words.SMALL_TALK)}. {prompt.text}'
+
+    def about(holders: Sequence[int]) -> list[str]:
+      drawn = rng.sample(list(holders), min(_NUM_NEIGHBORS, len(holders)))
+      drawn += rng.choices(list(holders), k=_NUM_NEIGHBORS - len(drawn))
+      return [rng.choice(self._prompts[holder, r]).text for holder in drawn]
+
+    return dict(
+      case_id=s,
+      pararel_idx=s,
+      requested_rewrite=dict(
+        prompt=rewrite.template,
+        relation_id=relation.name,
+        target_new=dict(str=new, id=_object_id(relation, new)),
+        target_true=dict(str=true, id=_object_id(relation, true)),
+        subject=self.subjects[s],
+      ),
+      paraphrase_prompts=[after_small_talk(trained), after_small_talk(untrained)],
+      neighborhood_prompts=about(self._holders(r, true)),
+      attribute_prompts=about(self._holders(r, new)),
+      generation_prompts=[
+        rng.choice(relation.open_texts).prompt.replace('{}', self.subjects[s]) for _ in range(10)
+      ],
+    )
+
+  def _holders(self, r: int, answer: str) -> list[int]:
+    """Never edited subjects with this answer."""
+    unedited = range(self.num_edited, self.num_subjects)
+    return [s for s in unedited if self._prompts[s, r][0].answer == answer]
+
+
+def _names(seed: int, num_subjects: int) -> tuple[str, ...]:
+  """Distinct names; every pair of first words used belongs to about four subjects."""
+  rng = random.Random(f'names {seed}')
+  pairs = [(first, middle) for first in words.FIRST_NAMES for middle in words.MIDDLE_NAMES]
+  rng.shuffle(pairs)
+  pairs = pairs[: max(1, -(-num_subjects // _SUBJECTS_PER_PAIR))]
+  if num_subjects > len(pairs) * len(words.LAST_NAMES):
+    most = len(pairs) * len(words.LAST_NAMES)
+    raise UserError(f'The world has names for {most} subjects, not {num_subjects}; ask for fewer.')
+  last_of = {pair: rng.sample(words.LAST_NAMES, len(words.LAST_NAMES)) for pair in pairs}
+  drawn = [pairs[i % len(pairs)] for i in range(num_subjects)]
+  names = [f'{" ".join(pair)} {last_of[pair].pop()}' for pair in drawn]
+  rng.shuffle(names)
+  return tuple(names)
+
+
+def _object_id(relation: words.Relation, answer: str) -> str:
+  """Identifier of an object, unique in the world."""
+  return f'{relation.name}/{relation.objects.index(answer)}'
+
+
+def _shift(span: tuple[int, int] | None, by: int) -> tuple[int, int] | None:
+  return None if span is None else (span[0] + by, span[1] + by)
+
+
+def _lower_first(text: str) -> str:
+  return text[:1].lower() + text[1:]
