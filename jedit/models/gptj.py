@@ -85,6 +85,7 @@ FAMILY = Family(
     ('transformer.ln_f.bias', 'final_norm/bias', 'plain'),
     ('lm_head.weight', 'head/kernel', 'kernel'),
     ('lm_head.bias', 'head/bias', 'plain'),
+    ('lm_head.bias', 'head_bias', 'plain'),  # where the head's matrix is the embedding
   ),
   ignored=(r'transformer\.h\.\d+\.attn\.(bias|masked_bias)', r'transformer\.h\.\d+\.attn\.embed_positions'),
 )
