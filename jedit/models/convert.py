@@ -107,7 +107,7 @@ def load_directory(
     UserError: for a directory or config that cannot be used, and for tensors that are unknown,
       missing or mis-shaped (all of them in one message).
   """
-  if dtype not in DTYPES or (dtype == 'float64' and not jax.config.jax_enable_x64):
+  if dtype not in DTYPES or jax.dtypes.canonicalize_dtype(dtype) != dtype:  # float64 needs x64
     raise UserError(f'Cannot load a model as {dtype!r}; choose float32, bfloat16 or float16.')
   path = pathlib.Path(path)
   hf_config = _read_hf_config(path)

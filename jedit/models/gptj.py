@@ -87,5 +87,8 @@ FAMILY = Family(
     ('lm_head.bias', 'head/bias', 'plain'),
     ('lm_head.bias', 'head_bias', 'plain'),  # where the head's matrix is the embedding
   ),
-  ignored=(r'transformer\.h\.\d+\.attn\.(bias|masked_bias)', r'transformer\.h\.\d+\.attn\.embed_positions'),
+  ignored=(
+    r'transformer\.h\.\d+\.attn\.(bias|masked_bias)',
+    r'transformer\.h\.\d+\.attn\.embed_positions',
+  ),
 )

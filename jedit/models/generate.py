@@ -1,0 +1,224 @@
+"""Text generation with a cache of fixed shape: one program per batch shape, whatever the rows say.
+
+Rows of different lengths share a batch. Each is left-aligned and writes its new keys and values at
+its own position, so a token attends to exactly the tokens of its row and padding is never seen.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jedit.models.config import ModelConfig
+from jedit.models.decoder import Past, forward, head, past_taps
+from jedit.models.sites import site
+from jedit.types import UserError
+
+
+def generate(
+  config: ModelConfig,
+  params: Any,
+  rows: Sequence[Sequence[int]],
+  *,
+  max_new_tokens: int,
+  top_k: int | None = None,
+  temperature: float = 1.0,
+  seed: int = 0,
+  stop_ids: Sequence[int] = (),
+  max_length: int | None = None,
+  row_ids: Sequence[int] | None = None,
+  batch_size: int = 64,
+) -> list[list[int]]:
+  """Continues rows of tokens.
+
+  Args:
+    config: sizes of the model.
+    params: its parameters.
+    rows: token ids to continue, of any lengths from 1 (BOS included where the model wants it).
+    max_new_tokens: how many tokens a row may get.
+    top_k: sample from the k most probable tokens, renormalised; None takes the most probable.
+    temperature: divides the logits before sampling; above 0.
+    seed: of the sampling.
+    stop_ids: tokens that end a row.
+    max_length: how many tokens a row may have with its prompt; a row that has them already gets
+      none.
+    row_ids: a number per row that its random draws depend on, besides the seed; by default the
+      index in `rows`. Rows keep their texts when they are given in other batches with the same
+      number.
+    batch_size: rows decoded together, which bounds the memory of the cache.
+
+  Returns:
+    The new tokens of each row, without the prompt; a stop token that ended the row comes last.
+
+  Raises:
+    UserError: for an empty row, a token that the model does not have, or settings out of range.
+  """
+  _check(config, rows, max_new_tokens, top_k, temperature)
+  row_ids = range(len(rows)) if row_ids is None else row_ids
+  if len(row_ids) != len(rows):
+    raise ValueError(f'{len(row_ids)} row_ids for {len(rows)} rows.')
+  room = [max_new_tokens if max_length is None else max_length - len(row) for row in rows]
+  room = [max(0, min(max_new_tokens, left)) for left in room]
+  new: list[list[int]] = [[] for _ in rows]
+  stop_Z = jnp.asarray(np.asarray(stop_ids, np.int32))
+  for indices in _batches(rows, room, batch_size):
+    num_rows = min(batch_size, 1 << (len(indices) - 1).bit_length())
+    filler = [indices[0]] * (num_rows - len(indices))
+    token_NxT = np.zeros((num_rows, bucket(max(len(rows[i]) for i in indices))), np.int32)
+    for n, i in enumerate(indices + filler):
+      token_NxT[n, : len(rows[i])] = rows[i]
+    out_NxM, count_N = _decode(
+      config,
+      params,
+      token_NxT,
+      np.array([len(rows[i]) for i in indices + filler], np.int32),
+      np.array([room[i] for i in indices] + [0] * len(filler), np.int32),
+      np.array([row_ids[i] % 2**32 for i in indices + filler], np.uint32),
+      stop_Z,
+      np.uint32(seed % 2**32),
+      np.float32(temperature),
+      num_new=bucket(max(room)),
+      top_k=top_k,
+    )
+    out_NxM, count_N = jax.device_get((out_NxM, count_N))
+    for n, i in enumerate(indices):
+      new[i] = out_NxM[n, : count_N[n]].tolist()
+  return new
+
+
+def bucket(length: int) -> int:
+  """The least of 8, 12, 16, 24, 32, 48, ... that holds `length`: few shapes, little padding."""
+  size = 8
+  while size < length:
+    size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+  return size
+
+
+def _check(
+  config: ModelConfig,
+  rows: Sequence[Sequence[int]],
+  max_new_tokens: int,
+  top_k: int | None,
+  temperature: float,
+) -> None:
+  for number, row in enumerate(rows):
+    if not len(row):
+      raise UserError(f'Text {number} has no token to continue from; give at least one.')
+    if min(row) < 0 or max(row) >= config.vocab_size:
+      raise UserError(
+        f'Text {number} has a token outside the vocabulary of {config.vocab_size}; '
+        'use the tokenizer of this model.'
+      )
+  if max_new_tokens < 0:
+    raise UserError(f'max_new_tokens is {max_new_tokens}; give 0 or more.')
+  if top_k is not None and not 1 <= top_k <= config.vocab_size:
+    raise UserError(f'top_k is {top_k}; give 1 to {config.vocab_size}, or None for greedy.')
+  if temperature <= 0:
+    raise UserError(f'temperature is {temperature}; give more than 0, or top_k=None for greedy.')
+
+
+def _batches(
+  rows: Sequence[Sequence[int]], room: Sequence[int], batch_size: int
+) -> Iterator[list[int]]:
+  """Indices of the rows that have room, in batches of similar length, the longest first."""
+  order = sorted((i for i in range(len(rows)) if room[i]), key=lambda i: (-len(rows[i]), i))
+  for first in range(0, len(order), batch_size):
+    yield order[first : first + batch_size]
+
+
+@struct.dataclass
+class _State:
+  """What the decoding loop carries from token to token."""
+
+  past: Past
+  token_N: jax.Array  # chosen last, not yet in the cache
+  count_N: jax.Array  # new tokens so far
+  is_done_N: jax.Array
+  out_NxM: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'num_new', 'top_k'))
+def _decode(
+  config: ModelConfig,
+  params: Any,
+  token_NxT: jax.Array,
+  length_N: jax.Array,
+  room_N: jax.Array,
+  row_id_N: jax.Array,
+  stop_Z: jax.Array,
+  seed: jax.Array,
+  temperature: jax.Array,
+  *,
+  num_new: int,
+  top_k: int | None,
+) -> tuple[jax.Array, jax.Array]:
+  """Continues one batch until every row is done: tokens [N, num_new] and how many count."""
+  num_rows, num_tokens = token_NxT.shape
+  index_N = jnp.arange(num_rows)
+  layers = range(config.num_layers)
+  key = jax.random.key(seed)
+  key_N = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, row_id_N)
+
+  def choose(hidden_NxD: jax.Array, count_N: jax.Array) -> jax.Array:
+    logits_NxV = head(config, params, hidden_NxD)
+    if top_k is None:
+      return jnp.argmax(logits_NxV, axis=-1).astype(jnp.int32)
+    best_NxK, id_NxK = jax.lax.top_k(logits_NxV, top_k)
+    step_N = jax.vmap(jax.random.fold_in)(key_N, count_N)
+    scaled_NxK = best_NxK / temperature.astype(best_NxK.dtype)
+    choice_N = jax.vmap(jax.random.categorical)(step_N, scaled_NxK)
+    return jnp.take_along_axis(id_NxK, choice_N[:, None], axis=1)[:, 0].astype(jnp.int32)
+
+  def record(state: _State, token_N: jax.Array) -> _State:
+    slot_N = jnp.where(state.is_done_N, num_new, state.count_N)  # done rows write nowhere
+    is_stop_N = (token_N[:, None] == stop_Z[None, :]).any(-1)
+    count_N = state.count_N + (~state.is_done_N).astype(jnp.int32)
+    return dataclasses.replace(
+      state,
+      token_N=token_N,
+      count_N=count_N,
+      is_done_N=state.is_done_N | is_stop_N | (count_N >= room_N),
+      out_NxM=state.out_NxM.at[index_N, slot_N].set(token_N, mode='drop'),
+    )
+
+  def step(state: _State) -> _State:
+    past = state.past
+    hidden_Nx1xD, seen = forward(
+      config, params, state.token_N[:, None], past=past, taps=past_taps(layers)
+    )
+
+    def write(cache: dict[int, jax.Array], place: str) -> dict[int, jax.Array]:
+      return {
+        layer: cache[layer].at[index_N, past.length_N].set(seen[site(layer, place)][:, 0])
+        for layer in layers
+      }
+
+    past = Past(
+      key=write(past.key, 'attn_key'),
+      value=write(past.value, 'attn_value'),
+      length_N=past.length_N + (~state.is_done_N).astype(jnp.int32),
+    )
+    return record(dataclasses.replace(state, past=past), choose(hidden_Nx1xD[:, 0], state.count_N))
+
+  # A padded token takes its row's last position: scaled rotary positions look at the largest.
+  position_NxT = jnp.minimum(jnp.arange(num_tokens)[None, :], length_N[:, None] - 1)
+  hidden_NxTxD, seen = forward(
+    config, params, token_NxT, position_NxT=position_NxT, taps=past_taps(layers)
+  )
+  pad = ((0, 0), (0, num_new), (0, 0), (0, 0))
+  seen = {name: jnp.pad(value, pad) for name, value in seen.items()}
+  state = _State(
+    past=Past.from_seen(seen, layers, length_N),
+    token_N=jnp.zeros_like(length_N),
+    count_N=jnp.zeros_like(length_N),
+    is_done_N=room_N <= 0,
+    out_NxM=jnp.zeros((num_rows, num_new), jnp.int32),
+  )
+  state = record(state, choose(hidden_NxTxD[index_N, length_N - 1], state.count_N))
+  state = jax.lax.while_loop(lambda s: ~s.is_done_N.all(), step, state)
+  return state.out_NxM, state.count_N
