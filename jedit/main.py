@@ -1,0 +1,158 @@
+"""Runs the experiment that a config describes.
+
+  python -m jedit.main                                        # configs/quickstart.py
+  python -m jedit.main --config=configs/NAME.py --workdir=DIR
+  python -m jedit.main --config.data.num_edits=200            # change any field of the config
+  python -m jedit.main --config=configs/NAME.py --help        # list the fields and their values
+
+The same command with the same workdir continues a run that was stopped.
+"""
+
+import difflib
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import app, flags
+from ml_collections import config_dict, config_flags
+from ml_collections.config_flags import config_path
+
+from jedit import configs
+from jedit.types import UserError
+
+_SHIPPED = pathlib.Path(list(configs.__path__)[0])
+_CONFIG = flags.DEFINE_string(
+  'config',
+  str(_SHIPPED / 'quickstart.py'),
+  'Python file whose get_config() describes the run; what follows a colon is handed to it.',
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory for the results; runs/<name of the config> by default.'
+)
+_HELP = ('--help', '-help', '-h', '-?', '--helpshort', '--helpfull')
+
+
+def load_config(path: str) -> config_dict.ConfigDict:
+  """Runs the config file `path`, or `path:argument` where its get_config takes an argument.
+
+  Raises:
+    UserError: where there is no such file, or it raises, or it returns no ConfigDict.
+  """
+  file, *argument = path.split(':', 1)
+  if not os.path.isfile(file):
+    shipped = ', '.join(sorted(shipped.name for shipped in _SHIPPED.glob('*.py')))
+    raise UserError(f'There is no config file {file!r}; {_SHIPPED} has {shipped}.')
+  try:
+    spec = importlib.util.spec_from_file_location('config', file)
+    if spec is None or spec.loader is None:
+      raise ImportError('its name does not end in .py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(*argument)
+  except Exception as error:  # a config is a program and may raise anything
+    reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
+    raise UserError(f'Cannot use config file {file} ({reason}).') from error
+  if not isinstance(config, config_dict.ConfigDict):
+    raise UserError(f'get_config() of {file} returns {type(config).__name__}; return a ConfigDict.')
+  return config
+
+
+def _fields(config: config_dict.ConfigDict, prefix: str = '') -> dict[str, Any]:
+  """The fields of all sections, as 'section.field'."""
+  found: dict[str, Any] = {}
+  for name, value in config.items():
+    if isinstance(value, config_dict.ConfigDict):
+      found.update(_fields(value, f'{prefix}{name}.'))
+    else:
+      found[prefix + name] = value
+  return found
+
+
+def override(config: config_dict.ConfigDict, argv: Sequence[str]) -> config_dict.ConfigDict:
+  """Changes `config` by the `--config.section.field=value` in `argv` and locks it.
+
+  Raises:
+    UserError: for unknown fields, values of another type, and anything else in `argv`.
+  """
+  names = _fields(config)
+  for arg in argv[1:]:
+    match = re.match(r'--?(?:no)?config\.([^=]*)', arg)
+    if match:
+      try:
+        config_path.get_type(match[1], config)
+      except Exception as error:  # KeyError, AttributeError, ValueError, ... by kind of mistake
+        close = difflib.get_close_matches(match[1], names, n=1)
+        hint = f'did you mean {close[0]}?' if close else '--help lists the fields.'
+        raise UserError(f'The config has no field {match[1]!r}; {hint}') from error
+  own_flags = flags.FlagValues()
+  try:
+    config_flags.DEFINE_config_dict('config', config, flag_values=own_flags, sys_argv=list(argv))
+    rest = own_flags(list(argv))
+  except (flags.Error, TypeError, ValueError) as error:
+    reason = ' '.join(str(error).split()).split('. Currently supported')[0].rstrip('.')
+    raise UserError(f'{reason}; see --help, or write the value in the config file.') from error
+  if rest[1:]:
+    raise UserError(f'Cannot use the argument {rest[1]!r}; write --config.field=value.')
+  for name, value in own_flags['config'].override_values.items():
+    kinds = {type(item) for item in names.get(name) or ()} if isinstance(value, tuple) else set()
+    if len(kinds) == 1 and not all(isinstance(item, (*kinds, int)) for item in value):
+      raise UserError(f'The config field {name} is {value!r}; give a tuple like {names[name]!r}.')
+  return own_flags.config
+
+
+def _parse(argv: Sequence[str]) -> tuple[config_dict.ConfigDict, str]:
+  """Reads the command line; `--help` prints the flags and fields and ends the program.
+
+  Returns:
+    The config and the workdir.
+
+  Raises:
+    UserError: for anything in `argv` or in the config file that cannot be used.
+  """
+  wants_help = any(arg in _HELP for arg in argv)
+  flags.FLAGS.set_gnu_getopt(True)  # flags may follow '--config.field value'
+  try:
+    rest = flags.FLAGS([arg for arg in argv if arg not in _HELP], known_only=True)
+  except flags.Error as error:
+    raise UserError(f'{str(error).rstrip(".")}; see --help.') from error
+  config = override(load_config(_CONFIG.value), rest)
+  if wants_help:
+    fields = '\n'.join(f'  --config.{name}={value}' for name, value in _fields(config).items())
+    print(f'{__doc__}\n{flags.FLAGS.main_module_help()}\n\nFields of {_CONFIG.value}:\n{fields}')
+    sys.exit(0)
+  name = pathlib.Path(_CONFIG.value.split(':', 1)[0]).stem
+  return config, _WORKDIR.value or os.path.join('runs', name)
+
+
+def main(args: tuple[config_dict.ConfigDict, str]) -> None:
+  """Hands the config and the workdir to the runner."""
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    cache = pathlib.Path('~/.cache/jedit/xla').expanduser()
+    jax.config.update('jax_compilation_cache_dir', str(cache))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)  # many small programs
+  # Says that PyTorch is missing, which nothing here needs.
+  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+  from jedit import runner  # slow to import, so that mistakes in flags are answered at once
+
+  runner.run(*args)
+
+
+def run() -> None:
+  """Entry point: `main`, with the user's mistakes as one sentence on stderr and exit code 2."""
+  try:
+    app.run(main, flags_parser=_parse)
+  except UserError as error:
+    print(f'jedit: {error}', file=sys.stderr)
+    sys.exit(2)
+  except KeyboardInterrupt:
+    print('\njedit: stopped; the same command continues this run.', file=sys.stderr)
+    sys.exit(130)
+
+
+if __name__ == '__main__':
+  run()
