@@ -63,7 +63,8 @@ class ModelConfig:
   def __post_init__(self) -> None:
     if self.activation not in _ACTIVATIONS:
       raise UserError(
-        f'The model asks for activation {self.activation!r}; supported are {", ".join(_ACTIVATIONS)}.'
+        f'The model asks for activation {self.activation!r}; '
+        f'supported are {", ".join(_ACTIVATIONS)}.'
       )
     if self.num_heads % self.num_kv_heads:
       raise UserError(

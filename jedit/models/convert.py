@@ -7,7 +7,6 @@ every name has to be accounted for: unknown, missing and mis-shaped ones end in 
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from flax import traverse_util
 from jedit import checkpoint
 from jedit.models.config import ModelConfig
 from jedit.models.decoder import FAMILIES, init_params
+from jedit.models.layers import wider
 from jedit.types import UserError
 
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
@@ -319,7 +319,7 @@ def save_directory(
   base_flat = {} if base is None else traverse_util.flatten_dict(base, sep='/')
   rows = [(name, ours, kind) for name, (ours, kind, _) in name_table(config).items()]
   stored = {name: jnp.dtype(dtype or flat[ours].dtype) for name, ours, _ in rows}
-  written = str(functools.reduce(jnp.promote_types, stored.values()))
+  written = str(wider(*stored.values()))
   sizes = {name: flat[ours].size * stored[name].itemsize for name, ours, _ in rows}
   shards = list(_shards(rows, sizes, shard_bytes))
   rounding: dict[str, Rounding] = {}

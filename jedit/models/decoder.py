@@ -16,7 +16,7 @@ from flax import struct
 
 from jedit.models import gptj, llama
 from jedit.models.config import Family, ModelConfig
-from jedit.models.layers import Linear, View, matmul_precision, rotary_tables
+from jedit.models.layers import Linear, View, matmul_precision, rotary_tables, wider
 from jedit.models.sites import Sites, site
 
 FAMILIES: dict[str, Family] = {f.model_type: f for f in (gptj.FAMILY, llama.FAMILY)}
@@ -36,7 +36,9 @@ class Past:
   length_N: jax.Array
 
   @classmethod
-  def from_seen(cls, seen: Mapping[str, jax.Array], layers: Iterable[int], length_N) -> 'Past':
+  def from_seen(
+    cls, seen: Mapping[str, jax.Array], layers: Iterable[int], length_N: jax.Array
+  ) -> 'Past':
     """Collects what a forward pass with the taps of `past_taps(layers)` returned."""
     layers = tuple(layers)
     key = {layer: seen[site(layer, 'attn_key')] for layer in layers}
@@ -123,13 +125,19 @@ class Decoder(nn.Module):
       if self.config.head_bias:
         bias_V = self.head_bias.astype(logits.dtype)
         logits = logits + bias_V.reshape((1,) * (logits.ndim - 1) + (-1,))
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return logits.astype(wider(logits.dtype, jnp.float32))
 
   def everything(self, token_NxT: jax.Array) -> jax.Array:
     """Logits of whole rows; touches every parameter, so `init` runs it."""
     return self.logits(self(token_NxT)[0])
 
-  def _view(self, x_NxTxD, position_NxT, segment_NxT, past: Past | None) -> View:
+  def _view(
+    self,
+    x_NxTxD: jax.Array,
+    position_NxT: jax.Array | None,
+    segment_NxT: jax.Array | None,
+    past: Past | None,
+  ) -> View:
     num_rows, num_tokens = x_NxTxD.shape[:2]
     index_T = jnp.arange(num_tokens)
     if position_NxT is None:
@@ -150,14 +158,18 @@ class Decoder(nn.Module):
     return View(cos_NxTxR=cos, sin_NxTxR=sin, mask_NxTxS=mask_NxTxS, past=layers)
 
 
-def forward(config: ModelConfig, params: Any, token_NxT: jax.Array | None = None, **arguments):
+def forward(
+  config: ModelConfig, params: Any, token_NxT: jax.Array | None = None, **arguments: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """`Decoder.__call__` as a pure function of the parameters; see there for the arguments."""
-  return Decoder(config).apply({'params': params}, token_NxT, **arguments)
+  hidden_NxTxD, seen = Decoder(config).apply({'params': params}, token_NxT, **arguments)
+  return hidden_NxTxD, seen
 
 
 def head(config: ModelConfig, params: Any, hidden: jax.Array) -> jax.Array:
   """`Decoder.logits` as a pure function of the parameters."""
-  return Decoder(config).apply({'params': params}, hidden, method='logits')
+  logits: Any = Decoder(config).apply({'params': params}, hidden, method='logits')
+  return logits
 
 
 def init_params(config: ModelConfig, rng: jax.Array) -> Any:

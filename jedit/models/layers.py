@@ -1,9 +1,12 @@
 """The parts that every family shares: linear maps, norms, rotary positions and attention."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.typing import DTypeLike
 
 from jedit.models.config import ModelConfig, Rope, attention_scale
 from jedit.models.sites import Sites
@@ -17,6 +20,12 @@ ACTIVATIONS = {
   'relu': nn.relu,
 }
 _KERNEL_INIT = nn.initializers.normal(0.02)
+
+
+def wider(*dtypes: DTypeLike) -> jnp.dtype:
+  """The dtype that holds all of them, also where promotion is not allowed to happen by itself."""
+  with jax.numpy_dtype_promotion('standard'):
+    return functools.reduce(jnp.promote_types, dtypes)
 
 
 def matmul_precision(dtype: jnp.dtype) -> str | None:
@@ -53,7 +62,7 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel = self.param('kernel', _KERNEL_INIT, (x.shape[-1], self.features))
-    dtype = jnp.promote_types(x.dtype, kernel.dtype)
+    dtype = wider(x.dtype, kernel.dtype)
     y = jnp.matmul(x.astype(dtype), kernel.astype(dtype), precision=matmul_precision(dtype))
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
@@ -70,7 +79,7 @@ class LayerNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
     bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = wider(x.dtype, jnp.float32)
     wide = x.astype(dtype)
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
@@ -87,7 +96,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(wider(x.dtype, jnp.float32))
     y = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
     return y.astype(x.dtype) * scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
@@ -153,7 +162,7 @@ def attend(
   """
   num_rows, num_tokens, num_heads, head_dim = query_NxTxHxDh.shape
   kv_heads = key_NxSxKxDh.shape[2]
-  dtype = jnp.promote_types(query_NxTxHxDh.dtype, jnp.float32)
+  dtype = wider(query_NxTxHxDh.dtype, jnp.float32)
   precision = matmul_precision(query_NxTxHxDh.dtype)
   grouped = query_NxTxHxDh.reshape(num_rows, num_tokens, kv_heads, -1, head_dim)
   score_NxKxGxTxS = jnp.einsum(

@@ -1,0 +1,238 @@
+"""Logits and every site agree with transformers' PyTorch models, which read the same directory.
+
+Tolerance: 1e-4 absolute in float32. The two programs add in different orders; measured
+differences are below 2e-5.
+"""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from safetensors.numpy import load_file, save_file
+
+from helpers import tiny
+from jedit.models import FAMILIES, forward, head, kernel_path
+from jedit.models.convert import load_directory, save_directory
+from jedit.models.sites import PLACES, site
+
+torch = pytest.importorskip('torch')
+transformers = pytest.importorskip('transformers')
+transformers.utils.logging.disable_progress_bar()
+
+ATOL = 1e-4
+LLAMA3 = {
+  'factor': 8.0,
+  'low_freq_factor': 1.0,
+  'high_freq_factor': 4.0,
+  'original_max_position_embeddings': 64,  # long, blended and short wavelengths all occur
+}
+NEW_LLAMA3 = {'rope_type': 'llama3', 'rope_theta': 10000.0, **LLAMA3}
+DYNAMIC = {'rope_type': 'dynamic', 'rope_theta': 10000.0, 'factor': 2.0}
+
+# Family, config fields, and the length of the longest row where it matters.
+CASES = {
+  'gptj_partial_rotary': ('gptj', {}, 12),
+  'gptj_full_rotary': ('gptj', {'rotary_dim': 8}, 12),
+  'gptj_default_ffn': ('gptj', {'n_inner': None}, 12),
+  'gptj_tied': ('gptj', {'tie_word_embeddings': True}, 12),
+  'gptj_exact_gelu': ('gptj', {'activation_function': 'gelu'}, 12),
+  'llama_gqa': ('llama', {}, 12),
+  'llama_mha': ('llama', {'num_key_value_heads': 4}, 12),
+  'llama_mha_by_default': ('llama', {'num_key_value_heads': None}, 12),
+  'llama_one_kv_head': ('llama', {'num_key_value_heads': 1}, 12),
+  'llama_wide_heads': ('llama', {'head_dim': 12}, 12),
+  'llama_biases': ('llama', {'attention_bias': True, 'mlp_bias': True}, 12),
+  'llama_tied': ('llama', {'tie_word_embeddings': True}, 12),
+  'llama_theta': ('llama', {'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e5}}, 12),
+  'llama_old_theta': ('llama', {'rope_theta': 5e5, 'rope_scaling': None}, 12),
+  'llama_linear': (
+    'llama',
+    {'rope_parameters': {'rope_type': 'linear', 'rope_theta': 10000.0, 'factor': 4.0}},
+    12,
+  ),
+  'llama_old_linear': ('llama', {'rope_scaling': {'type': 'linear', 'factor': 4.0}}, 12),
+  'llama_dynamic_short': ('llama', {'rope_parameters': DYNAMIC, 'max_position_embeddings': 16}, 12),
+  'llama_dynamic_long': ('llama', {'rope_parameters': DYNAMIC, 'max_position_embeddings': 16}, 24),
+  'llama_old_dynamic_long': (
+    'llama',
+    {'rope_scaling': {'type': 'dynamic', 'factor': 2.0}, 'max_position_embeddings': 16},
+    24,
+  ),
+  'llama3': ('llama', {'rope_parameters': NEW_LLAMA3, 'head_dim': 16}, 40),
+  'llama3_old': (
+    'llama',
+    {'rope_theta': 5e5, 'rope_scaling': {'rope_type': 'llama3', **LLAMA3}, 'head_dim': 16},
+    40,
+  ),
+}
+
+
+def _make_directory(path, family, fields):
+  layers = {'n_layer': 2} if family == 'gptj' else {'num_hidden_layers': 2}
+  hf_config = tiny.hf_config(family, **layers, **fields)
+  hf_config = {field: value for field, value in hf_config.items() if value is not None}
+  config = FAMILIES[family].read_config(hf_config, 'float32')
+  save_directory(path, config, tiny.random_params(config), hf_config)
+  return path
+
+
+def _torch_model(path, dtype='float32'):
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    path, dtype=getattr(torch, dtype), attn_implementation='eager'
+  )
+  return model.eval()
+
+
+def _torch_sites(model, token_NxT, length_N):
+  """Logits and all sites of a PyTorch model, under our names."""
+  seen, hooks = {}, []
+
+  def watch(module, place_in, place_out, layer):
+    def hook(_, inputs, output):
+      output = output[0] if isinstance(output, tuple) else output
+      if place_in is not None:
+        seen[site(layer, place_in)] = inputs[0].float().numpy()
+      seen[site(layer, place_out)] = output.float().numpy()
+
+    hooks.append(module.register_forward_hook(hook))
+
+  is_gptj = model.config.model_type == 'gptj'
+  blocks = model.transformer.h if is_gptj else model.model.layers
+  for layer, block in enumerate(blocks):
+    attn, mlp = (block.attn, block.mlp) if is_gptj else (block.self_attn, block.mlp)
+    watch(attn.out_proj if is_gptj else attn.o_proj, 'attn_in', 'attn_out', layer)
+    watch(mlp.fc_out if is_gptj else mlp.down_proj, 'mlp_in', 'mlp_out', layer)
+    watch(block, None, 'block_out', layer)
+  mask_NxT = np.arange(token_NxT.shape[1])[None] < np.asarray(length_N)[:, None]
+  with torch.no_grad():
+    out = model(
+      torch.tensor(np.asarray(token_NxT)),
+      attention_mask=torch.tensor(mask_NxT.astype(np.int64)),
+      use_cache=True,
+    )
+  for hook in hooks:
+    hook.remove()
+  for layer, cached in enumerate(out.past_key_values.layers):
+    seen[site(layer, 'attn_key')] = cached.keys.transpose(1, 2).float().numpy()
+    seen[site(layer, 'attn_value')] = cached.values.transpose(1, 2).float().numpy()
+  return out.logits.float().numpy(), seen
+
+
+def _our_sites(config, params, token_NxT):
+  taps = [site(layer, place) for layer in range(config.num_layers) for place in PLACES]
+
+  @jax.jit
+  def run(params, token_NxT):
+    hidden, seen = forward(config, params, token_NxT, taps=taps)
+    return head(config, params, hidden), seen
+
+  return jax.device_get(run(params, token_NxT))
+
+
+def _assert_same(path, longest):
+  config, params, _ = load_directory(path)
+  length_N = (longest, longest - 3, 5)
+  token_NxT = tiny.tokens(3, longest)
+  logits, seen = _our_sites(config, params, token_NxT)
+  torch_logits, torch_seen = _torch_sites(_torch_model(path), token_NxT, length_N)
+  assert set(seen) == set(torch_seen)
+  for n, length in enumerate(length_N):
+    np.testing.assert_allclose(logits[n, :length], torch_logits[n, :length], rtol=0, atol=ATOL)
+    for name, value in seen.items():
+      np.testing.assert_allclose(
+        value[n, :length], torch_seen[name][n, :length], rtol=0, atol=ATOL, err_msg=name
+      )
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_logits_and_sites_equal_transformers(case, tmp_path):
+  family, fields, longest = CASES[case]
+  _assert_same(_make_directory(tmp_path / 'model', family, fields), longest)
+
+
+@pytest.mark.parametrize('model', ['gptj_a', 'llama_a', 'llama_gqa_a'])
+def test_logits_and_sites_of_golden_models_equal_transformers(model, shared):
+  path = shared / 'golden' / 'models' / model
+  if not path.is_dir():
+    pytest.skip(f'{path} is absent')
+  _assert_same(path, 20)
+
+
+@pytest.mark.parametrize('model', ['gptj_a', 'llama_a', 'llama_gqa_a'])
+def test_golden_logits(model, shared):
+  path = shared / 'golden' / 'models' / model
+  if not path.is_dir():
+    pytest.skip(f'{path} is absent')
+  golden = np.load(path / 'logits.npz')
+  config, params, _ = load_directory(path)
+  logits, _ = _our_sites(config, params, jnp.asarray(golden['test_ids'], jnp.int32))
+  for n, length in enumerate(golden['test_lengths']):
+    expected = golden['logits_hf_float32'][n, :length]
+    np.testing.assert_allclose(logits[n, :length], expected, rtol=0, atol=ATOL)
+
+
+def test_checkpoints_of_older_programs(tmp_path):
+  """Stored masks, frequencies and a tied head; dtype under its old name."""
+  buffers = {
+    'gptj': {
+      'transformer.h.0.attn.bias': np.ones((1, 1, 64, 64), np.float32),
+      'transformer.h.0.attn.masked_bias': np.array(-1e9, np.float32),
+    },
+    'llama': {
+      'model.layers.1.self_attn.rotary_emb.inv_freq': np.ones(4, np.float32),
+    },
+  }
+  for family, extra in buffers.items():
+    fields = {'tie_word_embeddings': True, 'torch_dtype': 'float32', 'dtype': None}
+    path = _make_directory(tmp_path / family, family, fields)
+    tensors = load_file(path / 'model.safetensors')
+    embedding = 'transformer.wte.weight' if family == 'gptj' else 'model.embed_tokens.weight'
+    extra = {**extra, 'lm_head.weight': tensors[embedding].copy()}
+    save_file({**tensors, **extra}, path / 'model.safetensors', {'format': 'pt'})
+    _assert_same(path, 12)
+
+
+def test_stored_head_wins_over_a_config_that_ties_it(tmp_path):
+  path = _make_directory(tmp_path / 'model', 'llama', {})
+  hf_config = json.loads((path / 'config.json').read_text())
+  hf_config['tie_word_embeddings'] = True
+  (path / 'config.json').write_text(json.dumps(hf_config))
+  assert load_directory(path)[2]['tie_word_embeddings'] is False
+  _assert_same(path, 12)
+
+
+@pytest.mark.parametrize('family', ['gptj', 'llama'])
+def test_bfloat16_is_as_close_to_float32_as_transformers(family, tmp_path):
+  path = _make_directory(tmp_path / 'model', family, {})
+  token_NxT = tiny.tokens(4, 12)
+  exact, _ = _torch_sites(_torch_model(path), token_NxT, [12] * 4)
+  theirs, _ = _torch_sites(_torch_model(path, 'bfloat16'), token_NxT, [12] * 4)
+  config, params, _ = load_directory(path, 'bfloat16')
+  ours, _ = _our_sites(config, params, token_NxT)
+  error = np.linalg.norm(ours - exact) / np.linalg.norm(exact)
+  # Both round after every operation, not always after the same ones.
+  assert 1e-4 < error < 1.5 * np.linalg.norm(theirs - exact) / np.linalg.norm(exact) < 0.1
+
+
+@pytest.mark.parametrize('family', ['gptj', 'llama'])
+def test_transformers_loads_an_edited_export(family, tmp_path):
+  config, params = tiny.model(family)
+  flat = traverse_util.flatten_dict(params)
+  path = kernel_path(1, 'mlp')
+  edited = traverse_util.unflatten_dict({**flat, path: flat[path] * 1.5})
+  for dtype in ('float32', 'bfloat16'):
+    path = tmp_path / dtype
+    save_directory(path, config, edited, tiny.hf_config(family), dtype=dtype, base=params)
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation='eager')
+    assert model.dtype == getattr(torch, dtype)  # from config.json
+    stored_config, stored, _ = load_directory(path, dtype)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored)
+    stored_config = dataclasses.replace(stored_config, dtype='float32')
+    token_NxT = tiny.tokens(2, 10)
+    logits, _ = _our_sites(stored_config, wide, token_NxT)
+    expected, _ = _torch_sites(model.float(), token_NxT, [10, 10])
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=ATOL)
