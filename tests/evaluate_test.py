@@ -128,6 +128,17 @@ class ScoringTest(parameterized.TestCase):
       self.assertEqual(scores.exact_N[n], is_top.all())
       self.assertAlmostEqual(scores.token_acc_N[n], is_top.mean())
 
+  def test_rows_beyond_the_trained_context_do_not_feel_padding(self):
+    # With dynamic rotary scaling the angles depend on a row's length, which padding is no part of.
+    config, params = _model('llama')
+    rope = dataclasses.replace(config.rope, kind='dynamic', factor=2.0, original_positions=6)
+    config = dataclasses.replace(config, rope=rope)
+    rows = _rows(np.random.default_rng(0), 6, longest=8)
+    rows += _rows(np.random.default_rng(1), 1, longest=60)
+    alone = scoring.score(config, params, rows[:6])
+    together = scoring.score(config, params, rows)
+    np.testing.assert_allclose(together.nll_N[:6], alone.nll_N, atol=2e-5)
+
   def test_few_programs_and_bounded_batches(self):
     rows = _rows(np.random.default_rng(0), 500, longest=60)
     plan = scoring.plan_batches(rows, _VOCAB, tokens_per_batch=512)

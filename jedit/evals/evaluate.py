@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -143,7 +143,7 @@ def evaluate(
   before: LanguageModel | None = None,
   *,
   unedited: Sequence[tuple[str, str]] = (),
-  tokens_per_batch: int = 4096,
+  tokens_per_batch: int | None = None,
 ) -> Table:
   """Measures what an edit did: efficacy, paraphrase, neighbourhood and the score made of them.
 
@@ -156,7 +156,8 @@ def evaluate(
     before: the model before the edit, measured on the same texts.
     unedited: prompts about subjects that were not edited, each with its known answer: they tell
       how much of what the model knew is left (`unedited_acc`, `unedited_kept`).
-    tokens_per_batch: tokens that go through the model together; bounds the memory.
+    tokens_per_batch: tokens that go through the model together, which bounds the memory; None
+      chooses by device.
 
   Returns:
     The table.
@@ -298,7 +299,7 @@ def sample_texts(
     before: the model before the edit.
     count: number of texts; all records where there are fewer.
     max_new_tokens: length of the continuation, in tokens.
-    seed: chooses the records, and the words where a model samples.
+    seed: chooses the records; the texts are greedy.
 
   Returns:
     One sample per chosen record, in file order.
@@ -306,16 +307,13 @@ def sample_texts(
   chosen = sorted(random.Random(seed).sample(range(len(records)), min(count, len(records))))
   picked = [records[i] for i in chosen]
   prompts = [(*record.generation_prompts, record.request.text)[0] for record in picked]
-  generate: Callable[..., list[str]] = functools.partial(
-    _generate, prompts=prompts, max_new_tokens=max_new_tokens, seed=seed
-  )
+
+  def generate(model: LanguageModel) -> list[str]:
+    return model.generate(prompts, max_new_tokens=max_new_tokens, seed=seed)
+
   after = generate(lm)
-  earlier = [None] * len(picked) if before is None else generate(before)
+  earlier: Sequence[str | None] = [None] * len(picked) if before is None else generate(before)
   return tuple(
-    Sample(record.case_id, *texts)
-    for record, *texts in zip(picked, prompts, earlier, after, strict=True)
+    Sample(record.case_id, prompt, old, new)
+    for record, prompt, old, new in zip(picked, prompts, earlier, after, strict=True)
   )
-
-
-def _generate(lm: LanguageModel, prompts: list[str], max_new_tokens: int, seed: int) -> list[str]:
-  return lm.generate(prompts, max_new_tokens=max_new_tokens, seed=seed)

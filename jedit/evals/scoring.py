@@ -17,12 +17,16 @@ import numpy as np
 
 from jedit.data.prompts import Encoded
 from jedit.models import ModelConfig, forward, head
+from jedit.models.generate import bucket
 from jedit.types import UserError
 
-# Lengths that rows are padded to: steps of at most a half keep both padding and programs few.
-LENGTHS = tuple(sorted({2**i for i in range(2, 17)} | {3 * 2**i for i in range(2, 16)}))
 _ANSWERS = 2  # last tokens per forward pass: a record compares two objects
+_PADDING_PER_PROGRAM = 2**14  # tokens: compiling one more program takes longer than these
 _LOGITS = 2**26  # entries of one batch's logits: 256 MiB in float32
+
+
+# What the model reads, where its answers start, and each last token with the rows it ends.
+_Item = tuple[tuple[int, ...], int, list[tuple[int, list[int]]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,17 +67,22 @@ class Batch:
 
   Attributes:
     token_NxT: token ids without the last one of each row, padded on the right with 0.
+    length_N: tokens of each row that are no padding.
     read_NxS: index of the token that predicts each target token.
     target_NxCxS: target tokens, padded with 0.
     rows: for each of N x C, the numbers of the given rows that it answers; empty for padding.
-    num_tokens: tokens that are no padding.
   """
 
   token_NxT: np.ndarray
+  length_N: np.ndarray
   read_NxS: np.ndarray
   target_NxCxS: np.ndarray
   rows: tuple[tuple[tuple[int, ...], ...], ...]
-  num_tokens: int
+
+  @property
+  def num_tokens(self) -> int:
+    """Tokens that are no padding."""
+    return int(self.length_N.sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +104,16 @@ class Plan:
     return tuple(sorted(set(sizes)))
 
 
-def plan_batches(rows: Sequence[Encoded], vocab_size: int, *, tokens_per_batch: int = 4096) -> Plan:
+def plan_batches(
+  rows: Sequence[Encoded], vocab_size: int, *, tokens_per_batch: int | None = None
+) -> Plan:
   """Sorts rows by length into batches of few shapes.
 
   Args:
     rows: encoded texts with a target each.
     vocab_size: V, which bounds the rows of a batch by the size of their logits.
     tokens_per_batch: tokens of a batch, padding included; at least one row whatever its length.
+      None takes 2048 on a CPU, whose caches are small, and 8192 elsewhere.
 
   Returns:
     The plan; results come back in the order of `rows`.
@@ -109,6 +121,8 @@ def plan_batches(rows: Sequence[Encoded], vocab_size: int, *, tokens_per_batch: 
   Raises:
     UserError: for a row without target or with nothing before its target.
   """
+  if tokens_per_batch is None:
+    tokens_per_batch = 2048 if jax.default_backend() == 'cpu' else 8192
   # What the model reads -> last tokens -> the rows that end so.
   answers: dict[tuple[tuple[int, ...], int], dict[int, list[int]]] = {}
   for number, row in enumerate(rows):
@@ -117,22 +131,22 @@ def plan_batches(rows: Sequence[Encoded], vocab_size: int, *, tokens_per_batch: 
       raise UserError(f'The text {row.text!r} has {lacks}; give a prompt and an answer.')
     ids = tuple(row.ids)
     answers.setdefault((ids[:-1], row.target_start), {}).setdefault(ids[-1], []).append(number)
-  items = []
+  items: list[_Item] = []
   for (read, start), last in answers.items():
     ends = list(last.items())
     groups = (ends[i : i + _ANSWERS] for i in range(0, len(ends), _ANSWERS))
     items.extend((read, start, group) for group in groups)
   batches: list[Batch] = []
-  for length, bucket in _buckets([len(read) for read, _, _ in items], tokens_per_batch):
-    num_read = _ceil_power(max(len(items[i][0]) - items[i][1] + 1 for i in bucket))
+  for length, chosen in _buckets([len(read) for read, _, _ in items]):
+    num_read = _ceil_power(max(len(items[i][0]) - items[i][1] + 1 for i in chosen))
     limit = min(tokens_per_batch // length, _LOGITS // (num_read * vocab_size))
-    num_batches = -(-len(bucket) // max(limit, 1))
+    num_batches = -(-len(chosen) // max(limit, 1))
     # Equal batches waste less than full ones with a rest; sizes in eights repeat between runs.
-    size = -(-len(bucket) // num_batches)
+    size = -(-len(chosen) // num_batches)
     size = min(-(-size // 8) * 8, max(limit, size))
-    for first in range(0, len(bucket), size):
-      chosen = [items[i] for i in bucket[first : first + size]]
-      batches.append(_fill(chosen, size, length, num_read))
+    for first in range(0, len(chosen), size):
+      batch = [items[i] for i in chosen[first : first + size]]
+      batches.append(_fill(batch, size, length, num_read))
   return Plan(tuple(batches), np.array([len(r.ids) - r.target_start for r in rows], np.int64))
 
 
@@ -140,38 +154,37 @@ def _ceil_power(number: int) -> int:
   return 1 << (number - 1).bit_length()
 
 
-def _buckets(lengths: Sequence[int], tokens_per_batch: int) -> list[tuple[int, list[int]]]:
-  """Groups indices by padded length; what fits one batch of the next length joins it."""
+def _buckets(lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
+  """Groups indices by padded length; rows join the next length where that costs little padding."""
   by_length: dict[int, list[int]] = {}
   for index, length in enumerate(lengths):
-    # Beyond the table (65,536 tokens) a row is its own length.
-    padded = next((size for size in LENGTHS if size >= length), length)
-    by_length.setdefault(padded, []).append(index)
+    by_length.setdefault(bucket(length), []).append(index)
   buckets: list[tuple[int, list[int]]] = []
   waiting: list[int] = []
   sizes = sorted(by_length)
   for size, longer in zip(sizes, [*sizes[1:], None]):
     waiting = waiting + by_length[size]
-    if longer is None or len(waiting) * longer > tokens_per_batch:
+    if longer is None or sum(longer - lengths[i] for i in waiting) > _PADDING_PER_PROGRAM:
       buckets.append((size, waiting))
       waiting = []
   return buckets
 
 
-def _fill(items: Sequence[tuple], num_rows: int, length: int, num_read: int) -> Batch:
+def _fill(items: Sequence[_Item], num_rows: int, length: int, num_read: int) -> Batch:
   token_NxT = np.zeros((num_rows, length), np.int32)
+  length_N = np.zeros(num_rows, np.int32)
   read_NxS = np.zeros((num_rows, num_read), np.int32)
   target_NxCxS = np.zeros((num_rows, _ANSWERS, num_read), np.int32)
   answered = []
   for n, (read, start, ends) in enumerate(items):
     token_NxT[n, : len(read)] = read
+    length_N[n] = len(read)
     read_NxS[n] = np.minimum(start - 1 + np.arange(num_read), length - 1)
     target_NxCxS[n, :, : len(read) - start] = read[start:]
     for c, (last, _) in enumerate(ends):
       target_NxCxS[n, c, len(read) - start] = last
     answered.append(tuple(tuple(numbers) for _, numbers in ends))
-  num_tokens = sum(len(read) for read, _, _ in items)
-  return Batch(token_NxT, read_NxS, target_NxCxS, tuple(answered), num_tokens)
+  return Batch(token_NxT, length_N, read_NxS, target_NxCxS, tuple(answered))
 
 
 @functools.partial(jax.jit, static_argnames='config')
@@ -179,10 +192,14 @@ def _score_batch(
   config: ModelConfig,
   params: Any,
   token_NxT: jax.Array,
+  length_N: jax.Array,
   read_NxS: jax.Array,
   target_NxCxS: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  hidden_NxTxD, _ = forward(config, params, token_NxT)
+  # A padded token takes its row's last position: scaled rotary positions look at the largest.
+  last_Nx1 = jnp.maximum(length_N - 1, 0)[:, None]
+  position_NxT = jnp.minimum(jnp.arange(token_NxT.shape[1])[None, :], last_Nx1)
+  hidden_NxTxD, _ = forward(config, params, token_NxT, position_NxT=position_NxT)
   hidden_NxSxD = hidden_NxTxD[jnp.arange(token_NxT.shape[0])[:, None], read_NxS]
   logits_NxSxV = head(config, params, hidden_NxSxD)
   norm_NxS = jax.nn.logsumexp(logits_NxSxV, axis=-1)
@@ -229,7 +246,7 @@ def score_plan(
   running = None
   for batch in plan.batches:
     # The next batch is sent before the last one is fetched, so that the device never waits.
-    arrays = (batch.token_NxT, batch.read_NxS, batch.target_NxCxS)
+    arrays = (batch.token_NxT, batch.length_N, batch.read_NxS, batch.target_NxCxS)
     result = _score_batch(config, params, *arrays)
     if running is not None:
       collect(*running)
