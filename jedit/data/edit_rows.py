@@ -1,0 +1,205 @@
+"""The token rows that edits are made of, and their batches in a few padded shapes."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import transformers
+
+from jedit.data.prompts import Encoded, Row, encode_many, pad
+from jedit.types import Request, UserError
+
+Contexts = tuple[tuple[str, ...], ...]
+
+# Padded sizes that windows and target lengths are rounded up to: few, so that few programs are
+# compiled, and dense where real texts are (CounterFact windows have 4 tokens on average).
+_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
+@dataclasses.dataclass(frozen=True)
+class EditRows:
+  """All texts of one edit, tokenised.
+
+  Attributes:
+    request: the edit.
+    with_target: context + prompt + target, one per context; what the target is optimised on.
+    without_target: context + prompt, one per context; where keys are read.
+    bare: the prompt alone; where present values are read.
+    kl: "{subject} is a".
+  """
+
+  request: Request
+  with_target: tuple[Encoded, ...]
+  without_target: tuple[Encoded, ...]
+  bare: Encoded
+  kl: Encoded
+
+  @property
+  def target_ids(self) -> tuple[int, ...]:
+    """Tokens of the target after the first context."""
+    return self.with_target[0].target_ids
+
+
+def check_contexts(contexts: Iterable[Iterable[str]]) -> Contexts:
+  """Contexts as tuples: groups of templates, each with a `{}` that takes the prompt.
+
+  Raises:
+    UserError: for an empty list or group, or a first template that is not the bare prompt.
+  """
+  groups = tuple(tuple(group) for group in contexts)
+  if not groups or not all(groups):
+    raise UserError('contexts is empty; give groups of templates, the first one holding "{}".')
+  if groups[0][0] != '{}':
+    raise UserError(
+      f'The first context is {groups[0][0]!r}; it must be "{{}}", the bare prompt, because the '
+      'start value of every delta is read there.'
+    )
+  return groups
+
+
+def encode_edits(
+  tokenizer: transformers.PreTrainedTokenizerBase, requests: Sequence[Request], contexts: Contexts
+) -> list[EditRows]:
+  """Tokenises every text of every edit in one pass."""
+  templates = [template for group in contexts for template in group]
+  texts: list[Row] = []
+  for request in requests:
+    prompt, subject, target = request.prompt, request.subject, request.target
+    texts += [Row(prompt, subject, target, template) for template in templates]
+    texts += [Row(prompt, subject, None, template) for template in templates]
+    texts += [Row(prompt, subject), Row('{} is a', subject)]
+  encoded = encode_many(tokenizer, texts)
+  count, size = len(templates), 2 * len(templates) + 2
+  rows = []
+  for i, request in enumerate(requests):
+    part = encoded[i * size : (i + 1) * size]
+    rows.append(
+      EditRows(request, tuple(part[:count]), tuple(part[count : 2 * count]), part[-2], part[-1])
+    )
+  return rows
+
+
+def position(text: Encoded, token: str) -> int:
+  """Index of the 'subject_last' or 'prompt_last' token."""
+  at = text.subject_last if token == 'subject_last' else text.prompt_last
+  assert at is not None, 'rows of edits have a subject'
+  return at
+
+
+def round_up(size: int) -> int:
+  """The next padded size, at most half again as long."""
+  return next((s for s in _SIZES if s >= size), -(-size // 256) * 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """Edits that are optimised as one batch.
+
+  Attributes:
+    indices: which edits, as positions in the list of requests; fewer than `size` in a last block.
+    size: B, slots of the batch.
+    window: S, tokens from the window's start to the last one that is read.
+    past: tokens before the window.
+    num_tokens: T of the complete rows.
+    num_targets: J, target tokens.
+    kl_tokens: T of the KL rows.
+  """
+
+  indices: tuple[int, ...]
+  size: int
+  window: int
+  past: int
+  num_tokens: int
+  num_targets: int
+  kl_tokens: int
+
+
+def cut_blocks(rows: Sequence[EditRows], tokens: Sequence[str], batch_size: int) -> list[Block]:
+  """Groups edits of similar lengths in blocks of `batch_size`.
+
+  Args:
+    rows: all edits.
+    tokens: where δ are added: 'subject_last', 'prompt_last' or both.
+    batch_size: B; a smaller list makes one block of its own size.
+  """
+  size = min(batch_size, len(rows))
+
+  def lengths(edit: EditRows) -> tuple[int, int, int, int, int]:
+    starts = [window_start(text, tokens) for text in edit.with_target]
+    inputs = [len(text.ids) - 1 for text in edit.with_target]
+    window = max(end - start for start, end in zip(starts, inputs, strict=True))
+    targets = max(len(text.target_ids) for text in edit.with_target)
+    return window, targets, max(starts), max(inputs), len(edit.kl.ids)
+
+  all_lengths = [lengths(edit) for edit in rows]
+  order = sorted(range(len(rows)), key=lambda i: (all_lengths[i][:3], i))
+  blocks = []
+  for first in range(0, len(order), size):
+    indices = tuple(order[first : first + size])
+    window, targets, past, tokens_max, kl = np.max([all_lengths[i] for i in indices], axis=0)
+    blocks.append(
+      Block(
+        indices=indices,
+        size=size,
+        window=round_up(int(window)),
+        past=round_up(max(int(past), 1)),
+        num_tokens=round_up(int(tokens_max)),
+        num_targets=round_up(int(targets)),
+        kl_tokens=round_up(int(kl)),
+      )
+    )
+  return blocks
+
+
+def window_start(text: Encoded, tokens: Sequence[str]) -> int:
+  """First δ position of a row: nothing before it changes."""
+  return min(position(text, token) for token in tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockArrays:
+  """The arrays of a block; unused slots repeat the first edit. See `jedit.target.RowBatch`."""
+
+  token_BxPxT: np.ndarray
+  start_BxP: np.ndarray
+  token_at_BxP: dict[str, np.ndarray]
+  read_at_BxPxJ: np.ndarray
+  label_BxPxJ: np.ndarray
+  label_mask_BxPxJ: np.ndarray
+  kl_token_BxT: np.ndarray
+  kl_start_B: np.ndarray
+  is_used_B: np.ndarray
+
+
+def block_arrays(rows: Sequence[EditRows], block: Block, tokens: Sequence[str]) -> BlockArrays:
+  """Fills the padded arrays of a block; positions are relative to each row's window."""
+  edits = [rows[i] for i in block.indices]
+  edits += [edits[0]] * (block.size - len(edits))
+  texts = [text for edit in edits for text in edit.with_target]
+  count = len(edits[0].with_target)
+
+  def per_edit(values) -> np.ndarray:
+    array = np.asarray(values)
+    return array.reshape(len(edits), count, *array.shape[1:])
+
+  start_N = np.array([window_start(text, tokens) for text in texts], np.int32)
+  token_NxT, _ = pad([text.ids[:-1] for text in texts], block.num_tokens)
+  label_NxJ, target_N = pad([text.target_ids for text in texts], block.num_targets)
+  first_N = np.array([text.target_start for text in texts], np.int32) - 1 - start_N
+  index_J = np.arange(block.num_targets, dtype=np.int32)
+  mask_NxJ = index_J[None] < target_N[:, None]
+  kl_token_BxT, _ = pad([edit.kl.ids for edit in edits], block.kl_tokens)
+  return BlockArrays(
+    token_BxPxT=per_edit(token_NxT),
+    start_BxP=per_edit(start_N),
+    token_at_BxP={
+      token: per_edit(np.array([position(text, token) for text in texts], np.int32) - start_N)
+      for token in tokens
+    },
+    read_at_BxPxJ=per_edit(np.where(mask_NxJ, first_N[:, None] + index_J[None], 0)),
+    label_BxPxJ=per_edit(label_NxJ),
+    label_mask_BxPxJ=per_edit(mask_NxJ),
+    kl_token_BxT=kl_token_BxT,
+    kl_start_B=np.array([position(edit.kl, 'subject_last') for edit in edits], np.int32),
+    is_used_B=np.arange(block.size) < len(block.indices),
+  )

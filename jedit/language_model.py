@@ -1,0 +1,200 @@
+"""LanguageModel: a model, its tokenizer and the patches it carries. Never changed in place."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import transformers
+
+from jedit.data.prompts import load_tokenizer, pad
+from jedit.models import ModelConfig, forward, head
+from jedit.models.convert import Export, fingerprint, load_directory, save_directory
+from jedit.models.generate import bucket, generate
+from jedit.patch import Patch, patched
+from jedit.types import UserError
+
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+  """A decoder with its tokenizer; `apply` and `revert` return new ones that share what they can.
+
+  Attributes:
+    config: sizes.
+    base: the parameters as loaded, a nested dict of arrays.
+    tokenizer: a Hugging Face tokenizer.
+    hf_config: config.json of the directory it came from.
+    source: that directory.
+    fingerprint: hash of `base`.
+    patches: edits in the order they were applied.
+    params: `base` with the patches; edited kernels are float32.
+  """
+
+  config: ModelConfig
+  base: Mapping[str, Any] = dataclasses.field(repr=False)
+  tokenizer: transformers.PreTrainedTokenizerBase = dataclasses.field(repr=False)
+  hf_config: Mapping[str, Any] = dataclasses.field(repr=False)
+  source: str
+  fingerprint: str
+  patches: tuple[Patch, ...] = dataclasses.field(default=(), repr=False)
+  params: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+  def __post_init__(self) -> None:
+    if not self.params:
+      params = self.base
+      for patch in self.patches:
+        params = patched(params, patch.updates)
+      object.__setattr__(self, 'params', params)
+
+  def apply(self, patch: Patch) -> 'LanguageModel':
+    """A model with one more patch.
+
+    Raises:
+      UserError: if the patch was made on another model, or is applied already.
+    """
+    made_on = patch.provenance.get('model')
+    if made_on is not None and made_on != self.fingerprint:
+      raise UserError(
+        f'The patch was made on a model with fingerprint {made_on}, this one has '
+        f'{self.fingerprint}; apply it to the model it was made on.'
+      )
+    if patch.id in {applied.id for applied in self.patches}:
+      raise UserError(f'Patch {patch.id} is applied already; revert it first.')
+    params = patched(self.params, patch.updates)
+    return dataclasses.replace(self, patches=(*self.patches, patch), params=params)
+
+  def revert(self, patch: Patch) -> 'LanguageModel':
+    """A model without this patch, recomputed from the base: the bits before come back.
+
+    Raises:
+      UserError: if the patch is not applied.
+    """
+    left = tuple(applied for applied in self.patches if applied.id != patch.id)
+    if len(left) == len(self.patches):
+      raise UserError(f'Patch {patch.id} is not applied to this model; there is nothing to revert.')
+    return dataclasses.replace(self, patches=left, params={})
+
+  def forward(self, token_NxT: jax.Array | None = None, **arguments: Any):
+    """Runs blocks; see `jedit.models.decoder.Decoder.__call__`."""
+    return forward(self.config, self.params, token_NxT, **arguments)
+
+  def head(self, hidden: jax.Array) -> jax.Array:
+    """Float32 logits of hidden states [..., D]."""
+    return head(self.config, self.params, hidden)
+
+  def logits(self, texts: Sequence[str]) -> np.ndarray:
+    """Logits of the token after each text, float32 [N, V].
+
+    Raises:
+      UserError: for an empty text or one longer than the model's positions.
+    """
+    rows = self._encode(texts)
+    token_NxT, length_N = pad(rows, bucket(max(map(len, rows))))
+    logits_NxV = _last_logits(self.config, self.params, token_NxT, length_N)
+    return np.asarray(logits_NxV)
+
+  def generate(
+    self,
+    texts: Sequence[str],
+    *,
+    max_new_tokens: int = 30,
+    top_k: int | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+  ) -> list[str]:
+    """Continues texts: the most probable tokens, or samples from the `top_k` most probable.
+
+    Generation stops at the tokenizer's end-of-text token.
+
+    Returns:
+      Each text with its continuation.
+
+    Raises:
+      UserError: for an empty text or one longer than the model's positions.
+    """
+    stop = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
+    rows = self._encode(texts)
+    new = generate(
+      self.config,
+      self.params,
+      rows,
+      max_new_tokens=max_new_tokens,
+      top_k=top_k,
+      temperature=temperature,
+      seed=seed,
+      stop_ids=stop,
+    )
+    return [
+      text + self._decode_after(row, list(ids))
+      for text, row, ids in zip(texts, rows, new, strict=True)
+    ]
+
+  def _decode_after(self, row: list[int], ids: list[int]) -> str:
+    """Text of `ids` behind `row`: decoded together, since a token alone may lose its space."""
+    before = self.tokenizer.decode(row, skip_special_tokens=True)
+    return self.tokenizer.decode(row + ids, skip_special_tokens=True)[len(before) :]
+
+  def export(self, path: str | os.PathLike[str], dtype: str | None = None) -> Export:
+    """Writes the model as a Hugging Face directory that transformers loads.
+
+    Args:
+      path: the directory to be.
+      dtype: of the stored tensors; the base's by default. Edited kernels are rounded once.
+
+    Returns:
+      What was written and what rounding the edited kernels cost.
+    """
+    return save_directory(
+      path,
+      self.config,
+      self.params,
+      self.hf_config,
+      dtype=dtype or self.config.dtype,
+      base=self.base if self.patches else None,
+      source=self.source,
+      tokenizer=self.tokenizer,
+    )
+
+  def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    if isinstance(texts, str):
+      raise UserError('Give a list of texts, not one string.')
+    rows = [list(ids) for ids in self.tokenizer(list(texts))['input_ids']] if texts else []
+    if not rows or not all(rows):
+      raise UserError('There is an empty text; give at least one token in each.')
+    return rows
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _last_logits(config: ModelConfig, params, token_NxT, length_N) -> jax.Array:
+  hidden_NxTxD, _ = forward(config, params, token_NxT)
+  last_Nx1x1 = (length_N - 1)[:, None, None]
+  return head(config, params, jnp.take_along_axis(hidden_NxTxD, last_Nx1x1, axis=1)[:, 0])
+
+
+def load(path: str | os.PathLike[str], dtype: str = 'float32') -> LanguageModel:
+  """Loads a Hugging Face directory.
+
+  Args:
+    path: directory with config.json, safetensors weights and a tokenizer.
+    dtype: of weights and activations: 'float32', 'bfloat16' or 'float16'.
+
+  Raises:
+    UserError: if something is missing, mis-shaped or not supported; says what.
+  """
+  if dtype not in DTYPES:
+    raise UserError(f'dtype is {dtype!r}; choose one of {", ".join(DTYPES)}.')
+  config, params, hf_config = load_directory(path, dtype)
+  return LanguageModel(
+    config=config,
+    base=params,
+    tokenizer=load_tokenizer(path),
+    hf_config=hf_config,
+    source=os.fspath(path),
+    fingerprint=fingerprint(params),
+  )

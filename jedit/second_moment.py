@@ -1,0 +1,173 @@
+"""Second moments C = E[k kᵀ] of the keys that an edit must preserve, from text."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jedit.checkpoint import read_tensors, write_tensors
+from jedit.data.corpus import PackedBatch
+from jedit.log import Progress
+from jedit.models import site
+from jedit.models.sites import KERNEL_INPUT
+from jedit.types import UserError
+
+_FORMAT = 'jedit-second-moments-1'
+_BATCHES_PER_SAVE = 64
+
+Kernel = tuple[str, int]  # ('mlp' or 'attn', layer)
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondMoments:
+  """Uncentred second moments by kernel.
+
+  Attributes:
+    cov: by (kernel, layer), C_FxF of the kernel's input, float32 or wider.
+    num_tokens: tokens they were taken over; 0 where unknown.
+    provenance: JSON-able description of model, corpus and settings.
+  """
+
+  cov: Mapping[Kernel, np.ndarray]
+  num_tokens: int = 0
+  provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def covariance(self, kernel: str, layer: int) -> np.ndarray:
+    """C_FxF of a kernel's keys.
+
+    Raises:
+      UserError: where it was not collected.
+    """
+    if (kernel, layer) not in self.cov:
+      has = ', '.join(f'{k} of layer {l}' for k, l in sorted(self.cov)) or 'nothing'
+      raise UserError(
+        f'There are no second moments of the {kernel} kernel in layer {layer} (there is {has}); '
+        'collect them for the layers and sites of the method.'
+      )
+    return self.cov[kernel, layer]
+
+  def save(self, path: str | os.PathLike[str]) -> None:
+    """Writes a safetensors file with count and provenance in its header."""
+    tensors = {f'{kernel}/{layer}': cov for (kernel, layer), cov in self.cov.items()}
+    metadata = {
+      'format': _FORMAT,
+      'num_tokens': self.num_tokens,
+      'provenance': dict(self.provenance),
+    }
+    write_tensors(path, tensors, metadata)
+
+  @classmethod
+  def load(cls, path: str | os.PathLike[str]) -> 'SecondMoments':
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: if the file is missing or holds something else.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get('format') != _FORMAT:
+      raise UserError(f'{path} holds no second moments; give a file written by SecondMoments.save.')
+    cov = {}
+    for name, array in tensors.items():
+      kernel, _, layer = name.partition('/')
+      cov[kernel, int(layer)] = array
+    return cls(cov, metadata['num_tokens'], metadata['provenance'])
+
+
+def accumulate(
+  forward: Callable,
+  params: Any,
+  batches: Sequence[PackedBatch],
+  kernels: Sequence[Kernel],
+  store: pathlib.Path | None = None,
+  provenance: Mapping[str, Any] | None = None,
+) -> SecondMoments:
+  """One pass over the text for all kernels, stopping at the highest layer.
+
+  Products of a batch are summed in float32 on the device, the batches in float64 on the host.
+
+  Args:
+    forward: `(params, token_NxT, **arguments) -> (hidden, seen)`.
+    params: of the model.
+    batches: packed tokens.
+    kernels: (kernel, layer) pairs.
+    store: file for the sums of a run in progress; a run that finds it goes on from there.
+    provenance: kept with the result, and what a stored run must agree with to be continued.
+  """
+  provenance = dict(provenance or {})
+  kernels = tuple(dict.fromkeys(kernels))
+  stop = max(layer for _, layer in kernels) + 1
+  names = tuple(site(layer, KERNEL_INPUT[kernel]) for kernel, layer in kernels)
+
+  @jax.jit
+  def products(params, token_NxT, segment_NxT, position_NxT):
+    _, seen = forward(
+      params,
+      token_NxT,
+      stop=stop,
+      taps=names,
+      segment_NxT=segment_NxT,
+      position_NxT=position_NxT,
+    )
+    is_text_NxT = segment_NxT > 0
+    sums = []
+    for name in names:
+      key_NxTxF = jnp.where(is_text_NxT[..., None], seen[name], jnp.zeros_like(seen[name]))
+      precision = 'highest' if key_NxTxF.dtype == jnp.float32 else None
+      sums.append(
+        jnp.einsum(
+          'ntf,ntg->fg',
+          key_NxTxF,
+          key_NxTxF,
+          precision=precision,
+          preferred_element_type=jnp.float32,
+        )
+      )
+    return sums
+
+  key = hashlib.sha256(
+    json.dumps([provenance, names, len(batches)], sort_keys=True).encode()
+  ).hexdigest()
+  done, num_tokens, sums = _resume(store, key)
+  with Progress('statistics', total=sum(b.num_tokens for b in batches), unit='tokens') as progress:
+    if done:
+      progress.update(num_tokens)
+    for index in range(done, len(batches)):
+      batch = batches[index]
+      parts = products(params, batch.token_NxT, batch.segment_NxT, batch.position_NxT)
+      for name, part in zip(names, parts, strict=True):
+        wide = np.asarray(part, np.float64)
+        sums[name] = wide if name not in sums else sums[name] + wide
+      num_tokens += batch.num_tokens
+      progress.update(batch.num_tokens)
+      if store is not None and (index + 1) % _BATCHES_PER_SAVE == 0 and index + 1 < len(batches):
+        write_tensors(store, sums, {'key': key, 'done': index + 1, 'num_tokens': num_tokens})
+  cov = {
+    kernel: (sums[name] / num_tokens).astype(np.float32)
+    for kernel, name in zip(kernels, names, strict=True)
+  }
+  for (kernel, layer), array in cov.items():
+    if not np.isfinite(array).all():
+      raise UserError(
+        f'The second moments of the {kernel} kernel in layer {layer} are not finite; '
+        'check the checkpoint, or load it in float32.'
+      )
+  if store is not None:
+    store.unlink(missing_ok=True)
+  return SecondMoments(cov, num_tokens, {**provenance, 'num_tokens': num_tokens})
+
+
+def _resume(store: pathlib.Path | None, key: str) -> tuple[int, int, dict[str, np.ndarray]]:
+  """Batches done, tokens and sums of an interrupted run of the same settings, or nothing."""
+  if store is None or not store.is_file():
+    return 0, 0, {}
+  sums, metadata = read_tensors(store)
+  if metadata.get('key') != key:
+    return 0, 0, {}
+  return metadata['done'], metadata['num_tokens'], sums

@@ -1,0 +1,324 @@
+"""Target optimisation: the hidden state that makes the model say the new answer.
+
+The published codes run the whole network at every step. Here nothing runs that cannot change:
+blocks below the lowest δ and tokens before it are run once (`prepare`), and each step runs the
+upper blocks on the window from the δ position on, attending to stored keys and values. The KL
+row is read at its δ position, so its window is one token.
+
+Edits are independent: the loss is written for one and vmapped; the optimiser, the stop rules and
+the trace act on [B, ...] outside.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from jedit.models import AddAt, Past, past_taps, site
+from jedit.recipe import Delta, Objective
+
+TRACE_COLUMNS = ('loss', 'nll', 'kl', 'decay', 'probability', 'all_top', 'nll_factor')
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedDelta:
+  """A δ with the layer and token its region gives it."""
+
+  delta: Delta
+  layer: int
+  token: str
+
+  @property
+  def site(self) -> str:
+    return site(self.layer, self.delta.place)
+
+
+@struct.dataclass
+class RowBatch:
+  """Token rows of a batch of edits, as the host builds them.
+
+  Attributes:
+    token_BxPxT: context + prompt + target without its last token, padded on the right.
+    start_BxP: where the window starts, the first δ position of the row.
+    delta_at_BxP: by δ, its position relative to the window.
+    read_at_BxPxJ: window position whose prediction is scored, for each target token.
+    label_BxPxJ: the target tokens; label_mask_BxPxJ is False behind the end.
+    kl_token_BxT: "{subject} is a"; kl_start_B: its subject's last token, the window.
+  """
+
+  token_BxPxT: np.ndarray
+  start_BxP: np.ndarray
+  delta_at_BxP: Mapping[str, np.ndarray]
+  read_at_BxPxJ: np.ndarray
+  label_BxPxJ: np.ndarray
+  label_mask_BxPxJ: np.ndarray
+  kl_token_BxT: np.ndarray
+  kl_start_B: np.ndarray
+
+
+@struct.dataclass
+class Window:
+  """What stays fixed during the optimisation, per edit: where the steps start from.
+
+  Attributes:
+    hidden_BxPxSxD: input of the lowest δ's block from the window's start on.
+    past: keys and values of the tokens before the window, [B, P, T, K, Dh] by layer.
+    kl_hidden_BxSxD, kl_past: the same for the KL row, S = 1 and P = 1.
+    init_BxD: by δ, the value v₀ of its place on the bare prompt (row 0), float32.
+    kl_start_BxV: log-probabilities of the unedited model at the KL position.
+  """
+
+  hidden_BxPxSxD: jax.Array
+  past: Past
+  kl_hidden_BxSxD: jax.Array
+  kl_past: Past
+  init_BxD: dict[str, jax.Array]
+  kl_start_BxV: jax.Array
+
+
+@struct.dataclass
+class State:
+  """Where the optimisation of each edit of a batch stands."""
+
+  delta_BxD: dict[str, jax.Array]
+  moments: Any
+  nll_factor_B: jax.Array
+  is_done_B: jax.Array
+  num_evals_B: jax.Array
+
+
+@struct.dataclass
+class Terms:
+  """The parts of one evaluation's loss; scalars per edit."""
+
+  nll: jax.Array
+  kl: jax.Array
+  decay: jax.Array
+  probability: jax.Array
+  is_all_top: jax.Array
+
+
+class TargetOptimiser:
+  """Compiled programs for one model, set of δ and objective; one program per batch shape.
+
+  Args:
+    forward: `(params, token_NxT, **arguments) -> (hidden, seen)`, as `jedit.models.forward`.
+    head: `(params, hidden) -> logits`.
+    num_layers: of the model.
+    deltas: the δ optimised together.
+    objective: loss, step count and stop rules.
+  """
+
+  def __init__(
+    self,
+    forward: Callable,
+    head: Callable,
+    num_layers: int,
+    deltas: tuple[PlacedDelta, ...],
+    objective: Objective,
+  ):
+    self.forward, self.head = forward, head
+    self.deltas, self.objective = deltas, objective
+    self.first_layer = min(placed.layer for placed in deltas)
+    self.layers = tuple(range(self.first_layer, num_layers))
+    self.adam = optax.adam(objective.learning_rate, b1=0.9, b2=0.999, eps=1e-8)
+    self.prepare = jax.jit(self._prepare, static_argnames=('window', 'past'))
+    self.step = jax.jit(self._step, donate_argnames='state')
+
+  def init(self, window: Window, is_used_B: np.ndarray) -> State:
+    """δ = 0 everywhere; unused slots of the batch count as done."""
+    delta_BxD = jax.tree.map(jnp.zeros_like, window.init_BxD)
+    num_edits = len(is_used_B)
+    return State(
+      delta_BxD=delta_BxD,
+      moments=jax.vmap(self.adam.init)(delta_BxD),
+      nll_factor_B=jnp.full((num_edits,), self.objective.nll_factor, jnp.float32),
+      is_done_B=~jnp.asarray(is_used_B),
+      num_evals_B=jnp.zeros((num_edits,), jnp.int32),
+    )
+
+  def _prepare(self, params, rows: RowBatch, *, window: int, past: int) -> Window:
+    """Runs everything that does not depend on δ.
+
+    Args:
+      params: of the model.
+      rows: tokens and positions.
+      window: S, tokens kept from each row's window start; covers every position that is read.
+      past: tokens whose keys and values are kept; at least the largest window start.
+    """
+    num_edits, num_prompts, num_tokens = rows.token_BxPxT.shape
+    token_NxT, start_N = rows.token_BxPxT.reshape(-1, num_tokens), rows.start_BxP.reshape(-1)
+    hidden, earlier, seen = self._run_rows(params, token_NxT, start_N, window, past)
+
+    def per_edit(x):
+      return x.reshape(num_edits, num_prompts, *x.shape[1:])
+
+    init_BxD = {}
+    for placed in self.deltas:
+      name = placed.delta.name
+      bare_BxTxD = per_edit(seen[placed.site])[:, 0]
+      at_B = rows.start_BxP[:, 0] + rows.delta_at_BxP[name][:, 0]
+      init_BxD[name] = _take(bare_BxTxD, at_B).astype(jnp.float32)
+
+    kl_past_size = rows.kl_token_BxT.shape[1]
+    kl_hidden, kl_past, _ = self._run_rows(
+      params, rows.kl_token_BxT, rows.kl_start_B, 1, kl_past_size
+    )
+    kl_past = jax.tree.map(lambda x: x[:, None], kl_past)
+    zeros = jax.tree.map(jnp.zeros_like, init_BxD)
+    kl_start_BxV = jax.vmap(self._kl_logp, in_axes=(None, 0, 0, 0))(params, zeros, kl_hidden, kl_past)
+    return Window(
+      hidden_BxPxSxD=per_edit(hidden),
+      past=jax.tree.map(per_edit, earlier),
+      kl_hidden_BxSxD=kl_hidden,
+      kl_past=kl_past,
+      init_BxD=init_BxD,
+      kl_start_BxV=kl_start_BxV,
+    )
+
+  def _run_rows(self, params, token_NxT, start_N, window: int, past: int):
+    """Full forward of whole rows: window hidden states, earlier keys and values, δ places."""
+    below_NxTxD, _ = self.forward(params, token_NxT, stop=self.first_layer)
+    places = tuple(placed.site for placed in self.deltas)
+    _, seen = self.forward(
+      params,
+      hidden_NxTxD=below_NxTxD,
+      start=self.first_layer,
+      taps=past_taps(self.layers) + places,
+    )
+    index_NxS = start_N[:, None] + jnp.arange(window)[None, :]
+    index_NxS = jnp.minimum(index_NxS, token_NxT.shape[1] - 1)
+    hidden_NxSxD = jnp.take_along_axis(below_NxTxD, index_NxS[..., None], axis=1)
+    earlier = {name: seen[name][:, :past] for name in past_taps(self.layers)}
+    return hidden_NxSxD, Past.from_seen(earlier, self.layers, start_N), seen
+
+  def _upper(self, params, hidden_NxSxD, past: Past, edits):
+    hidden, _ = self.forward(
+      params, hidden_NxTxD=hidden_NxSxD, start=self.first_layer, past=past, edits=edits
+    )
+    return hidden
+
+  def _kl_logp(self, params, delta_D, hidden_SxD, past: Past) -> jax.Array:
+    """Log-probabilities [V] at the subject's last token of "{subject} is a".
+
+    A δ of the prompt's last token sits at "a", behind this token, and cannot change it.
+    """
+    edits = {
+      placed.site: AddAt(jnp.zeros((1,), jnp.int32), delta_D[placed.delta.name][None])
+      for placed in self.deltas
+      if placed.token == 'subject_last'
+    }
+    hidden_1xSxD = self._upper(params, hidden_SxD[None], past, edits)
+    return jax.nn.log_softmax(self.head(params, hidden_1xSxD[0, 0]))
+
+  def _loss(self, delta_D, params, window: Window, rows: RowBatch, nll_factor):
+    """Loss of one edit (no B axis anywhere) and its terms."""
+    objective = self.objective
+    edits = {}
+    for placed in self.deltas:
+      at_P = rows.delta_at_BxP[placed.delta.name]
+      delta_PxD = jnp.broadcast_to(delta_D[placed.delta.name], (len(at_P), len(delta_D[placed.delta.name])))
+      edits[placed.site] = AddAt(at_P, delta_PxD)
+    hidden_PxSxD = self._upper(params, window.hidden_BxPxSxD, window.past, edits)
+    read_PxJxD = jnp.take_along_axis(hidden_PxSxD, rows.read_at_BxPxJ[..., None], axis=1)
+    logits_PxJxV = self.head(params, read_PxJxD)
+    label_PxJx1 = rows.label_BxPxJ[..., None]
+    label_logit_PxJ = jnp.take_along_axis(logits_PxJxV, label_PxJx1, axis=-1)[..., 0]
+    logp_PxJ = label_logit_PxJ - jax.nn.logsumexp(logits_PxJxV, axis=-1)
+    mask_PxJ = rows.label_mask_BxPxJ
+    count_P = mask_PxJ.sum(-1).astype(jnp.float32)
+    row_nll_P = -jnp.where(mask_PxJ, logp_PxJ, 0.0).sum(-1) / count_P
+    is_top_PxJ = label_logit_PxJ >= logits_PxJxV.max(-1)
+
+    kl_V = self._kl_logp(params, delta_D, window.kl_hidden_BxSxD, window.kl_past)
+    kl = jnp.sum(jnp.exp(kl_V) * (kl_V - window.kl_start_BxV))
+
+    decay = jnp.zeros((), jnp.float32)
+    for placed in self.deltas:
+      name, weight = placed.delta.name, placed.delta.weight_decay
+      norm = safe_norm(delta_D[name])
+      if objective.decay_form == 'released':
+        norm = norm / jnp.sum(jnp.square(window.init_BxD[name]))
+      decay = decay + weight * norm
+    terms = Terms(
+      nll=nll_factor * row_nll_P.mean(),
+      kl=objective.kl_factor * kl,
+      decay=decay,
+      probability=jnp.exp(-row_nll_P).mean(),
+      is_all_top=jnp.all(is_top_PxJ | ~mask_PxJ),
+    )
+    return terms.nll + terms.kl + terms.decay, terms
+
+  def _step(self, params, window: Window, rows: RowBatch, state: State) -> tuple[State, jax.Array]:
+    """One evaluation, then one Adam step for the edits that do not stop at it.
+
+    Returns:
+      The new state and the evaluation's trace [B, 7] (`TRACE_COLUMNS`), NaN for edits that had
+      stopped before.
+    """
+    objective = self.objective
+    grad = jax.vmap(jax.value_and_grad(self._loss, has_aux=True), in_axes=(0, None, 0, 0, 0))
+    (loss_B, terms), grad_BxD = grad(state.delta_BxD, params, window, rows, state.nll_factor_B)
+    trace_Bx7 = jnp.stack(
+      [loss_B, terms.nll, terms.kl, terms.decay, terms.probability]
+      + [terms.is_all_top.astype(jnp.float32), state.nll_factor_B],
+      axis=-1,
+    )
+    trace_Bx7 = jnp.where(state.is_done_B[:, None], jnp.nan, trace_Bx7)
+
+    stops_B = state.num_evals_B + 1 >= objective.num_steps
+    if objective.stop_loss is not None:
+      stops_B = stops_B | (loss_B < objective.stop_loss)
+    if objective.stop_probability is not None:
+      stops_B = stops_B | (terms.probability >= objective.stop_probability)
+    nll_factor_B = state.nll_factor_B
+    if objective.nll_switch:
+      low, full = 0.1 * objective.nll_factor, objective.nll_factor
+      nll_factor_B = jnp.where(terms.is_all_top, low, full)
+      stops_B = stops_B | (terms.is_all_top & (terms.kl <= 0.01))
+
+    with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer count
+      update_BxD, moments = jax.vmap(self.adam.update)(grad_BxD, state.moments)
+    moved = optax.apply_updates(state.delta_BxD, update_BxD)
+    moved = {
+      placed.delta.name: _clip(
+        moved[placed.delta.name], window.init_BxD[placed.delta.name], placed.delta.clip_factor
+      )
+      for placed in self.deltas
+    }
+    stays_B = state.is_done_B | stops_B
+
+    def keep(old, new):
+      return jnp.where(stays_B.reshape((-1,) + (1,) * (old.ndim - 1)), old, new)
+
+    return State(
+      delta_BxD=jax.tree.map(keep, state.delta_BxD, moved),
+      moments=jax.tree.map(keep, state.moments, moments),
+      nll_factor_B=jnp.where(stays_B, state.nll_factor_B, nll_factor_B),
+      is_done_B=stays_B,
+      num_evals_B=state.num_evals_B + (~state.is_done_B).astype(jnp.int32),
+    ), trace_Bx7
+
+
+def safe_norm(x: jax.Array) -> jax.Array:
+  """‖x‖₂ of a vector, with derivative 0 at 0 instead of NaN."""
+  square = jnp.sum(jnp.square(x))
+  return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+def _clip(delta_BxD: jax.Array, init_BxD: jax.Array, factor: float) -> jax.Array:
+  """Brings ‖δ‖ down to factor · ‖v₀‖ where it is longer; Adam's moments are left alone."""
+  norm_B = jnp.linalg.norm(delta_BxD, axis=-1)
+  bound_B = factor * jnp.linalg.norm(init_BxD, axis=-1)
+  scale_B = jnp.where(norm_B > bound_B, bound_B / jnp.maximum(norm_B, 1e-30), 1.0)
+  return delta_BxD * scale_B[:, None]
+
+
+def _take(x_NxTxD: jax.Array, at_N: jax.Array) -> jax.Array:
+  """The vector of each row at its own token: [N, D]."""
+  return jnp.take_along_axis(x_NxTxD, jnp.asarray(at_N)[:, None, None], axis=1)[:, 0]

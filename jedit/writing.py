@@ -1,0 +1,163 @@
+"""Writes a region: keys, residuals and solves, layer by layer, lowest first."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jedit.climb import ClimbingRows
+from jedit.data.edit_rows import Contexts, EditRows, position
+from jedit.log import Progress, Timers
+from jedit.models.sites import KERNEL_INPUT, kernel_path
+from jedit.patch import Update, patched
+from jedit.recipe import SPREADS, Region
+from jedit.second_moment import SecondMoments
+from jedit.types import UserError
+
+Kernel = tuple[str, int]  # ('mlp' or 'attn', layer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+  """What writing a region did.
+
+  Attributes:
+    params: with the region written.
+    updates: by parameter path.
+    keys: averaged keys [B, F] by kernel, read when the layer was about to be written.
+    residuals: what was written at them [B, D], already shared over the layers.
+  """
+
+  params: Any
+  updates: dict[str, Update]
+  keys: dict[Kernel, np.ndarray]
+  residuals: dict[Kernel, np.ndarray]
+
+
+class RegionRows:
+  """The rows a region reads keys and present values from, climbing together.
+
+  Args:
+    forward: of the model.
+    rows: texts of the edits.
+    region: says which token is read.
+    contexts: groups of prefix templates, for the average.
+  """
+
+  def __init__(
+    self, forward: Callable, rows: Sequence[EditRows], region: Region, contexts: Contexts
+  ):
+    token = region.token
+    self.num_edits = len(rows)
+    self.weight_P = _context_weights(contexts, region.key_average)
+    with_context = [text for edit in rows for text in edit.without_target]
+    bare = [edit.bare for edit in rows]
+    self.context_rows = ClimbingRows(
+      forward, [text.ids[: position(text, token) + 1] for text in with_context]
+    )
+    self.bare_rows = ClimbingRows(
+      forward, [text.ids[: position(text, token) + 1] for text in bare]
+    )
+
+  def climb(self, params: Any, layer: int) -> None:
+    self.context_rows.climb(params, layer)
+    self.bare_rows.climb(params, layer)
+
+  def keys(self, params: Any, layer: int, kernel: str) -> tuple[np.ndarray, np.ndarray]:
+    """Averaged keys and keys of the bare prompts, [B, F] float64 each."""
+    place = KERNEL_INPUT[kernel]
+    key_NxF = self.context_rows.read(params, layer, place).astype(np.float64)
+    key_BxPxF = key_NxF.reshape(self.num_edits, len(self.weight_P), -1)
+    bare_BxF = self.bare_rows.read(params, layer, place).astype(np.float64)
+    return np.einsum('bpf,p->bf', key_BxPxF, self.weight_P), bare_BxF
+
+  def values(self, params: Any, layer: int, place: str) -> np.ndarray:
+    """Present values of a place on the bare prompts, [B, D] float64."""
+    return self.bare_rows.read(params, layer, place).astype(np.float64)
+
+
+def write_region(
+  forward: Callable,
+  params: Any,
+  region: Region,
+  rows: Sequence[EditRows],
+  contexts: Contexts,
+  z: Mapping[str, np.ndarray],
+  stats: SecondMoments,
+  timers: Timers,
+) -> Written:
+  """Changes the region's kernels so that its last layer's values move to the targets.
+
+  For every layer, lowest first: K = averaged keys, R = (z - present value at the last layer) /
+  spread(layers left), and the solver's update is added before the next layer is looked at
+  (MEMIT, arXiv:2210.07229, algorithm 1).
+
+  Args:
+    forward: of the model.
+    params: with everything written so far; not changed.
+    region: what to write.
+    rows: texts of the edits.
+    contexts: groups of prefix templates.
+    z: by δ, targets [B, D].
+    stats: second moments C of the kernels' keys.
+    timers: gets the seconds of 'keys' and 'solve'.
+
+  Raises:
+    UserError: if a solve is not finite; names the layer and what to change.
+  """
+  updates: dict[str, Update] = {}
+  keys: dict[Kernel, np.ndarray] = {}
+  residuals: dict[Kernel, np.ndarray] = {}
+  if not region.writes:
+    return Written(params, updates, keys, residuals)
+  last = region.layers[-1]
+  region_rows = RegionRows(forward, rows, region, contexts)
+  with Progress(f'writing {region.name}', len(region.layers), 'layers') as progress:
+    for index, layer in enumerate(region.layers):
+      divisor = SPREADS[region.spread](len(region.layers) - index)
+      with timers('keys'):
+        region_rows.climb(params, layer)
+        together = {}
+        if region.keys_together:
+          together = {w.kernel: region_rows.keys(params, layer, w.kernel) for w in region.writes}
+      for write in region.writes:
+        kernel = (write.kernel, layer)
+        with timers('keys'):
+          key_BxF, bare_key_BxF = together.get(write.kernel) or region_rows.keys(
+            params, layer, write.kernel
+          )
+          value_BxD = region_rows.values(params, last, write.compare)
+        residual_BxD = (z[write.delta].astype(np.float64) - value_BxD) / divisor
+        with timers('solve'):
+          left_FxB = region.solver(stats.covariance(*kernel), key_BxF, bare_key_BxF)
+          _check_finite(left_FxB, residual_BxD, kernel)
+          update = Update.from_factors(left_FxB, residual_BxD)
+          path = '/'.join(kernel_path(layer, write.kernel))
+          params = patched(params, {path: update})
+        updates[path], keys[kernel], residuals[kernel] = update, key_BxF, residual_BxD
+      progress.update()
+  return Written(params, updates, keys, residuals)
+
+
+def _context_weights(contexts: Contexts, average: str) -> np.ndarray:
+  """Weight of each context in the key; groups weigh the same, or every context does."""
+  if average == 'flat':
+    count = sum(len(group) for group in contexts)
+    return np.full(count, 1.0 / count)
+  return np.concatenate([np.full(len(g), 1.0 / (len(g) * len(contexts))) for g in contexts])
+
+
+def _check_finite(left_FxB: np.ndarray, residual_BxD: np.ndarray, kernel: Kernel) -> None:
+  name, layer = kernel
+  if not np.isfinite(left_FxB).all():
+    raise UserError(
+      f'The solve of the {name} kernel in layer {layer} is not finite: its matrix is not positive '
+      'definite; take second moments of more tokens, or raise the cov_weight or ridge of the '
+      'solver. No model was changed.'
+    )
+  if not np.isfinite(residual_BxD).all():
+    raise UserError(
+      f'A residual of the {name} kernel in layer {layer} is not finite; lower clip_factor or '
+      'learning_rate. No model was changed.'
+    )
