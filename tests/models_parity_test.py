@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from helpers import tiny
 from safetensors.numpy import load_file, save_file
 
-from helpers import tiny
 from jedit.models import FAMILIES, forward, head, kernel_path
 from jedit.models.convert import load_directory, save_directory
 from jedit.models.sites import PLACES, site

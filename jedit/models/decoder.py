@@ -162,8 +162,8 @@ def forward(
   config: ModelConfig, params: Any, token_NxT: jax.Array | None = None, **arguments: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """`Decoder.__call__` as a pure function of the parameters; see there for the arguments."""
-  hidden_NxTxD, seen = Decoder(config).apply({'params': params}, token_NxT, **arguments)
-  return hidden_NxTxD, seen
+  returned: Any = Decoder(config).apply({'params': params}, token_NxT, **arguments)
+  return returned
 
 
 def head(config: ModelConfig, params: Any, hidden: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ _KERNEL_INIT = nn.initializers.normal(0.02)
 def wider(*dtypes: DTypeLike) -> jnp.dtype:
   """The dtype that holds all of them, also where promotion is not allowed to happen by itself."""
   with jax.numpy_dtype_promotion('standard'):
-    return functools.reduce(jnp.promote_types, dtypes)
+    return functools.reduce(jnp.promote_types, [jnp.dtype(dtype) for dtype in dtypes])
 
 
 def matmul_precision(dtype: jnp.dtype) -> str | None:

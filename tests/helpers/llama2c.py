@@ -10,7 +10,7 @@ from jedit import checkpoint
 
 
 def _split_pairs(weight_OxD: np.ndarray, num_heads: int) -> np.ndarray:
-  """Rotary pairs (0, 1), (2, 3), ... of each head become (i, i + Dh/2), as Hugging Face has them."""
+  """Rotary pairs (0, 1), (2, 3), ... of each head become (i, i + Dh/2), as in Hugging Face."""
   grouped = weight_OxD.reshape(num_heads, -1, 2, weight_OxD.shape[1])
   return np.ascontiguousarray(grouped.swapaxes(1, 2).reshape(weight_OxD.shape))
 
