@@ -34,6 +34,7 @@ ROOMS = (
   'jedit.optimise jedit.writing',
   'jedit.methods',
   'jedit.language_model',
+  'jedit.contexts',
   'jedit.editor',
   'jedit.evals',
   'jedit.testbeds',
@@ -99,6 +100,17 @@ def test_only_the_rooms_made_for_it_import_a_library(module):
     assert 'flax.linen' not in heads, 'modules live in jedit/models'
   if module != 'jedit.main':
     assert not heads & {'absl.flags', 'absl.app', 'argparse'}, 'only main reads flags'
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_public_functions_say_their_types(module):
+  tree = ast.parse(MODULES[module].read_text())
+  classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+  for node in [*tree.body, *(node for cls in classes for node in cls.body)]:
+    if isinstance(node, ast.FunctionDef) and not node.name.startswith('_'):
+      arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+      bare = [a.arg for a in arguments if not a.annotation and a.arg not in ('self', 'cls')]
+      assert not bare, f'{module}.{node.name} has no types for {bare}'
 
 
 def test_importing_does_no_device_work_and_needs_no_torch():
