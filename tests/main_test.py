@@ -8,6 +8,10 @@ import sys
 import time
 
 import pytest
+from absl.testing import flagsaver
+
+from jedit import main
+from jedit.types import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -71,13 +75,13 @@ def config(tmp_path):
   return f'--config={path}'
 
 
-def _sentence(done):
-  """The message of a command that failed as promised."""
-  assert done.returncode == 2, (done.stdout, done.stderr)
-  assert done.stdout == ''
-  lines = done.stderr.splitlines()
-  assert len(lines) == 1 and lines[0].startswith('jedit: '), done.stderr
-  return lines[0]
+def _sentence(*args):
+  """The message that the arguments lead to, without the time for a process of its own."""
+  with flagsaver.flagsaver(), pytest.raises(UserError) as raised:
+    main._parse(['main', *args])
+  message = str(raised.value)
+  assert '\n' not in message and message[-1] in '.?', message
+  return message
 
 
 def test_the_config_reaches_the_runner_with_its_changes(tmp_path, config):
@@ -101,14 +105,27 @@ def test_the_config_reaches_the_runner_with_its_changes(tmp_path, config):
     ('--config.seed', '--config.seed'),
     ('--config.method.layers=x', 'give a tuple like (3, 4)'),
     ('--config.method=5', '--config.method=5'),
-    ('--config.method.name=nomethod', "No method 'nomethod'."),
     ('--foo=1', "Unknown command line flag 'foo'"),
     ('extra', "argument 'extra'"),
     ('--flagfile=absent', 'absent'),
   ],
 )
-def test_a_wrong_argument_is_one_sentence(tmp_path, config, arg, words):
-  assert words in _sentence(_run(tmp_path, config, arg))
+def test_a_wrong_argument_is_one_sentence(config, arg, words):
+  assert words in _sentence(config, arg)
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (('--config.method.name=nomethod',), "jedit: No method 'nomethod'.\n"),
+    (('--config.foo=1', '--config.method.name=wait'), "no field 'foo'"),
+    (('--foo=1',), "Unknown command line flag 'foo'"),
+  ],
+)
+def test_mistakes_end_the_program_with_code_2_and_no_traceback(tmp_path, config, args, message):
+  done = _run(tmp_path, config, *args)
+  assert done.returncode == 2 and done.stdout == ''
+  assert message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -128,7 +145,7 @@ def test_a_wrong_config_file_is_one_sentence(tmp_path, text, words):
   path = tmp_path / 'wrong.py'
   if text is not None:
     path.write_text(text)
-  sentence = _sentence(_run(tmp_path, f'--config={path}', '--config.seed=1'))
+  sentence = _sentence(f'--config={path}', '--config.seed=1')
   assert words in sentence and str(path) in sentence
 
 
@@ -162,8 +179,6 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, config):
 
 
 def test_every_shipped_config_loads_and_the_quickstart_is_the_default():
-  from jedit import main
-
   shipped = sorted(ROOT.glob('configs/*.py'))
   assert ROOT / 'configs' / 'quickstart.py' in shipped
   assert main._CONFIG.default == str(ROOT / 'configs' / 'quickstart.py')
