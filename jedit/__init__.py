@@ -2,10 +2,12 @@
 
 from jedit import methods
 from jedit.editor import edit
+from jedit.evals.evaluate import evaluate
 from jedit.language_model import LanguageModel, load
 from jedit.patch import Patch
 from jedit.recipe import Recipe
-from jedit.second_moment import SecondMoments
+from jedit.second_moment import SecondMoments, statistics
+from jedit.testbeds import testbed
 from jedit.types import Record, Request, UserError
 
 __all__ = [
@@ -17,6 +19,9 @@ __all__ = [
   'SecondMoments',
   'UserError',
   'edit',
+  'evaluate',
   'load',
   'methods',
+  'statistics',
+  'testbed',
 ]

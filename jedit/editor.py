@@ -14,7 +14,7 @@ from jedit.contexts import sample_contexts
 from jedit.data.edit_rows import Contexts, EditRows, check_contexts, encode_edits
 from jedit.language_model import LanguageModel
 from jedit.log import Timers
-from jedit.models import forward, head
+from jedit.models import functions
 from jedit.optimise import Targets, optimise_targets
 from jedit.patch import Patch, Update
 from jedit.recipe import Recipe
@@ -123,12 +123,7 @@ def edit(
   groups = sample_contexts(lm, seed) if contexts is None else check_contexts(contexts)
   rows = encode_edits(lm.tokenizer, requests, groups)
 
-  def run(params, token_NxT=None, **arguments):
-    return forward(lm.config, params, token_NxT, **arguments)
-
-  def read_out(params, hidden):
-    return head(lm.config, params, hidden)
-
+  run, read_out = functions(lm.config)
   timers = Timers({'targets': 0.0, 'keys': 0.0, 'solve': 0.0})
   params, updates, keys, residuals = lm.params, {}, {}, {}
   targets: list[Targets] = []

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import transformers
 
+from jedit.buckets import bucket
 from jedit.data.prompts import load_tokenizer, pad
 from jedit.models import ModelConfig, forward, head
 from jedit.models.convert import Export, fingerprint, load_directory, save_directory
-from jedit.models.generate import bucket, generate
+from jedit.models.generate import generate
 from jedit.patch import Patch, patched
 from jedit.types import UserError
 

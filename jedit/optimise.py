@@ -1,6 +1,7 @@
 """Runs the target optimisation over all edits: blocks, progress, resume."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
@@ -69,7 +70,7 @@ def optimise_targets(
     UserError: if a loss or δ is not finite; names the record.
   """
   tokens = tuple(dict.fromkeys(placed.token for placed in deltas))
-  optimiser = TargetOptimiser(forward, head, num_layers, deltas, objective)
+  optimiser = _optimiser(forward, head, num_layers, deltas, objective)
   blocks = cut_blocks(rows, tokens, batch_size)
   names = [placed.delta.name for placed in deltas]
   found: list[dict[str, np.ndarray]] = []
@@ -103,6 +104,12 @@ def optimise_targets(
     trace=collect('trace'),
     num_programs=len(shapes),
   )
+
+
+@functools.lru_cache(maxsize=16)
+def _optimiser(*arguments: Any) -> TargetOptimiser:
+  """One optimiser per choice of its arguments, so that a second edit compiles nothing."""
+  return TargetOptimiser(*arguments)
 
 
 def _run_block(

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit.checkpoint import read_tensors, write_tensors
-from jedit.data.corpus import PackedBatch
+from jedit.data.corpus import PackedBatch, pack, read_corpus
+from jedit.language_model import LanguageModel
 from jedit.log import Progress
-from jedit.models import site
+from jedit.models import functions, site
 from jedit.models.sites import KERNEL_INPUT
 from jedit.types import UserError
 
@@ -46,7 +47,7 @@ class SecondMoments:
       UserError: where it was not collected.
     """
     if (kernel, layer) not in self.cov:
-      has = ', '.join(f'{k} of layer {l}' for k, l in sorted(self.cov)) or 'nothing'
+      has = ', '.join(f'{name} of layer {number}' for name, number in sorted(self.cov)) or 'nothing'
       raise UserError(
         f'There are no second moments of the {kernel} kernel in layer {layer} (there is {has}); '
         'collect them for the layers and sites of the method.'
@@ -78,6 +79,78 @@ class SecondMoments:
       kernel, _, layer = name.partition('/')
       cov[kernel, int(layer)] = array
     return cls(cov, metadata['num_tokens'], metadata['provenance'])
+
+
+def statistics(
+  lm: LanguageModel,
+  corpus: Sequence[str] | str | os.PathLike[str],
+  layers: Sequence[int],
+  sites: Sequence[str] = ('mlp',),
+  *,
+  row_tokens: int | None = None,
+  batch_tokens: int = 8192,
+  max_document_tokens: int | None = None,
+  cache: str | os.PathLike[str] | None = None,
+) -> SecondMoments:
+  """Second moments of a model's keys over a corpus (MEMIT, arXiv:2210.07229, section 4.2.2).
+
+  Args:
+    lm: the model, with the patches it carries.
+    corpus: documents, or the path of a text file or directory (`jedit.data.corpus.read_corpus`).
+    layers: layers whose kernels are to be written.
+    sites: kernels, 'mlp' or 'attn' or both.
+    row_tokens: tokens of a packed row; the model's positions, at most 512, when None.
+    batch_tokens: tokens run at once.
+    max_document_tokens: longer documents are cut; None cuts at a row.
+    cache: file that keeps the result; it is read back when model, corpus and settings are the
+      same, and a run that was killed goes on from its last save.
+
+  Raises:
+    UserError: for no text, unknown sites, or layers outside the model.
+  """
+  for layer in layers:
+    if not 0 <= layer < lm.config.num_layers:
+      raise UserError(f'Layer {layer} is outside the model, which has 0 to {lm.config.num_layers - 1}.')
+  for name in sites:
+    if name not in KERNEL_INPUT:
+      raise UserError(f'There is no site {name!r}; choose {" or ".join(KERNEL_INPUT)}.')
+  documents = read_corpus(corpus) if isinstance(corpus, str | os.PathLike) else list(corpus)
+  row_tokens = row_tokens or min(lm.config.max_positions, 512)
+  digest = hashlib.sha256()
+  for document in documents:
+    digest.update(document.encode() + b'\0')
+  provenance = {
+    'model': lm.fingerprint,
+    'patches': [patch.id for patch in lm.patches],
+    'dtype': lm.config.dtype,
+    'corpus': digest.hexdigest()[:16],
+    'num_documents': len(documents),
+    'row_tokens': row_tokens,
+    'batch_tokens': batch_tokens,
+    'max_document_tokens': max_document_tokens,
+    'layers': sorted(layers),
+    'sites': list(sites),
+  }
+  cache = None if cache is None else pathlib.Path(cache)
+  if cache is not None and cache.is_file():
+    found = SecondMoments.load(cache)
+    if {name: found.provenance.get(name) for name in provenance} == provenance:
+      return found
+  batches = pack(
+    lm.tokenizer,
+    documents,
+    row_tokens=row_tokens,
+    batch_tokens=batch_tokens,
+    max_document_tokens=max_document_tokens,
+  )
+  run, _ = functions(lm.config)
+  kernels = [(name, layer) for layer in sorted(set(layers)) for name in sites]
+  store = None if cache is None else cache.with_suffix('.partial')
+  moments = accumulate(run, lm.params, batches, kernels, store, provenance)
+  if cache is not None:
+    moments.save(cache)
+    cache.with_suffix('.partial').unlink(missing_ok=True)
+  return moments
 
 
 def accumulate(
@@ -158,8 +231,6 @@ def accumulate(
         f'The second moments of the {kernel} kernel in layer {layer} are not finite; '
         'check the checkpoint, or load it in float32.'
       )
-  if store is not None:
-    store.unlink(missing_ok=True)
   return SecondMoments(cov, num_tokens, {**provenance, 'num_tokens': num_tokens})
 
 

@@ -72,9 +72,7 @@ CASES = {
 
 
 def _make_directory(path, family, fields):
-  layers = {'n_layer': 2} if family == 'gptj' else {'num_hidden_layers': 2}
-  hf_config = tiny.hf_config(family, **layers, **fields)
-  hf_config = {field: value for field, value in hf_config.items() if value is not None}
+  hf_config = {k: v for k, v in tiny.hf_config(family, **fields).items() if v is not None}
   config = FAMILIES[family].read_config(hf_config, 'float32')
   save_directory(path, config, tiny.random_params(config), hf_config)
   return path

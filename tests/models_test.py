@@ -67,7 +67,7 @@ def test_forward_split_at_any_layer_equals_the_whole(family):
 @both_families
 def test_window_with_past_equals_full_forward_and_its_gradient(family):
   """Rows left-aligned at their own position, with the keys and values of what came before."""
-  config, params = tiny.model(family)
+  config, params = tiny.model(family, num_layers=3)
   start, size = 1, 4
   token_NxT, pos_N = tiny.tokens(3, 11), jnp.array([0, 3, 6])
   layers = range(start, config.num_layers)
@@ -151,11 +151,11 @@ def test_adding_at_a_token_changes_nothing_before_it(family):
   token_NxT, pos_N = tiny.tokens(2, 6), jnp.array([2, 4])
   widths = dict.fromkeys(('attn_in', 'attn_out', 'mlp_in', 'mlp_out', 'block_out'), config.width)
   widths['mlp_in'] = config.ffn_width
-  taps = tuple(site(1, place) for place in widths)
+  taps = tuple(site(0, place) for place in widths)
 
   def run(**scales):  # one program, so that even bits can be compared
     edits = {
-      site(1, place): AddAt(pos_N, scales.get(place, 0.0) * _random(2, width))
+      site(0, place): AddAt(pos_N, scales.get(place, 0.0) * _random(2, width))
       for place, width in widths.items()
     }
     return _forward(config, params, token_NxT, edits=edits, taps=taps)
@@ -166,7 +166,7 @@ def test_adding_at_a_token_changes_nothing_before_it(family):
     for n, pos in enumerate(pos_N.tolist()):
       np.testing.assert_array_equal(after[n, :pos], before[n, :pos])
       assert jnp.abs(after[n, pos:] - before[n, pos:]).max(-1).min() > 1e-3  # all later ones move
-      change = seen[site(1, place)][n] - unedited[site(1, place)][n]
+      change = seen[site(0, place)][n] - unedited[site(0, place)][n]
       np.testing.assert_allclose(change[pos], _random(2, width)[n], atol=1e-5)
       assert not change[jnp.arange(6) != pos].any()
 
@@ -200,8 +200,8 @@ def test_edits_that_change_nothing_leave_the_output_unchanged(family):
   outside = edited((-1, 6), 1.0)  # no such tokens
   np.testing.assert_array_equal(nothing, outside)
   chex.assert_trees_all_close(nothing, whole, atol=ATOL, rtol=0)
-  tapped, seen = _forward(config, params, token_NxT, taps=('0/attn_in', '2/block_out'))
-  np.testing.assert_array_equal(seen['2/block_out'], tapped)
+  tapped, seen = _forward(config, params, token_NxT, taps=('0/attn_in', '1/block_out'))
+  np.testing.assert_array_equal(seen['1/block_out'], tapped)
   chex.assert_trees_all_close(tapped, whole, atol=ATOL, rtol=0)
 
 
@@ -259,9 +259,9 @@ def test_narrow_models_keep_their_dtype_and_give_float32_logits(family, dtype):
 
 def test_unknown_or_skipped_tap_is_an_error():
   config, params = tiny.model('gptj')
-  for tap in ('0/mlp_inn', '2/mlp_in', '9/mlp_in'):
+  for tap in ('0/mlp_inn', '1/mlp_in', '9/mlp_in'):
     with pytest.raises(ValueError, match=tap):
-      forward(config, params, tiny.tokens(1, 3), stop=2, taps=[tap])
+      forward(config, params, tiny.tokens(1, 3), stop=1, taps=[tap])
 
 
 def test_published_models_have_their_published_sizes():

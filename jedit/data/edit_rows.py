@@ -6,14 +6,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import transformers
 
+from jedit.buckets import bucket
 from jedit.data.prompts import Encoded, Row, encode_many, pad
 from jedit.types import Request, UserError
 
 Contexts = tuple[tuple[str, ...], ...]
-
-# Padded sizes that windows and target lengths are rounded up to: few, so that few programs are
-# compiled, and dense where real texts are (CounterFact windows have 4 tokens on average).
-_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +83,6 @@ def position(text: Encoded, token: str) -> int:
   return at
 
 
-def round_up(size: int) -> int:
-  """The next padded size, at most half again as long."""
-  return next((s for s in _SIZES if s >= size), -(-size // 256) * 256)
-
-
 @dataclasses.dataclass(frozen=True)
 class Block:
   """Edits that are optimised as one batch.
@@ -141,11 +133,11 @@ def cut_blocks(rows: Sequence[EditRows], tokens: Sequence[str], batch_size: int)
       Block(
         indices=indices,
         size=size,
-        window=round_up(int(window)),
-        past=round_up(max(int(past), 1)),
-        num_tokens=round_up(int(tokens_max)),
-        num_targets=round_up(int(targets)),
-        kl_tokens=round_up(int(kl)),
+        window=bucket(int(window), 1),
+        past=bucket(int(past)),
+        num_tokens=bucket(int(tokens_max)),
+        num_targets=bucket(int(targets), 1),
+        kl_tokens=bucket(int(kl)),
       )
     )
   return blocks

@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jedit.buckets import group_by_length
 from jedit.data.prompts import Encoded
 from jedit.models import ModelConfig, forward, head
-from jedit.models.generate import bucket
 from jedit.types import UserError
 
 _ANSWERS = 2  # last tokens per forward pass: a record compares two objects
-_PADDING_PER_PROGRAM = 2**14  # tokens: compiling one more program takes longer than these
 _LOGITS = 2**26  # entries of one batch's logits: 256 MiB in float32
 
 
@@ -137,7 +136,7 @@ def plan_batches(
     groups = (ends[i : i + _ANSWERS] for i in range(0, len(ends), _ANSWERS))
     items.extend((read, start, group) for group in groups)
   batches: list[Batch] = []
-  for length, chosen in _buckets([len(read) for read, _, _ in items]):
+  for length, chosen in group_by_length([len(read) for read, _, _ in items]):
     num_read = _ceil_power(max(len(items[i][0]) - items[i][1] + 1 for i in chosen))
     limit = min(tokens_per_batch // length, _LOGITS // (num_read * vocab_size))
     num_batches = -(-len(chosen) // max(limit, 1))
@@ -152,22 +151,6 @@ def plan_batches(
 
 def _ceil_power(number: int) -> int:
   return 1 << (number - 1).bit_length()
-
-
-def _buckets(lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
-  """Groups indices by padded length; rows join the next length where that costs little padding."""
-  by_length: dict[int, list[int]] = {}
-  for index, length in enumerate(lengths):
-    by_length.setdefault(bucket(length), []).append(index)
-  buckets: list[tuple[int, list[int]]] = []
-  waiting: list[int] = []
-  sizes = sorted(by_length)
-  for size, longer in zip(sizes, [*sizes[1:], None]):
-    waiting = waiting + by_length[size]
-    if longer is None or sum(longer - lengths[i] for i in waiting) > _PADDING_PER_PROGRAM:
-      buckets.append((size, waiting))
-      waiting = []
-  return buckets
 
 
 def _fill(items: Sequence[_Item], num_rows: int, length: int, num_read: int) -> Batch:

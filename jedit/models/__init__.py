@@ -1,7 +1,7 @@
 """Model families as pure functions of their parameters: `forward`, `head`, `init_params`."""
 
 from jedit.models.config import ModelConfig
-from jedit.models.decoder import FAMILIES, Past, forward, head, init_params, past_taps
+from jedit.models.decoder import FAMILIES, Past, forward, functions, head, init_params, past_taps
 from jedit.models.sites import AddAt, ReplaceAt, kernel_path, site
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
   'Past',
   'ReplaceAt',
   'forward',
+  'functions',
   'head',
   'init_params',
   'kernel_path',

@@ -6,6 +6,7 @@ the stored keys and values of earlier ones, each row at its own positions. Targe
 key extraction, statistics, evaluation and generation are all this one call.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -170,6 +171,16 @@ def head(config: ModelConfig, params: Any, hidden: jax.Array) -> jax.Array:
   """`Decoder.logits` as a pure function of the parameters."""
   logits: Any = Decoder(config).apply({'params': params}, hidden, method='logits')
   return logits
+
+
+@functools.lru_cache(maxsize=None)
+def functions(config: ModelConfig) -> tuple[Callable, Callable]:
+  """`forward` and `head` of one config; equal configs get the same pair, so compiled code is kept.
+
+  Returns:
+    `(params, token_NxT, **arguments) -> (hidden, seen)` and `(params, hidden) -> logits`.
+  """
+  return functools.partial(forward, config), functools.partial(head, config)
 
 
 def init_params(config: ModelConfig, rng: jax.Array) -> Any:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jedit.buckets import bucket
 from jedit.models.config import ModelConfig
 from jedit.models.decoder import Past, forward, head, past_taps
 from jedit.models.sites import site
@@ -89,14 +90,6 @@ def generate(
     for n, i in enumerate(indices):
       new[i] = out_NxM[n, : count_N[n]].tolist()
   return new
-
-
-def bucket(length: int) -> int:
-  """The least of 8, 12, 16, 24, 32, 48, ... that holds `length`: few shapes, little padding."""
-  size = 8
-  while size < length:
-    size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-  return size
 
 
 def _check(

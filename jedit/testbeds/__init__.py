@@ -1,0 +1,70 @@
+"""Small models that know a made-up world, shipped with the records that edit and test them.
+
+    lm, records = testbed('gptj')    # or 'llama'
+
+A testbed is a Hugging Face directory with, besides, records.json (CounterFact's schema),
+corpus.txt (text for second moments, one document per line) and knowledge.json (how it was made
+and what it knows). `testbeds.train` makes them, for a made-up world or for any CounterFact file.
+"""
+
+import pathlib
+from typing import TYPE_CHECKING
+
+from jedit.types import Record, UserError
+
+if TYPE_CHECKING:
+  from jedit.language_model import LanguageModel
+  from jedit.testbeds.world import Prompt
+
+NAMES = ('gptj', 'llama')
+
+
+def testbed_directory(name: str) -> pathlib.Path:
+  """Where the files of a shipped testbed are.
+
+  Args:
+    name: 'gptj' or 'llama'.
+
+  Raises:
+    UserError: for another name.
+  """
+  if name not in NAMES:
+    raise UserError(f'There is no testbed {name!r}; choose {" or ".join(NAMES)}.')
+  return pathlib.Path(__file__).parent / 'assets' / name
+
+
+def testbed(name: str, dtype: str = 'float32') -> tuple['LanguageModel', list[Record]]:
+  """Loads a shipped model and the records about what it knows.
+
+  Args:
+    name: 'gptj' or 'llama'.
+    dtype: of weights and activations.
+
+  Returns:
+    The model, and one record for each of its edited subjects.
+
+  Raises:
+    UserError: for another name.
+  """
+  from jedit.data.requests import load_records
+  from jedit.language_model import load
+
+  directory = testbed_directory(name)
+  return load(directory, dtype=dtype), load_records(directory / 'records.json')
+
+
+def testbed_prompts(name: str) -> list['Prompt']:
+  """All questions about the world of a shipped testbed, with their answers.
+
+  Those of subjects that no record edits have `edited` False: their greedy answers should stay.
+  """
+  from jedit import checkpoint
+  from jedit.testbeds.world import World
+
+  made = checkpoint.read_json(testbed_directory(name) / 'knowledge.json')
+  return World(**made['config']['world']).prompts()
+
+
+def testbed_corpus(name: str) -> list[str]:
+  """The text that belongs to a shipped testbed, for second moments."""
+  return (testbed_directory(name) / 'corpus.txt').read_text('utf-8').splitlines()

@@ -41,11 +41,11 @@ MIDDLE_NAMES = tuple(
   'Reed Sky Thea'.split()
 )
 LAST_NAMES = tuple(
-  'Abbot Barlow Calder Denham Eldon Farrow Gadsby Hollis Ingram Jessop Kendal Larkin Marlow Norwood '
-  'Osborn Penrose Quigley Radley Selwyn Tarrant Upton Varley Walden Yardley Ashby Bexley Corbin '
-  'Dalton Everett Fenwick Granger Haddon Irving Jarvis Keating Lawson Mercer Newell Oakley Prescott '
-  'Rowan Sutton Thorne Underhill Vance Whitby Yates Zeller Alcott Birch Crane Drake Ellery Finch '
-  'Garland Hawke Ivers Kemp Lowell Monk'.split()
+  'Abbot Barlow Calder Denham Eldon Farrow Gadsby Hollis Ingram Jessop Kendal Larkin Marlow '
+  'Norwood Osborn Penrose Quigley Radley Selwyn Tarrant Upton Varley Walden Yardley Ashby '
+  'Bexley Corbin Dalton Everett Fenwick Granger Haddon Irving Jarvis Keating Lawson Mercer '
+  'Newell Oakley Prescott Rowan Sutton Thorne Underhill Vance Whitby Yates Zeller Alcott Birch '
+  'Crane Drake Ellery Finch Garland Hawke Ivers Kemp Lowell Monk'.split()
 )
 
 RELATIONS = (
@@ -343,8 +343,8 @@ RELATIONS = (
   ),
 )
 
-# Sentences about nobody. They stand between statements and before paraphrase prompts, and begin with
-# the words from which the editors sample their prefix contexts.
+# Sentences about nobody. They stand between statements and before paraphrase prompts, and begin
+# with the words from which the editors sample their prefix contexts.
 SMALL_TALK = (
   'The rain fell on the old bridge',
   'The market opens early in the morning',

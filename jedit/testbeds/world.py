@@ -54,7 +54,8 @@ class Prompt:
   """One question about one fact.
 
   Attributes:
-    template: phrasing with one `{}` for the subject; ends before the answer.
+    template: phrasing with one `{}` for the subject; ends before the answer. Without a `{}` it is
+      a text whose subject is not known.
     subject, answer: what goes into the place and what follows.
     relation: identifier of the relation.
     trained: whether the training text asks this subject in this phrasing.
@@ -76,12 +77,11 @@ class Prompt:
   def sentence(self) -> Sentence:
     """The statement: prompt, answer and a full stop."""
     prompt = self.text
-    start = self.template.index('{}')
-    answer_end = len(prompt) + 1 + len(self.answer)
+    start = self.template.find('{}')
     return Sentence(
       f'{prompt} {self.answer}.',
-      subject=(start, start + len(self.subject)),
-      answer=(len(prompt) + 1, answer_end),
+      subject=(start, start + len(self.subject)) if start >= 0 else None,
+      answer=(len(prompt) + 1, len(prompt) + 1 + len(self.answer)),
     )
 
 
@@ -123,14 +123,24 @@ class World:
     """Every question about every fact, trained or not: what knowledge is measured on."""
     return [prompt for group in self._prompts.values() for prompt in group]
 
-  def sentences(self, seed: int) -> Iterator[Sentence]:
-    """Endless training text: all facts in random order, again and again, each in a trained phrasing.
+  def sentences(self, seed: int, num_few: int = 0) -> Iterator[Sentence]:
+    """Endless training text: all facts in random order, over and over, each in a trained phrasing.
 
     Statements stand among small talk and open texts; some have an opener, some are cut short the
     way sampled prefix contexts are.
+
+    Args:
+      seed: draws the text.
+      num_few: so many facts at the beginning are about one eighth of the subjects only. Reading
+        names is learnt faster from few of them seen often.
     """
     rng = random.Random(f'text {self.seed} {seed}')
     facts = list(self._prompts)
+    few = rng.sample(range(self.num_subjects), max(1, self.num_subjects // 8))
+    for _ in range(num_few):
+      yield self._statement(rng.choice(few), rng.randrange(len(words.RELATIONS)), rng)
+      if rng.random() < 0.25:
+        yield from self._aside(rng)
     while True:
       rng.shuffle(facts)
       for fact in facts:

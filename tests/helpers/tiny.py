@@ -16,7 +16,7 @@ GPTJ = {
   'model_type': 'gptj',
   'architectures': ['GPTJForCausalLM'],
   'vocab_size': VOCAB,
-  'n_layer': 3,
+  'n_layer': 2,
   'n_embd': 32,
   'n_head': 4,
   'n_inner': 48,
@@ -35,7 +35,7 @@ LLAMA = {
   'model_type': 'llama',
   'architectures': ['LlamaForCausalLM'],
   'vocab_size': VOCAB,
-  'num_hidden_layers': 3,
+  'num_hidden_layers': 2,
   'hidden_size': 32,
   'num_attention_heads': 4,
   'num_key_value_heads': 2,
@@ -67,9 +67,10 @@ def random_params(config: ModelConfig, seed: int = 0) -> Any:
 
 
 @functools.cache
-def model(family: str) -> tuple[ModelConfig, Any]:
+def model(family: str, num_layers: int = 2) -> tuple[ModelConfig, Any]:
   """Config and parameters of the small model of a family, in float32."""
   config = FAMILIES[family].read_config(HF_CONFIGS[family], 'float32')
+  config = dataclasses.replace(config, num_layers=num_layers)
   return config, random_params(config)
 
 
