@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from helpers import tiny
 from safetensors.numpy import load_file, save_file
 
+from helpers import tiny
 from jedit.models import FAMILIES, forward, head, kernel_path
 from jedit.models.convert import load_directory, save_directory
 from jedit.models.sites import PLACES, site
@@ -36,22 +36,28 @@ DYNAMIC = {'rope_type': 'dynamic', 'rope_theta': 10000.0, 'factor': 2.0}
 # Family, config fields, and the length of the longest row where it matters.
 CASES = {
   'gptj_partial_rotary': ('gptj', {}, 12),
-  'gptj_full_rotary': ('gptj', {'rotary_dim': 8}, 12),
-  'gptj_default_ffn': ('gptj', {'n_inner': None}, 12),
-  'gptj_tied': ('gptj', {'tie_word_embeddings': True}, 12),
-  'gptj_exact_gelu': ('gptj', {'activation_function': 'gelu'}, 12),
+  'gptj_full_rotary_default_ffn': ('gptj', {'rotary_dim': 8, 'n_inner': None}, 12),
+  'gptj_tied_exact_gelu': (
+    'gptj',
+    {'tie_word_embeddings': True, 'activation_function': 'gelu'},
+    12,
+  ),
   'llama_gqa': ('llama', {}, 12),
-  'llama_mha': ('llama', {'num_key_value_heads': 4}, 12),
-  'llama_mha_by_default': ('llama', {'num_key_value_heads': None}, 12),
-  'llama_one_kv_head': ('llama', {'num_key_value_heads': 1}, 12),
-  'llama_wide_heads': ('llama', {'head_dim': 12}, 12),
-  'llama_biases': ('llama', {'attention_bias': True, 'mlp_bias': True}, 12),
+  'llama_mha_biases': (
+    'llama',
+    {'num_key_value_heads': 4, 'attention_bias': True, 'mlp_bias': True},
+    12,
+  ),
+  'llama_one_kv_head_wide_heads': ('llama', {'num_key_value_heads': 1, 'head_dim': 12}, 12),
   'llama_tied': ('llama', {'tie_word_embeddings': True}, 12),
-  'llama_theta': ('llama', {'rope_parameters': {'rope_type': 'default', 'rope_theta': 5e5}}, 12),
-  'llama_old_theta': ('llama', {'rope_theta': 5e5, 'rope_scaling': None}, 12),
+  'llama_old_theta_mha_by_default': (
+    'llama',
+    {'rope_theta': 5e5, 'rope_scaling': None, 'num_key_value_heads': None},
+    12,
+  ),
   'llama_linear': (
     'llama',
-    {'rope_parameters': {'rope_type': 'linear', 'rope_theta': 10000.0, 'factor': 4.0}},
+    {'rope_parameters': {'rope_type': 'linear', 'rope_theta': 5e5, 'factor': 4.0}},
     12,
   ),
   'llama_old_linear': ('llama', {'rope_scaling': {'type': 'linear', 'factor': 4.0}}, 12),
@@ -131,6 +137,14 @@ def _our_sites(config, params, token_NxT):
   return jax.device_get(run(params, token_NxT))
 
 
+def _assert_close(ours, theirs, length_N, name):
+  """Compares the real tokens of right-padded rows."""
+  for n, length in enumerate(length_N):
+    np.testing.assert_allclose(
+      ours[n, :length], theirs[n, :length], rtol=0, atol=ATOL, err_msg=name
+    )
+
+
 def _assert_same(path, longest):
   config, params, _ = load_directory(path)
   length_N = (longest, longest - 3, 5)
@@ -138,12 +152,9 @@ def _assert_same(path, longest):
   logits, seen = _our_sites(config, params, token_NxT)
   torch_logits, torch_seen = _torch_sites(_torch_model(path), token_NxT, length_N)
   assert set(seen) == set(torch_seen)
-  for n, length in enumerate(length_N):
-    np.testing.assert_allclose(logits[n, :length], torch_logits[n, :length], rtol=0, atol=ATOL)
-    for name, value in seen.items():
-      np.testing.assert_allclose(
-        value[n, :length], torch_seen[name][n, :length], rtol=0, atol=ATOL, err_msg=name
-      )
+  _assert_close(logits, torch_logits, length_N, 'logits')
+  for name, value in seen.items():
+    _assert_close(value, torch_seen[name], length_N, name)
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -153,24 +164,19 @@ def test_logits_and_sites_equal_transformers(case, tmp_path):
 
 
 @pytest.mark.parametrize('model', ['gptj_a', 'llama_a', 'llama_gqa_a'])
-def test_logits_and_sites_of_golden_models_equal_transformers(model, shared):
-  path = shared / 'golden' / 'models' / model
-  if not path.is_dir():
-    pytest.skip(f'{path} is absent')
-  _assert_same(path, 20)
-
-
-@pytest.mark.parametrize('model', ['gptj_a', 'llama_a', 'llama_gqa_a'])
-def test_golden_logits(model, shared):
+def test_golden_models(model, shared):
   path = shared / 'golden' / 'models' / model
   if not path.is_dir():
     pytest.skip(f'{path} is absent')
   golden = np.load(path / 'logits.npz')
+  token_NxT, length_N = jnp.asarray(golden['test_ids'], jnp.int32), golden['test_lengths']
   config, params, _ = load_directory(path)
-  logits, _ = _our_sites(config, params, jnp.asarray(golden['test_ids'], jnp.int32))
-  for n, length in enumerate(golden['test_lengths']):
-    expected = golden['logits_hf_float32'][n, :length]
-    np.testing.assert_allclose(logits[n, :length], expected, rtol=0, atol=ATOL)
+  logits, seen = _our_sites(config, params, token_NxT)
+  torch_logits, torch_seen = _torch_sites(_torch_model(path), token_NxT, length_N)
+  _assert_close(logits, golden['logits_hf_float32'], length_N, 'stored logits')
+  _assert_close(logits, torch_logits, length_N, 'logits')
+  for name, value in seen.items():
+    _assert_close(value, torch_seen[name], length_N, name)
 
 
 def test_checkpoints_of_older_programs(tmp_path):
