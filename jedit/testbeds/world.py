@@ -9,6 +9,7 @@ the subjects are never edited; neighbourhood and attribute prompts are about tho
 """
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -136,14 +137,9 @@ class World:
     """
     rng = random.Random(f'text {self.seed} {seed}')
     facts = list(self._prompts)
-    few = rng.sample(range(self.num_subjects), max(1, self.num_subjects // 8))
-    for _ in range(num_few):
-      yield self._statement(rng.choice(few), rng.randrange(len(words.RELATIONS)), rng)
-      if rng.random() < 0.25:
-        yield from self._aside(rng)
-    while True:
-      rng.shuffle(facts)
-      for fact in facts:
+    few = [fact for fact in facts if fact[0] % 8 == 0]
+    for part in itertools.chain([rng.choices(few, k=num_few)], itertools.repeat(facts)):
+      for fact in rng.sample(part, len(part)):
         sentence = self._statement(*fact, rng)
         if rng.random() < 0.2:
           sentence = sentence.preceded_by(rng.choice(words.OPENERS))
