@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from helpers import tiny
 
+from helpers import tiny
 from jedit.models import (
   FAMILIES,
   AddAt,

@@ -1,7 +1,6 @@
 """A real LLaMA, trained by others in another program, tells its story through our loader."""
 
 from helpers import llama2c
-
 from jedit.models import convert
 from jedit.models.generate import generate
 
