@@ -93,7 +93,11 @@ def _embed(forward: Callable, params, token_NxT) -> jax.Array:
 def _block(forward: Callable, params, hidden_NxTxD, last_N, place: str | None) -> jax.Array:
   """One block: its output, or with a place that place's value at each row's last token."""
   taps = () if place is None else (site(0, place),)
-  hidden_NxTxD, seen = forward(params, None, hidden_NxTxD=hidden_NxTxD, stop=1, taps=taps)
+  # Padding takes the last position: dynamic rotary scaling looks at the largest one.
+  position_NxT = jnp.minimum(jnp.arange(hidden_NxTxD.shape[1])[None], last_N[:, None])
+  hidden_NxTxD, seen = forward(
+    params, hidden_NxTxD=hidden_NxTxD, stop=1, position_NxT=position_NxT, taps=taps
+  )
   if place is None:
     return hidden_NxTxD
   value = jnp.take_along_axis(seen[site(0, place)], last_N[:, None, None], axis=1)

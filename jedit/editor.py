@@ -125,7 +125,10 @@ def edit(
 
   run, read_out = functions(lm.config)
   timers = Timers({'targets': 0.0, 'keys': 0.0, 'solve': 0.0})
-  params, updates, keys, residuals = lm.params, {}, {}, {}
+  params = lm.params
+  updates: dict[str, Update] = {}
+  keys: dict[Kernel, np.ndarray] = {}
+  residuals: dict[Kernel, np.ndarray] = {}
   targets: list[Targets] = []
   signature = _signature(lm, method, requests, groups)
   for number, names in enumerate(method.stages):

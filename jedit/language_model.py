@@ -81,7 +81,9 @@ class LanguageModel:
       raise UserError(f'Patch {patch.id} is not applied to this model; there is nothing to revert.')
     return dataclasses.replace(self, patches=left, params={})
 
-  def forward(self, token_NxT: jax.Array | None = None, **arguments: Any):
+  def forward(
+    self, token_NxT: jax.Array | None = None, **arguments: Any
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Runs blocks; see `jedit.models.decoder.Decoder.__call__`."""
     return forward(self.config, self.params, token_NxT, **arguments)
 
@@ -173,7 +175,9 @@ class LanguageModel:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _last_logits(config: ModelConfig, params, token_NxT, length_N) -> jax.Array:
-  hidden_NxTxD, _ = forward(config, params, token_NxT)
+  # Padding takes the last position: dynamic rotary scaling looks at the largest one.
+  position_NxT = jnp.minimum(jnp.arange(token_NxT.shape[1])[None], (length_N - 1)[:, None])
+  hidden_NxTxD, _ = forward(config, params, token_NxT, position_NxT=position_NxT)
   last_Nx1x1 = (length_N - 1)[:, None, None]
   return head(config, params, jnp.take_along_axis(hidden_NxTxD, last_Nx1x1, axis=1)[:, 0])
 

@@ -13,8 +13,8 @@ import numpy as np
 from jedit.checkpoint import read_tensors, write_tensors
 from jedit.data.edit_rows import Block, BlockArrays, EditRows, block_arrays, cut_blocks
 from jedit.log import Progress
-from jedit.target import TRACE_COLUMNS, PlacedDelta, RowBatch, TargetOptimiser
 from jedit.recipe import Objective
+from jedit.target import TRACE_COLUMNS, PlacedDelta, RowBatch, TargetOptimiser
 from jedit.types import UserError
 
 # Steps between two looks at whether all edits of a block have stopped: a look waits for the device.

@@ -121,7 +121,7 @@ class Objective:
     nll_switch: PMET's released rule: while all target tokens are the most probable ones in every
       context, the next evaluation uses a tenth of nll_factor, and once the KL term is at most 0.01
       there, the edit stops.
-    decay_form: 'released' is weight_decay · ‖δ‖ / ‖v₀‖²; 'norm' is weight_decay · ‖δ‖ (JEEP, eq. 11).
+    decay_form: 'released' is weight_decay · ‖δ‖ / ‖v₀‖², 'norm' weight_decay · ‖δ‖ (JEEP, eq. 11).
     stop_loss: an edit stops when its loss falls below this; None never does.
     stop_probability: an edit stops when the mean over contexts of exp(-mean nll) reaches this.
   """

@@ -110,7 +110,9 @@ def statistics(
   """
   for layer in layers:
     if not 0 <= layer < lm.config.num_layers:
-      raise UserError(f'Layer {layer} is outside the model, which has 0 to {lm.config.num_layers - 1}.')
+      raise UserError(
+        f'Layer {layer} is outside the model, which has 0 to {lm.config.num_layers - 1}.'
+      )
   for name in sites:
     if name not in KERNEL_INPUT:
       raise UserError(f'There is no site {name!r}; choose {" or ".join(KERNEL_INPUT)}.')

@@ -20,7 +20,9 @@ from jedit.types import UserError
 class Solver(Protocol):
   """Settings of a solve; called with the keys of one kernel."""
 
-  def __call__(self, cov_FxF: np.ndarray, key_BxF: np.ndarray, bare_key_BxF: np.ndarray) -> np.ndarray:
+  def __call__(
+    self, cov_FxF: np.ndarray, key_BxF: np.ndarray, bare_key_BxF: np.ndarray
+  ) -> np.ndarray:
     """Left factor of the update.
 
     Args:

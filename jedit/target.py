@@ -22,6 +22,8 @@ from flax import struct
 from jedit.models import AddAt, Past, past_taps, site
 from jedit.recipe import Delta, Objective
 
+Array = jax.Array | np.ndarray  # rows are made on the host and traced on the device
+
 TRACE_COLUMNS = ('loss', 'nll', 'kl', 'decay', 'probability', 'all_top', 'nll_factor')
 
 
@@ -51,14 +53,14 @@ class RowBatch:
     kl_token_BxT: "{subject} is a"; kl_start_B: its subject's last token, the window.
   """
 
-  token_BxPxT: np.ndarray
-  start_BxP: np.ndarray
-  delta_at_BxP: Mapping[str, np.ndarray]
-  read_at_BxPxJ: np.ndarray
-  label_BxPxJ: np.ndarray
-  label_mask_BxPxJ: np.ndarray
-  kl_token_BxT: np.ndarray
-  kl_start_B: np.ndarray
+  token_BxPxT: Array
+  start_BxP: Array
+  delta_at_BxP: Mapping[str, Array]
+  read_at_BxPxJ: Array
+  label_BxPxJ: Array
+  label_mask_BxPxJ: Array
+  kl_token_BxT: Array
+  kl_start_B: Array
 
 
 @struct.dataclass
@@ -171,7 +173,9 @@ class TargetOptimiser:
     )
     kl_past = jax.tree.map(lambda x: x[:, None], kl_past)
     zeros = jax.tree.map(jnp.zeros_like, init_BxD)
-    kl_start_BxV = jax.vmap(self._kl_logp, in_axes=(None, 0, 0, 0))(params, zeros, kl_hidden, kl_past)
+    kl_start_BxV = jax.vmap(self._kl_logp, in_axes=(None, 0, 0, 0))(
+      params, zeros, kl_hidden, kl_past
+    )
     return Window(
       hidden_BxPxSxD=per_edit(hidden),
       past=jax.tree.map(per_edit, earlier),
@@ -222,8 +226,10 @@ class TargetOptimiser:
     edits = {}
     for placed in self.deltas:
       at_P = rows.delta_at_BxP[placed.delta.name]
-      delta_PxD = jnp.broadcast_to(delta_D[placed.delta.name], (len(at_P), len(delta_D[placed.delta.name])))
-      edits[placed.site] = AddAt(at_P, delta_PxD)
+      delta_PxD = jnp.broadcast_to(
+        delta_D[placed.delta.name], (len(at_P), len(delta_D[placed.delta.name]))
+      )
+      edits[placed.site] = AddAt(jnp.asarray(at_P), delta_PxD)
     hidden_PxSxD = self._upper(params, window.hidden_BxPxSxD, window.past, edits)
     read_PxJxD = jnp.take_along_axis(hidden_PxSxD, rows.read_at_BxPxJ[..., None], axis=1)
     logits_PxJxV = self.head(params, read_PxJxD)

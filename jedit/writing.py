@@ -56,9 +56,7 @@ class RegionRows:
     self.context_rows = ClimbingRows(
       forward, [text.ids[: position(text, token) + 1] for text in with_context]
     )
-    self.bare_rows = ClimbingRows(
-      forward, [text.ids[: position(text, token) + 1] for text in bare]
-    )
+    self.bare_rows = ClimbingRows(forward, [text.ids[: position(text, token) + 1] for text in bare])
 
   def climb(self, params: Any, layer: int) -> None:
     self.context_rows.climb(params, layer)

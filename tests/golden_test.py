@@ -145,7 +145,9 @@ def _relative_by_row(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def _names(method: Recipe) -> dict[str, str]:
   """Our δ names to those of the reference files."""
-  return {d.name: 'layer' if d.name == 'block' else d.name for r in method.regions for d in r.deltas}
+  return {
+    d.name: 'layer' if d.name == 'block' else d.name for r in method.regions for d in r.deltas
+  }
 
 
 cases = pytest.mark.parametrize('case', _CASES, ids=lambda case: case.name)
@@ -226,7 +228,9 @@ def test_solves_of_the_stored_keys_are_exact(case):
         continue
       name = f'{kernel}__{layer}'
       key_BxF = outputs[f'keys__{name}']
-      if f'bare_key__{name}' not in outputs and getattr(region.solver, 'divide_by', '') == 'bare_key':
+      if (
+        f'bare_key__{name}' not in outputs and getattr(region.solver, 'divide_by', '') == 'bare_key'
+      ):
         continue  # the bare key is not stored; the end-to-end test covers it
       left = region.solver(stats.covariance(kernel, layer), key_BxF, key_BxF)
       assert _relative((left @ outputs[f'resid__{name}']).T, outputs[f'update__{name}']) < 1e-8

@@ -4,9 +4,9 @@ import itertools
 import json
 
 import numpy as np
-import tokenizer_helpers as helpers
 from absl.testing import absltest, parameterized
 
+import tokenizer_helpers as helpers
 from jedit.data import prompts
 
 

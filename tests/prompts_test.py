@@ -8,9 +8,9 @@ import tempfile
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
-import tokenizer_helpers as helpers
 from absl.testing import absltest, parameterized
 
+import tokenizer_helpers as helpers
 from jedit.data import prompts
 from jedit.types import UserError
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,12 @@ import numpy as np
 import transformers
 from absl.testing import absltest, parameterized
 
+from jedit import testbeds
 from jedit.configs import train_testbed_gptj, train_testbed_llama
 from jedit.data.requests import load_records
 from jedit.models import FAMILIES, forward, head
 from jedit.models.convert import load_directory
-from jedit.testbeds import knowledge, testbed, tracing
+from jedit.testbeds import knowledge, tracing
 from jedit.testbeds.known_facts import KnownFacts
 from jedit.testbeds.rows import Packer
 from jedit.testbeds.tokenizer import train_tokenizer
@@ -35,9 +37,14 @@ def _tiny(family):
 
 
 class TrainTest(parameterized.TestCase):
+  def _tempdir(self):
+    directory = tempfile.TemporaryDirectory()
+    self.addCleanup(directory.cleanup)
+    return pathlib.Path(directory.name)
+
   @parameterized.parameters('gptj', 'llama')
   def test_trains_and_writes_a_directory_that_transformers_loads(self, family):
-    workdir = pathlib.Path(self.create_tempdir().full_path)
+    workdir = self._tempdir()
     report = train(_tiny(family), workdir)
     self.assertLess(report['last_loss'], 6.0)  # ln(600) = 6.4 at the start
     model = workdir / 'model'
@@ -100,9 +107,9 @@ class TrainTest(parameterized.TestCase):
     config = _tiny('gptj')
     config.model.family = 'opt'
     with self.assertRaisesRegex(UserError, "no family 'opt'"):
-      train(config, self.create_tempdir().full_path)
+      train(config, self._tempdir())
     with self.assertRaisesRegex(UserError, 'gptj or llama'):
-      testbed('gpt2')
+      testbeds.testbed('gpt2')
 
 
 class KnowledgeTest(absltest.TestCase):

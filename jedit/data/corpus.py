@@ -45,7 +45,9 @@ def read_corpus(path: str | os.PathLike[str]) -> list[str]:
     try:
       text = file.read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as error:
-      raise UserError(f'The corpus {file} cannot be read ({error}); give a UTF-8 text file.') from error
+      raise UserError(
+        f'The corpus {file} cannot be read ({error}); give a UTF-8 text file.'
+      ) from error
     documents += [part.strip() for part in text.split('\n\n') if part.strip()]
   if not documents:
     raise UserError(f'There is no text in the corpus {path}; give a file or directory with text.')
@@ -73,7 +75,9 @@ def pack(
     UserError: if there is no text.
   """
   cap = min(max_document_tokens or row_tokens, row_tokens)
-  ids = tokenizer(list(documents), truncation=False, padding=False)['input_ids'] if documents else []
+  ids = (
+    tokenizer(list(documents), truncation=False, padding=False)['input_ids'] if documents else []
+  )
   rows: list[list[list[int]]] = []
   room = 0
   for document in ids:

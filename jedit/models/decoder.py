@@ -173,7 +173,7 @@ def head(config: ModelConfig, params: Any, hidden: jax.Array) -> jax.Array:
   return logits
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def functions(config: ModelConfig) -> tuple[Callable, Callable]:
   """`forward` and `head` of one config; equal configs get the same pair, so compiled code is kept.
 

@@ -132,13 +132,14 @@ class World:
 
     Args:
       seed: draws the text.
-      num_few: so many facts at the beginning are about one eighth of the subjects only. Reading
-        names is learnt faster from few of them seen often.
+      num_few: so many facts at the beginning are about a sixteenth of the subjects, and so many
+        more about a quarter. Reading names is learnt faster from few of them seen often.
     """
     rng = random.Random(f'text {self.seed} {seed}')
     facts = list(self._prompts)
-    few = [fact for fact in facts if fact[0] % 8 == 0]
-    for part in itertools.chain([rng.choices(few, k=num_few)], itertools.repeat(facts)):
+    few = [[fact for fact in facts if fact[0] % n == 0] for n in (16, 4)]
+    stages = [rng.choices(part, k=num_few) for part in few]
+    for part in itertools.chain(stages, itertools.repeat(facts)):
       for fact in rng.sample(part, len(part)):
         sentence = self._statement(*fact, rng)
         if rng.random() < 0.2:
