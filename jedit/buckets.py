@@ -14,26 +14,30 @@ def bucket(length: int, smallest: int = 8) -> int:
   return size
 
 
-def group_by_length(lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
+def group_by_length(
+  lengths: Sequence[int], smallest: int = 8, padding: float = _PADDING_PER_PROGRAM
+) -> list[tuple[int, list[int]]]:
   """Groups rows by padded length.
 
   A group joins the next longer one where that adds little padding.
 
   Args:
     lengths: tokens of each row.
+    smallest: padded length to begin with.
+    padding: tokens of padding that are worth a program of their own.
 
   Returns:
     (padded length, indices of the rows), ascending.
   """
   by_length: dict[int, list[int]] = {}
   for index, length in enumerate(lengths):
-    by_length.setdefault(bucket(length), []).append(index)
+    by_length.setdefault(bucket(length, smallest), []).append(index)
   groups: list[tuple[int, list[int]]] = []
   waiting: list[int] = []
   sizes = sorted(by_length)
   for size, longer in zip(sizes, [*sizes[1:], None], strict=True):
     waiting = waiting + by_length[size]
-    if longer is None or sum(longer - lengths[i] for i in waiting) > _PADDING_PER_PROGRAM:
+    if longer is None or sum(longer - lengths[i] for i in waiting) > padding:
       groups.append((size, waiting))
       waiting = []
   return groups

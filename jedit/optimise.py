@@ -71,7 +71,7 @@ def optimise_targets(
   """
   tokens = tuple(dict.fromkeys(placed.token for placed in deltas))
   optimiser = _optimiser(forward, head, num_layers, deltas, objective)
-  blocks = cut_blocks(rows, tokens, batch_size)
+  blocks = cut_blocks(rows, tokens, batch_size, objective.num_steps)
   names = [placed.delta.name for placed in deltas]
   found: list[dict[str, np.ndarray]] = []
   with Progress('targets', total=len(rows), unit='edits') as progress:
@@ -79,14 +79,15 @@ def optimise_targets(
       key = _block_key(signature, rows, block)
       path = None if store is None else store / f'block-{number}.safetensors'
       result = _stored(path, key)
-      if result is None:
-        result = _run_block(optimiser, params, block_arrays(rows, block, tokens), block)
+      if result is not None:
+        progress.update(len(block.indices))
+      else:
+        arrays = block_arrays(rows, block, tokens)
+        result = _run_block(optimiser, params, arrays, block, progress)
         _check_finite(result, rows, block, names)
         if path is not None:
           write_tensors(path, result, {'key': key})
       found.append(result)
-      mean_steps = result['num_steps'].mean()
-      progress.update(len(block.indices), f'{mean_steps:.1f} evaluations each')
 
   order = np.concatenate([block.indices for block in blocks])
 
@@ -113,7 +114,7 @@ def _optimiser(*arguments: Any) -> TargetOptimiser:
 
 
 def _run_block(
-  optimiser: TargetOptimiser, params: Any, arrays: BlockArrays, block: Block
+  optimiser: TargetOptimiser, params: Any, arrays: BlockArrays, block: Block, progress: Progress
 ) -> dict[str, np.ndarray]:
   """Optimises one block until all of its edits have stopped; arrays of the used slots."""
   batch = RowBatch(
@@ -132,12 +133,16 @@ def _run_block(
   window = optimiser.prepare(params, batch, window=block.window, past=block.past)
   state = optimiser.init(window, arrays.is_used_B)
   trace = []
-  num_steps = optimiser.objective.num_steps
+  num_steps, num_done = optimiser.objective.num_steps, 0
   for step in range(1, num_steps + 1):
     state, evaluation = optimiser.step(params, window, batch, state)
     trace.append(evaluation)
-    if step % _STEPS_PER_LOOK == 0 and bool(state.is_done_B.all()):
-      break
+    if step % _STEPS_PER_LOOK == 0 or step == num_steps:
+      now_done = int(state.is_done_B[: len(block.indices)].sum())
+      progress.update(now_done - num_done, f'evaluation {step} of at most {num_steps}')
+      num_done = now_done
+      if num_done == len(block.indices):
+        break
   used = slice(len(block.indices))
   trace_BxEx7 = np.full((len(block.indices), num_steps, len(TRACE_COLUMNS)), np.nan, np.float32)
   trace_BxEx7[:, : len(trace)] = np.stack([np.asarray(t)[used] for t in trace], axis=1)

@@ -325,6 +325,6 @@ def _clip(delta_BxD: jax.Array, init_BxD: jax.Array, factor: float) -> jax.Array
   return delta_BxD * scale_B[:, None]
 
 
-def _take(x_NxTxD: jax.Array, at_N: jax.Array) -> jax.Array:
+def _take(x_NxTxD: jax.Array, at_N: Array) -> jax.Array:
   """The vector of each row at its own token: [N, D]."""
   return jnp.take_along_axis(x_NxTxD, jnp.asarray(at_N)[:, None, None], axis=1)[:, 0]

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import transformers
 
-from jedit.buckets import bucket
+from jedit.buckets import bucket, group_by_length
 from jedit.data.prompts import Encoded, Row, encode_many, pad
 from jedit.types import Request, UserError
 
 Contexts = tuple[tuple[str, ...], ...]
+
+# Window tokens run in vain, over all steps, that a compiled program of their own is worth.
+_PADDING_PER_PROGRAM = 2**17
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,40 +109,40 @@ class Block:
   kl_tokens: int
 
 
-def cut_blocks(rows: Sequence[EditRows], tokens: Sequence[str], batch_size: int) -> list[Block]:
-  """Groups edits of similar lengths in blocks of `batch_size`.
+def cut_blocks(
+  rows: Sequence[EditRows], tokens: Sequence[str], batch_size: int, num_steps: int
+) -> list[Block]:
+  """Groups edits of similar windows in blocks of few shapes.
 
   Args:
     rows: all edits.
     tokens: where δ are added: 'subject_last', 'prompt_last' or both.
-    batch_size: B; a smaller list makes one block of its own size.
+    batch_size: the largest B; blocks share the edits of a shape evenly, so that little of the
+      last is empty.
+    num_steps: how often a block is run, which decides when a shape of its own pays.
   """
-  size = min(batch_size, len(rows))
-
-  def lengths(edit: EditRows) -> tuple[int, int, int, int, int]:
+  windows = []
+  for edit in rows:
     starts = [window_start(text, tokens) for text in edit.with_target]
     inputs = [len(text.ids) - 1 for text in edit.with_target]
-    window = max(end - start for start, end in zip(starts, inputs, strict=True))
-    targets = max(len(text.target_ids) for text in edit.with_target)
-    return window, targets, max(starts), max(inputs), len(edit.kl.ids)
-
-  all_lengths = [lengths(edit) for edit in rows]
-  order = sorted(range(len(rows)), key=lambda i: (all_lengths[i][:3], i))
-  blocks = []
-  for first in range(0, len(order), size):
-    indices = tuple(order[first : first + size])
-    window, targets, past, tokens_max, kl = np.max([all_lengths[i] for i in indices], axis=0)
-    blocks.append(
-      Block(
-        indices=indices,
-        size=size,
-        window=bucket(int(window), 1),
-        past=bucket(int(past)),
-        num_tokens=bucket(int(tokens_max)),
-        num_targets=bucket(int(targets), 1),
-        kl_tokens=bucket(int(kl)),
-      )
+    windows.append(max(end - start for start, end in zip(starts, inputs, strict=True)))
+  padding = _PADDING_PER_PROGRAM / (num_steps * len(rows[0].with_target))
+  blocks: list[Block] = []
+  for window, indices in group_by_length(windows, smallest=1, padding=padding):
+    texts = [text for i in indices for text in rows[i].with_target]
+    size = -(-len(indices) // -(-len(indices) // batch_size))
+    shape = Block(
+      indices=(),
+      size=size,
+      window=window,
+      past=bucket(max(window_start(text, tokens) for text in texts)),
+      num_tokens=bucket(max(len(text.ids) - 1 for text in texts)),
+      num_targets=bucket(max(len(text.target_ids) for text in texts), smallest=1),
+      kl_tokens=bucket(max(len(rows[i].kl.ids) for i in indices)),
     )
+    for first in range(0, len(indices), size):
+      part = tuple(indices[first : first + size])
+      blocks.append(dataclasses.replace(shape, indices=part))
   return blocks
 
 
