@@ -34,6 +34,7 @@ ROOMS = (
   'jedit.climb jedit.target',
   'jedit.optimise jedit.writing',
   'jedit.methods',
+  'jedit.presets',
   'jedit.contexts',
   'jedit.editor',
   'jedit.evals',

@@ -1,0 +1,50 @@
+r"""PMET on the shipped GPT-J testbed, a small model that knows a made-up world.
+
+python -m jedit.main --config=configs/pmet_testbed_gptj.py --config.data.num_edits=200
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.task = 'edit'  # or stats, evaluate, export
+  c.seed = 0
+  c.model = dict(
+    name='testbed-gptj',
+    path='',  # a Hugging Face directory; empty for the shipped model of this name
+    dtype='float32',
+  )
+  c.data = dict(
+    records='',  # a CounterFact, zsRE or EasyEdit file; empty for the records beside the model
+    kind='',  # told from the file
+    num_edits=100,
+    selection='first',  # or random, with the seed
+  )
+  c.method = dict(
+    name='pmet',
+    layers=(2, 3, 4),
+    cov_weight=20.0,  # λ
+    learning_rate=0.3,
+    num_steps=80,
+    clip_factor=50.0,  # ‖δ‖ <= 50 ‖v₀‖
+    weight_decay=0.01,  # the norms of a small model are small, and this term divides by them
+    kl_factor=0.0625,
+  )
+  c.contexts = ''  # a contexts.json; empty samples from the model
+  c.statistics = dict(
+    corpus='',  # text file or directory; empty for the text beside the model
+    file='',  # where to keep them for other runs too; empty for the workdir
+    max_documents=0,  # 0 for all
+    row_tokens=0,  # 0 for the model's positions, at most 512
+    batch_tokens=8192,
+  )
+  c.edit = dict(batch_size=128)  # edits optimised at once
+  c.evaluation = dict(
+    unedited=1000,  # questions about subjects that are not edited
+    samples=3,  # texts generated before and after
+    new_tokens=30,
+  )
+  c.patches = ''  # evaluate, export: files or workdirs; empty for the patch in the workdir
+  c.export = dict(path='', dtype='')  # empty for `model` in the workdir, and the model's dtype
+  return c

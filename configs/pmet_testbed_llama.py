@@ -1,0 +1,14 @@
+r"""PMET on the shipped LLaMA testbed.
+
+python -m jedit.main --config=configs/pmet_testbed_llama.py --config.data.num_edits=200
+"""
+
+from ml_collections import config_dict
+
+from jedit.configs import pmet_testbed_gptj
+
+
+def get_config() -> config_dict.ConfigDict:
+  c = pmet_testbed_gptj.get_config()
+  c.model.name = 'testbed-llama'
+  return c

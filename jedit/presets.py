@@ -1,0 +1,32 @@
+"""Published and tuned settings by name: the method sections of the shipped configs."""
+
+import importlib
+import pathlib
+
+from jedit import configs, methods
+from jedit.recipe import Recipe
+from jedit.types import UserError
+
+
+def preset(method: str, model: str) -> Recipe:
+  """The recipe of a shipped config.
+
+  Args:
+    method: such as 'pmet'.
+    model: such as 'testbed-gptj', for configs/pmet_testbed_gptj.py.
+
+  Raises:
+    UserError: where there is no such config; lists those that exist.
+  """
+  if (method, model) not in names():
+    known = ', '.join(f'{each!r} for {on!r}' for each, on in names())
+    raise UserError(f'There is no preset {method!r} for {model!r}; choose {known}.')
+  module = importlib.import_module(f'jedit.configs.{method}_{model.replace("-", "_")}')
+  return methods.get(**module.get_config().method.to_dict())
+
+
+def names() -> list[tuple[str, str]]:
+  """All presets as (method, model)."""
+  stems = sorted(file.stem for path in configs.__path__ for file in pathlib.Path(path).glob('*.py'))
+  pairs = [stem.partition('_') for stem in stems]
+  return [(m, model.replace('_', '-')) for m, _, model in pairs if m in methods.METHODS and model]

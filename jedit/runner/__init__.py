@@ -1,0 +1,169 @@
+"""One experiment from its config to the files of its workdir.
+
+A run is a row of stages. Each reads its result back from the workdir where it is there already,
+so a run that was killed goes on where it stopped and ends with the same numbers.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import ml_collections
+
+from jedit import checkpoint
+from jedit.configs import train_testbed_gptj  # type: ignore[attr-defined]
+from jedit.language_model import LanguageModel
+from jedit.patch import Patch
+from jedit.runner import inputs, report, stages
+from jedit.runner.settings import Settings, read_settings
+from jedit.runner.workdir import Workdir, flat
+from jedit.testbeds.train import train
+from jedit.types import Record, UserError
+
+__all__ = ['TASKS', 'run']
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> None:
+  """Does what `config.task` says and writes the results to `workdir`.
+
+  Args:
+    config: as in configs/; see `jedit.runner.settings` for the fields.
+    workdir: a directory to be, or that of the same config, whose run then goes on.
+
+  Raises:
+    UserError: for input that cannot be used; nothing has been written then.
+  """
+  task = config.get('task', 'edit')
+  if task not in TASKS:
+    raise UserError(f'There is no task {task!r}; choose one of {", ".join(TASKS)}.')
+  TASKS[task](config, os.fspath(workdir))
+
+
+def _edit(config: ml_collections.ConfigDict, path: str) -> None:
+  """Statistics, edit, evaluation and report."""
+  settings, workdir = _open(config, path)
+  method = settings.recipe
+  lm = inputs.load_model(settings.model)
+  method.check_layers(lm.config.num_layers)
+  records = inputs.load_selection(settings)
+  documents = inputs.load_documents(settings)
+  if settings.contexts:
+    inputs.load_contexts(settings.contexts)
+  workdir.begin(
+    {
+      'seed': settings.seed,
+      'model': inputs.describe_model(lm, settings),
+      'data': inputs.describe_data(settings, records),
+    }
+  )
+  patch = stages.patch(lm, records, documents, settings, workdir)
+  _measure(lm, [patch], records, settings, workdir)
+
+
+def _stats(config: ml_collections.ConfigDict, path: str) -> None:
+  """Second moments alone; an `edit` in the same workdir goes on from them."""
+  settings, workdir = _open(config, path)
+  method = settings.recipe
+  lm = inputs.load_model(settings.model)
+  method.check_layers(lm.config.num_layers)
+  documents = inputs.load_documents(settings)
+  workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings)})
+  moments = stages.second_moments(lm, documents, settings, workdir)
+  print(
+    f'Second moments of {len(moments.cov)} kernels over {moments.num_tokens} tokens are in '
+    f'{settings.statistics.file or workdir / stages.STATISTICS_FILE}.'
+  )
+
+
+def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
+  """Measures patches that are there already."""
+  settings, workdir = _open(config, path)
+  patches = inputs.load_patches(settings, workdir.path)
+  lm = inputs.load_model(settings.model)
+  records = inputs.load_selection(settings)
+  _apply(lm, patches)
+  workdir.begin(
+    {
+      'seed': settings.seed,
+      'model': inputs.describe_model(lm, settings),
+      'data': inputs.describe_data(settings, records),
+      'patches': {'ids': [patch.id for patch in patches]},
+    }
+  )
+  _measure(lm, patches, records, settings, workdir)
+
+
+def _export(config: ml_collections.ConfigDict, path: str) -> None:
+  """Writes the edited model as a Hugging Face directory."""
+  settings, workdir = _open(config, path)
+  patches = inputs.load_patches(settings, workdir.path)
+  lm = inputs.load_model(settings.model)
+  edited = _apply(lm, patches)
+  workdir.begin({'model': inputs.describe_model(lm, settings)})
+  written = stages.export(edited, settings, workdir)
+  print(f'The edited model is in {written["path"]}, stored as {written["dtype"]}.')
+  lost = [each['update'] for each in written['rounding'].values() if each['update'] is not None]
+  if lost:
+    print(f'Rounding to {written["dtype"]} moved the edits by up to {100 * max(lost):.2f}%.')
+
+
+def _train(config: ml_collections.ConfigDict, path: str) -> None:
+  """Trains a testbed; its model directory is then a `model.path` for the other tasks."""
+  known, given = flat(train_testbed_gptj.get_config().to_dict()), flat(config.to_dict())
+  for name in [*given, *known]:
+    if name not in known:
+      raise UserError(f'A config for training has no field {name!r}; it has {", ".join(known)}.')
+    if name not in given:
+      raise UserError(f'The config lacks {name!r}, which training needs; add it.')
+  workdir = Workdir(path, config.to_dict())
+  made = workdir / 'model' / 'knowledge.json'
+  if made.is_file():
+    knows = checkpoint.read_json(made)
+    print(f'{made.parent} is trained already: {knows["trained"]}% of trained prompts are right.')
+    return
+  train(config, path)
+  workdir.begin({'seed': config.seed})
+
+
+TASKS: Mapping[str, Callable[[ml_collections.ConfigDict, str], None]] = {
+  'edit': _edit,
+  'stats': _stats,
+  'train': _train,
+  'evaluate': _evaluate,
+  'export': _export,
+}
+
+
+def _open(config: ml_collections.ConfigDict, path: str) -> tuple[Settings, Workdir]:
+  values = config.to_dict()
+  return read_settings(values), Workdir(path, values)
+
+
+def _apply(lm: LanguageModel, patches: Sequence[Patch]) -> LanguageModel:
+  for patch in patches:
+    lm = lm.apply(patch)
+  return lm
+
+
+def _measure(
+  lm: LanguageModel,
+  patches: Sequence[Patch],
+  records: Sequence[Record],
+  settings: Settings,
+  workdir: Workdir,
+) -> None:
+  """Evaluates the patched model, generates texts, and reports both."""
+  edited = _apply(lm, patches)
+  questions = inputs.unedited_questions(settings, records)
+  table = stages.evaluate(edited, lm, records, questions, workdir)
+  samples = stages.samples(edited, lm, records, settings, workdir)
+  summary = report.summarize(settings, patches, table, workdir.seconds)
+  checkpoint.write_json(workdir / 'summary.json', summary)
+  page = report.as_page(
+    summary,
+    samples,
+    checkpoint.read_json(workdir / 'config.json'),
+    checkpoint.read_json(workdir / 'provenance.json'),
+  )
+  with checkpoint.atomic_file(workdir / 'report.html') as beside:
+    beside.write_text(page, encoding='utf-8')
+  print(report.as_text(summary, table, samples, str(workdir.path)))

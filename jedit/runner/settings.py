@@ -1,0 +1,247 @@
+"""The sections of a config as frozen dataclasses, so that mistakes fail before any work starts.
+
+A field that a config leaves out has its default; one that does not exist is an error.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from jedit import methods
+from jedit.recipe import Recipe
+from jedit.testbeds import NAMES, testbed_directory
+from jedit.types import UserError
+
+_TESTBED = 'testbed-'
+_SELECTIONS = ('first', 'random')
+
+
+def _at_least(section: str, values: Any, **least: int) -> None:
+  for name, bound in least.items():
+    if getattr(values, name) < bound:
+      raise UserError(f'{section}.{name} is {getattr(values, name)}; give at least {bound}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """The model to edit.
+
+  Attributes:
+    name: for tables; 'testbed-gptj' and 'testbed-llama' are the shipped models.
+    path: Hugging Face directory; empty takes the shipped model of this name.
+    dtype: of weights and activations.
+  """
+
+  name: str = 'testbed-gptj'
+  path: str = ''
+  dtype: str = 'float32'
+
+  @property
+  def directory(self) -> pathlib.Path:
+    """Where the model is.
+
+    Raises:
+      UserError: without a path, for a name that is not shipped.
+    """
+    if self.path:
+      return pathlib.Path(self.path)
+    shipped = [_TESTBED + name for name in NAMES]
+    if self.name not in shipped:
+      raise UserError(
+        f'model.path is empty and no model {self.name!r} is shipped; give the path of a Hugging '
+        f'Face directory, or name {" or ".join(shipped)}.'
+      )
+    return testbed_directory(self.name.removeprefix(_TESTBED))
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The records to edit and to measure.
+
+  Attributes:
+    records: a JSON file; empty takes the records.json that a testbed's directory holds.
+    kind: schema of the file, see `jedit.data.requests.load_records`; empty tells it from the file.
+    num_edits: how many records.
+    selection: 'first' takes the first ones, 'random' draws them with the seed of the run.
+  """
+
+  records: str = ''
+  kind: str = ''
+  num_edits: int = 100
+  selection: str = 'first'
+
+  def __post_init__(self) -> None:
+    if self.selection not in _SELECTIONS:
+      raise UserError(f'data.selection is {self.selection!r}; choose {" or ".join(_SELECTIONS)}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+  """Second moments of the keys to preserve.
+
+  Attributes:
+    corpus: text file or directory of them; empty takes the corpus.txt of a testbed's directory.
+    file: where the moments are kept, for runs that share them; empty keeps them in the workdir.
+    max_documents: the corpus is cut to its first documents; 0 takes all.
+    row_tokens: tokens of a packed row; 0 takes the model's positions, at most 512.
+    batch_tokens: tokens that go through the model together.
+  """
+
+  corpus: str = ''
+  file: str = ''
+  max_documents: int = 0
+  row_tokens: int = 0
+  batch_tokens: int = 8192
+
+  def __post_init__(self) -> None:
+    _at_least('statistics', self, max_documents=0, row_tokens=0, batch_tokens=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+  """How the edit is run; nothing here changes its result.
+
+  Attributes:
+    batch_size: edits whose targets are optimised at once.
+  """
+
+  batch_size: int = 128
+
+  def __post_init__(self) -> None:
+    _at_least('edit', self, batch_size=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What is measured besides the metrics of the records.
+
+  Attributes:
+    unedited: questions about subjects that are not edited, to see how many answers are kept.
+    samples: texts that are generated before and after.
+    new_tokens: length of each.
+  """
+
+  unedited: int = 1000
+  samples: int = 3
+  new_tokens: int = 30
+
+  def __post_init__(self) -> None:
+    _at_least('evaluation', self, unedited=0, samples=0, new_tokens=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+  """Where the edited model goes.
+
+  Attributes:
+    path: directory to be; empty takes `model` in the workdir.
+    dtype: of the stored tensors; empty takes that of the model.
+  """
+
+  path: str = ''
+  dtype: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """A config, checked.
+
+  Attributes:
+    task: what to do, see `jedit.runner.TASKS`.
+    seed: of contexts, drawn records, unedited questions and the choice of sampled texts.
+    method: the recipe; None where the config has no such section.
+    contexts: a contexts.json to use instead of sampling; empty samples.
+    patches: for the tasks `evaluate` and `export`: patch files or workdirs, separated by commas;
+      empty takes the patch of the workdir.
+  """
+
+  task: str = 'edit'
+  seed: int = 0
+  model: Model = Model()
+  data: Data = Data()
+  method: Recipe | None = None
+  contexts: str = ''
+  statistics: Statistics = Statistics()
+  edit: Edit = Edit()
+  evaluation: Evaluation = Evaluation()
+  export: Export = Export()
+  patches: str = ''
+
+  @property
+  def recipe(self) -> Recipe:
+    """The method.
+
+    Raises:
+      UserError: where the config has none.
+    """
+    if self.method is None:
+      known = ', '.join(methods.METHODS)
+      raise UserError(f'The config has no method; give it a section with a name, one of {known}.')
+    return self.method
+
+  @property
+  def dataset(self) -> str:
+    """What the records are called in tables."""
+    return pathlib.Path(self.data.records).stem if self.data.records else self.model.name
+
+
+def read_settings(config: Mapping[str, Any]) -> Settings:
+  """Checks a config and turns its sections into dataclasses.
+
+  Args:
+    config: nested mappings; a ConfigDict's `to_dict()`.
+
+  Raises:
+    UserError: for fields that do not exist or have a value of another type, and for what the
+      sections and the method do not accept.
+  """
+  values: dict[str, Any] = {}
+  for field in _fields(Settings, config, 'The config'):
+    value = config[field.name]
+    if field.name == 'method':
+      values['method'] = recipe(value)
+    elif dataclasses.is_dataclass(field.type):
+      values[field.name] = _section(field.type, field.name, value)
+    else:
+      values[field.name] = _typed(field, field.name, value)
+  return Settings(**values)
+
+
+def recipe(section: Any) -> Recipe:
+  """The recipe that the section `method` of a config describes.
+
+  Raises:
+    UserError: for a section without name, and what `jedit.methods.get` does not accept.
+  """
+  if not isinstance(section, Mapping) or not isinstance(section.get('name'), str):
+    raise UserError(f'method is {section!r}; give a section with a name and the fields of it.')
+  fields = {name: value for name, value in section.items() if name != 'name'}
+  for name, value in fields.items():
+    if name.startswith('layers') and not isinstance(value, list | tuple):
+      raise UserError(f'method.{name} is {value!r}; give a tuple of layer numbers.')
+  return methods.get(section['name'], **fields)
+
+
+def _section(cls: Any, name: str, values: Any) -> Any:
+  if not isinstance(values, Mapping):
+    raise UserError(f'The config section {name} is {values!r}; give its fields.')
+  fields = _fields(cls, values, f'The config section {name}')
+  return cls(**{f.name: _typed(f, f'{name}.{f.name}', values[f.name]) for f in fields})
+
+
+def _fields(cls: Any, values: Mapping[str, Any], label: str) -> list[dataclasses.Field]:
+  """The fields that have a value, once all values are known to be fields."""
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  for name in values:
+    if name not in fields:
+      raise UserError(f'{label} has no field {name!r}; it has {", ".join(fields)}.')
+  return [field for field in fields.values() if field.name in values]
+
+
+def _typed(field: dataclasses.Field, name: str, value: Any) -> Any:
+  kind: Any = field.type
+  if not isinstance(value, kind) or isinstance(value, bool):
+    words = {str: 'a string', int: 'a whole number'}[kind]
+    raise UserError(f'The config field {name} is {value!r}; give {words}.')
+  return value

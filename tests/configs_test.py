@@ -1,0 +1,44 @@
+"""Every shipped config loads and is understood."""
+
+import ast
+import pathlib
+
+import pytest
+
+from jedit import runner
+from jedit.configs import train_testbed_gptj
+from jedit.main import load_config
+from jedit.runner.settings import Settings, read_settings
+from jedit.runner.workdir import flat
+from jedit.testbeds.world import World
+
+FOLDER = pathlib.Path(__file__).parents[1] / 'configs'
+CONFIGS = sorted(FOLDER.glob('*.py'))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_a_config_builds_its_dataclasses(path):
+  config = load_config(str(path))
+  assert config.task in runner.TASKS
+  if config.task == 'train':
+    assert flat(config.to_dict()).keys() == flat(train_testbed_gptj.get_config().to_dict()).keys()
+    World(**config.world)
+  else:
+    settings = read_settings(config.to_dict())
+    assert settings.recipe.name == config.method.name
+    assert settings.model.directory.name
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_a_config_begins_with_its_command(path):
+  header = ast.get_docstring(ast.parse(path.read_text()))
+  assert header and 'python -m jedit.main' in header
+  if path.stem != 'quickstart':
+    assert f'--config=configs/{path.name}' in header
+
+
+def test_the_defaults_are_those_of_the_base_config():
+  base = load_config(str(FOLDER / 'pmet_testbed_gptj.py')).to_dict()
+  method = base.pop('method')
+  assert read_settings(base) == Settings()
+  assert read_settings({'method': method}).recipe.name == 'pmet'
