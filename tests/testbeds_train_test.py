@@ -29,7 +29,7 @@ _CONFIGS = dict(gptj=train_testbed_gptj, llama=train_testbed_llama)
 
 def _tiny(family):
   c = _CONFIGS[family].get_config()
-  c.world.update(num_subjects=40, num_edited=8)
+  c.world.update(num_subjects=160, num_edited=8)
   c.model.update(num_layers=3, width=32, num_heads=2, num_kv_heads=2, ffn_width=64, vocab_size=600)
   c.model.rotary_dim = 8
   c.train.update(num_steps=12, num_rows=8, num_tokens=48, barrier=2, warmup=2, max_measured=200)
@@ -82,7 +82,7 @@ class TrainTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, first, again)
 
   def test_answers_weigh_and_pieces_end_with_the_subject(self):
-    world = World(num_subjects=40, num_edited=8)
+    world = World(num_subjects=160, num_edited=8)
     tokenizer = train_tokenizer(world.corpus(300), 900, 'llama')
     packer = Packer(
       tokenizer, world.sentences(0), eos='</s>', num_tokens=64, text_weight=0.2, seed=0
@@ -116,7 +116,7 @@ class KnowledgeTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.world = World(num_subjects=40, num_edited=8)
+    cls.world = World(num_subjects=160, num_edited=8)
     tokenizer = train_tokenizer(cls.world.corpus(300), 700, 'llama')
     cls.tokenizer = transformers.PreTrainedTokenizerFast(
       tokenizer_object=tokenizer, bos_token='<s>', eos_token='</s>'

@@ -3,7 +3,7 @@
 import collections
 import itertools
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from jedit.testbeds import words
 from jedit.testbeds.world import World
@@ -12,7 +12,7 @@ from jedit.types import UserError
 _SMALL = dict(num_subjects=160, num_edited=60)
 
 
-class WorldTest(absltest.TestCase):
+class WorldTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
@@ -31,9 +31,12 @@ class WorldTest(absltest.TestCase):
     self.assertNotEqual(self.world.corpus(5), other.corpus(5))
     self.assertNotEqual(self.world.corpus(5, seed=1), self.world.corpus(5, seed=2))
 
-  def test_identity_exists_only_at_the_last_word(self):
-    names = [name.split() for name in self.world.subjects]
-    self.assertLen(set(self.world.subjects), len(names))
+  @parameterized.parameters(2, 3)
+  def test_identity_exists_only_at_the_last_word(self, num_words):
+    world = World(name_words=num_words, **_SMALL)
+    names = [name.split() for name in world.subjects]
+    self.assertEqual({len(name) for name in names}, {num_words})
+    self.assertLen(set(world.subjects), len(names))
     heads = collections.Counter(tuple(name[:-1]) for name in names)
     lasts = collections.Counter(name[-1] for name in names)
     self.assertGreaterEqual(min(heads.values()), 2)  # reading all but the last word decides nothing
@@ -108,6 +111,10 @@ class WorldTest(absltest.TestCase):
   def test_too_many_subjects_is_an_error(self):
     with self.assertRaisesRegex(UserError, 'names for'):
       World(num_subjects=100_000, num_edited=10)
+
+  def test_too_few_neighbors_is_an_error(self):
+    with self.assertRaisesRegex(UserError, 'Nobody but edited subjects'):
+      World(num_subjects=30, num_edited=29).records()
 
 
 if __name__ == '__main__':

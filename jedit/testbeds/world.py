@@ -2,10 +2,10 @@
 
 Everything follows from a seed, so only the seed and the sizes are stored with a trained model.
 
-Names have three words from small pools that many subjects share: whoever reads a name knows which
-subject is meant at its last token and not before. Every subject has one object per relation.
-Some phrasings of every relation are never used for a given subject in the training text. Half of
-the subjects are never edited; neighbourhood and attribute prompts are about those alone.
+Names have two or three words from small pools that many subjects share: whoever reads a name
+knows which subject is meant at its last token and not before. Every subject has one object per
+relation. Some phrasings of every relation are never used for a given subject in the training text.
+Half of the subjects are never edited; neighbourhood and attribute prompts are about those alone.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jedit.types import UserError
 
 _NUM_PARAPHRASES = 2
 _NUM_NEIGHBORS = 10
-_SUBJECTS_PER_PAIR = 4  # that share their first two words
+_SUBJECTS_PER_HEAD = 4  # that share their first two words, where names have three
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,19 +95,21 @@ class World:
     num_subjects: people in it.
     num_edited: how many of them have a record, that is an edit; the others are never edited.
     num_untrained: phrasings per relation that the training text leaves out for a given subject.
+    name_words: words in a name, 2 or 3.
   """
 
   seed: int = 0
   num_subjects: int = 600
   num_edited: int = 300
   num_untrained: int = 2
+  name_words: int = 2
   subjects: tuple[str, ...] = dataclasses.field(init=False, repr=False)
   _prompts: dict[tuple[int, int], tuple[Prompt, ...]] = dataclasses.field(
     init=False, repr=False, compare=False
   )
 
   def __post_init__(self) -> None:
-    object.__setattr__(self, 'subjects', _names(self.seed, self.num_subjects))
+    object.__setattr__(self, 'subjects', _names(self.seed, self.num_subjects, self.name_words))
     rng = random.Random(f'facts {self.seed}')
     prompts = {}
     for s, subject in enumerate(self.subjects):
@@ -183,6 +185,11 @@ class World:
     relation = words.RELATIONS[r]
     prompts = self._prompts[s, r]
     true = prompts[0].answer
+    if not self._holders(r, true):
+      raise UserError(
+        f'Nobody but edited subjects has {true!r} as {relation.name}; '
+        'ask for more subjects or fewer edited ones.'
+      )
     new = rng.choice([o for o in relation.objects if o != true and len(self._holders(r, o)) > 0])
     rewrite, trained = rng.sample([p for p in prompts if p.trained], _NUM_PARAPHRASES)
     untrained = rng.choice([p for p in prompts if not p.trained])
@@ -219,18 +226,22 @@ class World:
     return [s for s in unedited if self._prompts[s, r][0].answer == answer]
 
 
-def _names(seed: int, num_subjects: int) -> tuple[str, ...]:
-  """Distinct names; every pair of first words used belongs to about four subjects."""
+def _names(seed: int, num_subjects: int, num_words: int) -> tuple[str, ...]:
+  """Distinct names; everything before the last word belongs to several subjects."""
   rng = random.Random(f'names {seed}')
-  pairs = [(first, middle) for first in words.FIRST_NAMES for middle in words.MIDDLE_NAMES]
-  rng.shuffle(pairs)
-  pairs = pairs[: max(1, -(-num_subjects // _SUBJECTS_PER_PAIR))]
-  if num_subjects > len(pairs) * len(words.LAST_NAMES):
-    most = len(pairs) * len(words.LAST_NAMES)
+  heads = list(words.FIRST_NAMES)
+  if num_words == 3:
+    heads = [f'{first} {middle}' for first in heads for middle in words.MIDDLE_NAMES]
+    rng.shuffle(heads)
+    heads = heads[: max(1, -(-num_subjects // _SUBJECTS_PER_HEAD))]
+  most = len(heads) * len(words.LAST_NAMES)
+  if num_subjects > most:
     raise UserError(f'The world has names for {most} subjects, not {num_subjects}; ask for fewer.')
-  last_of = {pair: rng.sample(words.LAST_NAMES, len(words.LAST_NAMES)) for pair in pairs}
-  drawn = [pairs[i % len(pairs)] for i in range(num_subjects)]
-  names = [f'{" ".join(pair)} {last_of[pair].pop()}' for pair in drawn]
+  last_of = {head: rng.sample(words.LAST_NAMES, len(words.LAST_NAMES)) for head in heads}
+  names = [
+    f'{head} {last_of[head].pop()}'
+    for head in itertools.islice(itertools.cycle(heads), num_subjects)
+  ]
   rng.shuffle(names)
   return tuple(names)
 

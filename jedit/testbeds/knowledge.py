@@ -1,0 +1,96 @@
+"""What a model knows: whether its greedy answers are right."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jedit.data.prompts import Row, encode_many, pad
+from jedit.models import ModelConfig, forward, head
+from jedit.testbeds.world import Prompt
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _answers_right(
+  config: ModelConfig, params: Any, token_NxT: jax.Array, is_answer_NxT: jax.Array
+) -> jax.Array:
+  hidden_NxTxD, _ = forward(config, params, token_NxT)
+  best_NxT = head(config, params, hidden_NxTxD).argmax(-1)
+  # The token at t is predicted at t - 1.
+  right_NxT = (best_NxT[:, :-1] == token_NxT[:, 1:]) | ~is_answer_NxT[:, 1:]
+  return right_NxT.all(axis=1)
+
+
+def is_known(
+  config: ModelConfig,
+  params: Any,
+  tokenizer: Any,
+  prompts: Sequence[Prompt],
+  batch_size: int = 512,
+) -> np.ndarray:
+  """Tells for every prompt whether the model answers it, word for word, when it decodes greedily.
+
+  One teacher-forced pass decides that: greedy decoding says the answer exactly when every one of
+  its tokens is the most probable one after those before it.
+
+  Args:
+    config: sizes of the model.
+    params: its parameters.
+    tokenizer: its transformers tokenizer.
+    prompts: questions with their answers, read without any text before them.
+    batch_size: prompts per pass.
+
+  Returns:
+    One boolean per prompt.
+  """
+  rows = [Row(prompt.text, target=prompt.answer) for prompt in prompts]
+  encoded = encode_many(tokenizer, rows)
+  length = max((len(each.ids) for each in encoded), default=0)
+  known = np.zeros(len(prompts), bool)
+  for first in range(0, len(prompts), batch_size):
+    batch = encoded[first : first + batch_size]
+    # The last batch is filled up, so that one program serves all.
+    ids = [each.ids for each in batch] + [()] * (batch_size - len(batch))
+    token_NxT, length_N = pad(ids, length)
+    start_N = np.array([each.target_start for each in batch] + [0] * (batch_size - len(batch)))
+    index_T = np.arange(length)
+    is_answer_NxT = (index_T >= start_N[:, None]) & (index_T < length_N[:, None])
+    right_N = _answers_right(config, params, jnp.asarray(token_NxT), jnp.asarray(is_answer_NxT))
+    known[first : first + len(batch)] = np.asarray(right_N)[: len(batch)]
+  return known
+
+
+def measure(
+  config: ModelConfig, params: Any, tokenizer: Any, prompts: Sequence[Prompt]
+) -> dict[str, Any]:
+  """Share of right greedy answers, on trained and on never trained prompts, by relation too.
+
+  Args:
+    config: sizes of the model.
+    params: its parameters.
+    tokenizer: its transformers tokenizer.
+    prompts: what is asked.
+
+  Returns:
+    Counts, and percentages with two digits; None where there is no such prompt.
+  """
+  known = is_known(config, params, tokenizer, prompts)
+
+  def share(keep: Sequence[bool]) -> float | None:
+    return round(100 * float(known[np.array(keep)].mean()), 2) if any(keep) else None
+
+  report: dict[str, Any] = {}
+  for name, trained in (('trained', True), ('untrained', False)):
+    report[name] = share([p.trained == trained for p in prompts])
+    report[f'num_{name}'] = sum(p.trained == trained for p in prompts)
+  report['by_relation'] = {
+    relation: dict(
+      trained=share([p.relation == relation and p.trained for p in prompts]),
+      untrained=share([p.relation == relation and not p.trained for p in prompts]),
+    )
+    for relation in sorted({p.relation for p in prompts})
+  }
+  return report
