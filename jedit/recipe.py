@@ -192,6 +192,16 @@ class Recipe:
     }
     return tuple(found)
 
+  @property
+  def layers(self) -> tuple[int, ...]:
+    """All layers that are written, ascending; what `jedit.statistics` is asked for."""
+    return tuple(sorted({layer for _, layer in self.kernels}))
+
+  @property
+  def sites(self) -> tuple[str, ...]:
+    """The kernels that are written, 'mlp', 'attn' or both."""
+    return tuple(sorted({kernel for kernel, _ in self.kernels}))
+
   def check_layers(self, num_layers: int) -> None:
     """Raises UserError if a region lies outside a model of `num_layers` layers."""
     for region in self.regions:

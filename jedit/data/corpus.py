@@ -33,7 +33,7 @@ class PackedBatch:
 
 
 def read_corpus(path: str | os.PathLike[str]) -> list[str]:
-  """Documents of a plain text file: paragraphs between blank lines, or all `*.txt` of a directory.
+  """Documents of a plain text file, one per line, or of all `*.txt` files of a directory.
 
   Raises:
     UserError: if there is no such file, or no text in it.
@@ -48,7 +48,7 @@ def read_corpus(path: str | os.PathLike[str]) -> list[str]:
       raise UserError(
         f'The corpus {file} cannot be read ({error}); give a UTF-8 text file.'
       ) from error
-    documents += [part.strip() for part in text.split('\n\n') if part.strip()]
+    documents += [line.strip() for line in text.splitlines() if line.strip()]
   if not documents:
     raise UserError(f'There is no text in the corpus {path}; give a file or directory with text.')
   return documents
