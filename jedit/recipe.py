@@ -69,12 +69,12 @@ class Write:
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-  """Adjacent layers that one token's hidden state is edited in.
+  """Layers in which one token's hidden state is edited.
 
   Attributes:
     layers: ascending layer numbers; δ sits at the last, the lowest is written first.
     token: 'subject_last' or 'prompt_last'.
-    deltas: what is optimised; empty for a region that is only written.
+    deltas: what is optimised, at least one.
     writes: kernels changed in every layer, in this order; empty optimises without writing.
     spread: 'even' or 'sqrt', how the residual is shared over the layers.
     solver: how keys are mapped to residuals while old keys are preserved.
@@ -103,6 +103,8 @@ class Region:
       raise UserError(f'layers is {layers!r}; give at least one layer number, counted from 0.')
     if list(layers) != sorted(set(layers)):
       raise UserError(f'layers is {layers!r}; list each layer once, in ascending order.')
+    if not self.deltas:
+      raise UserError(f'Region {self.name} has no delta; optimise at least one place.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +141,13 @@ class Objective:
     _choice('decay_form', self.decay_form, DECAY_FORMS)
     _positive('learning_rate', self.learning_rate)
     _positive('num_steps', self.num_steps)
+    if not isinstance(self.num_steps, int):
+      raise UserError(f'num_steps is {self.num_steps!r}; give a whole number.')
     _not_negative('kl_factor', self.kl_factor)
     _positive('nll_factor', self.nll_factor)
+    for field in ('stop_loss', 'stop_probability'):
+      if getattr(self, field) is not None:
+        _not_negative(field, getattr(self, field))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +183,7 @@ class Recipe:
             f'Region {region.name} writes toward delta {write.delta!r}, but optimises '
             f'{sorted(known)}; name one of those.'
           )
+    self._check_overlaps()
 
   def region(self, name: str) -> Region:
     """The region of this name."""
@@ -201,6 +209,29 @@ class Recipe:
   def sites(self) -> tuple[str, ...]:
     """The kernels that are written, 'mlp', 'attn' or both."""
     return tuple(sorted({kernel for kernel, _ in self.kernels}))
+
+  def _check_overlaps(self) -> None:
+    """A patch holds one update per kernel, and a place takes one δ at a time."""
+    written: set[tuple[str, int]] = set()
+    for region in self.regions:
+      for kernel, layer in ((w.kernel, layer) for layer in region.layers for w in region.writes):
+        if (kernel, layer) in written:
+          raise UserError(
+            f'The {kernel} kernel of layer {layer} is written twice; '
+            'choose layers and kernels that do not overlap.'
+          )
+        written.add((kernel, layer))
+    for stage in self.stages:
+      placed: dict[tuple[str, int], str] = {}
+      for region in map(self.region, stage):
+        for delta in region.deltas:
+          place = (delta.place, region.layers[-1])
+          if place in placed:
+            raise UserError(
+              f'The deltas {placed[place]} and {delta.name} are both at {delta.place} of layer '
+              f'{region.layers[-1]}; choose other layers, or stages of their own.'
+            )
+          placed[place] = delta.name
 
   def check_layers(self, num_layers: int) -> None:
     """Raises UserError if a region lies outside a model of `num_layers` layers."""
