@@ -1,0 +1,106 @@
+"""Rows of edits: texts and positions, and the padded arrays of their blocks."""
+
+import numpy as np
+import pytest
+
+from helpers import editing
+from jedit.data.edit_rows import (
+  block_arrays,
+  check_contexts,
+  cut_blocks,
+  encode_edits,
+  position,
+  window_start,
+)
+from jedit.data.prompts import encode
+from jedit.types import Request, UserError
+
+TOKENS = ('subject_last', 'prompt_last')
+
+
+def _rows(family='llama'):
+  tokenizer = editing.language_model(family).tokenizer
+  return tokenizer, encode_edits(tokenizer, editing.REQUESTS, editing.CONTEXTS)
+
+
+@pytest.mark.parametrize('family', ['gptj', 'llama'])
+def test_rows_hold_the_texts_of_their_edit(family):
+  tokenizer, rows = _rows(family)
+  templates = [template for group in editing.CONTEXTS for template in group]
+  for request, edit in zip(editing.REQUESTS, rows, strict=True):
+    assert edit.request is request
+    parts = dict(subject=request.subject)
+    for template, whole, short in zip(templates, edit.with_target, edit.without_target):
+      assert whole == encode(
+        tokenizer, request.prompt, **parts, target=request.target, context=template
+      )
+      assert short == encode(tokenizer, request.prompt, **parts, context=template)
+      assert whole.text == template.replace('{}', request.text) + ' ' + request.target
+    assert edit.bare == edit.without_target[0]
+    assert edit.kl.text == f'{request.subject} is a'
+    assert edit.target_ids == edit.with_target[0].ids[edit.with_target[0].target_start :]
+    assert position(edit.bare, 'subject_last') == edit.bare.subject_last
+    assert position(edit.bare, 'prompt_last') == len(edit.bare.ids) - 1
+
+
+def test_contexts_are_checked():
+  assert check_contexts([['{}'], ['A. {}']]) == (('{}',), ('A. {}',))
+  assert check_contexts(iter([iter(['{}'])])) == (('{}',),)
+  for empty in ([], [['{}'], []]):
+    with pytest.raises(UserError, match='contexts is empty'):
+      check_contexts(empty)
+  with pytest.raises(UserError, match="first context is 'A. {}'; it must be"):
+    check_contexts([['A. {}'], ['{}']])
+  tokenizer, _ = _rows()
+  with pytest.raises(UserError, match="context 'A.' has no '{}'"):
+    encode_edits(tokenizer, editing.REQUESTS[:1], check_contexts([['{}'], ['A.']]))
+
+
+@pytest.mark.parametrize('batch_size', [1, 3, 7, 100])
+@pytest.mark.parametrize('tokens', [TOKENS, TOKENS[:1], TOKENS[1:]])
+def test_blocks_hold_every_edit_once(batch_size, tokens):
+  _, rows = _rows()
+  blocks = cut_blocks(rows, tokens, batch_size, num_steps=20)
+  assert sorted(i for block in blocks for i in block.indices) == list(range(len(rows)))
+  for block in blocks:
+    assert 0 < len(block.indices) <= block.size <= batch_size
+    for text in (text for i in block.indices for text in rows[i].with_target):
+      start = window_start(text, tokens)
+      assert start == min(getattr(text, token) for token in tokens)
+      assert start <= block.past
+      assert len(text.ids) - 1 - start <= block.window
+      assert len(text.ids) - 1 <= block.num_tokens
+      assert len(text.target_ids) <= block.num_targets
+    assert max(len(rows[i].kl.ids) for i in block.indices) <= block.kl_tokens
+
+
+@pytest.mark.parametrize('tokens', [TOKENS, TOKENS[:1]])
+def test_arrays_point_at_the_tokens(tokens):
+  _, rows = _rows()
+  for block in cut_blocks(rows, tokens, 3, num_steps=20):
+    arrays = block_arrays(rows, block, tokens)
+    count = len(rows[0].with_target)
+    assert arrays.token_BxPxT.shape == (block.size, count, block.num_tokens)
+    assert arrays.label_BxPxJ.shape == (block.size, count, block.num_targets)
+    np.testing.assert_array_equal(arrays.is_used_B, np.arange(block.size) < len(block.indices))
+    padded = [*block.indices, *[block.indices[0]] * (block.size - len(block.indices))]
+    for b, i in enumerate(padded):
+      assert arrays.kl_start_B[b] == rows[i].kl.subject_last
+      assert tuple(arrays.kl_token_BxT[b, : len(rows[i].kl.ids)]) == rows[i].kl.ids
+      for p, text in enumerate(rows[i].with_target):
+        token_T, start = arrays.token_BxPxT[b, p], arrays.start_BxP[b, p]
+        assert tuple(token_T[: len(text.ids) - 1]) == text.ids[:-1]
+        assert not token_T[len(text.ids) - 1 :].any()
+        for token in tokens:
+          assert start + arrays.token_at_BxP[token][b, p] == getattr(text, token)
+        mask_J = arrays.label_mask_BxPxJ[b, p]
+        assert tuple(arrays.label_BxPxJ[b, p][mask_J]) == text.target_ids
+        read = start + arrays.read_at_BxPxJ[b, p][mask_J]
+        assert list(read) == list(range(text.target_start - 1, len(text.ids) - 1))
+
+
+def test_braces_in_subjects_and_targets_are_text():
+  tokenizer, _ = _rows()
+  request = Request('{} is in', 'The {} café', '{}')
+  (edit,) = encode_edits(tokenizer, [request], (('{}',), ('In {1}. {}',)))
+  assert edit.with_target[1].text == 'In {1}. The {} café is in {}'
