@@ -21,13 +21,13 @@ from jedit.evals import evaluate
 from jedit.models.convert import load_directory
 from jedit.runner import stages
 from jedit.runner.clock import CompileClock
+from jedit.testbeds.world import World
 from jedit.types import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 # What a finished run leaves, apart from seconds.
 STABLE = (
   'config.json',
-  'provenance.json',
   'contexts.json',
   'statistics.safetensors',
   'patch.safetensors',
@@ -64,9 +64,11 @@ def _changed(made, **changes):
 def _assert_same_results(workdir, other):
   for name in STABLE:
     assert (workdir / name).read_bytes() == (other / name).read_bytes(), name
-  ours, theirs = (json.loads((each / 'summary.json').read_text()) for each in (workdir, other))
-  assert ours.pop('seconds') and theirs.pop('seconds')
-  assert ours == theirs
+  for name, free in (('summary.json', 'seconds'), ('provenance.json', 'commit')):
+    ours, theirs = (json.loads((each / name).read_text()) for each in (workdir, other))
+    assert ours.keys() == theirs.keys()
+    ours.pop(free), theirs.pop(free)  # somebody may commit while this runs
+    assert ours == theirs
 
 
 def _sentence(config, workdir):
@@ -81,7 +83,8 @@ def _sentence(config, workdir):
 
 def test_a_run_leaves_every_file(finished):
   present = set(os.listdir(finished))
-  assert present == {*STABLE, 'summary.json', 'report.html', 'seconds.json', 'targets'}
+  more = {'provenance.json', 'summary.json', 'report.html', 'seconds.json', 'targets'}
+  assert present == {*STABLE, *more}
   rows = [json.loads(line) for line in (finished / 'records.jsonl').read_text().splitlines()]
   assert [row['case_id'] for row in rows] == [10, 11, 12, 13]
   assert rows[0]['before'].keys() == rows[0]['after'].keys() > {'efficacy', 'neighborhood_acc'}
@@ -386,6 +389,29 @@ def test_unedited_questions_are_about_nobody_who_is_edited(made):
   for prompt, answer in questions:
     assert answer in tiny_run.CITIES
     assert not any(subject in prompt for subject in tiny_run.SUBJECTS[:4])
+
+
+@pytest.mark.parametrize('learnt', ['world', 'counterfact'])
+def test_a_testbed_brings_its_own_records_text_and_questions(made, tmp_path, learnt):
+  world = World(num_subjects=200, num_edited=8)
+  records = [tiny_run.record(n) for n in range(5)] if learnt == 'counterfact' else world.records()
+  sizes = dict(seed=0, num_subjects=200, num_edited=8)
+  source = dict(records='facts.json' if learnt == 'counterfact' else '', world=sizes)
+  shutil.copytree(made / 'model', tmp_path / 'model')
+  checkpoint.write_json(tmp_path / 'model' / 'records.json', records)
+  checkpoint.write_json(tmp_path / 'model' / 'knowledge.json', {'config': source})
+  (tmp_path / 'model' / 'corpus.txt').write_text('One text.\nAnother one.\n\n')
+  config = _changed(made, model__path=str(tmp_path / 'model'), data__records='')
+  config.statistics.corpus = ''
+  settings = runner.read_settings(config.to_dict())
+  chosen = runner.inputs.load_selection(settings)
+  assert runner.inputs.load_documents(settings) == ['One text.', 'Another one.']
+  questions = runner.inputs.unedited_questions(settings, chosen)
+  assert len(questions) == 10 if learnt == 'world' else len(questions) > 2
+  known = {(p.text, p.answer) for p in world.prompts()} if learnt == 'world' else set(questions)
+  for question in questions:
+    assert question in known
+    assert not any(record.request.subject in question[0] for record in chosen)
 
 
 def test_the_table_survives_its_files(made, tmp_path):
