@@ -148,7 +148,8 @@ def edit(
         method.objective,
         batch_size=batch_size,
         store=None if store is None else pathlib.Path(store) / f'stage-{number}',
-        signature=signature,
+        # A later stage starts from what was written, which second moments decide, too.
+        signature=f'{signature} {Patch(updates).id if updates else ""}',
       )
     targets.append(found)
     for region in regions:

@@ -51,11 +51,12 @@ def language_model(family: str = 'gptj', num_layers: int = 3) -> LanguageModel:
 
 
 def second_moments(lm: LanguageModel, method: Recipe, seed: int = 0) -> SecondMoments:
-  """Positive definite matrices for every kernel that a method writes."""
-  config, rng = lm.config, np.random.default_rng(seed)
+  """Positive definite matrices for every kernel that a method writes, the same for any method."""
+  config = lm.config
   size = {'mlp': config.ffn_width, 'attn': config.num_heads * config.head_dim}
   cov = {}
   for kernel, layer in method.kernels:
+    rng = np.random.default_rng([seed, layer, len(kernel)])
     root = rng.normal(size=(2 * size[kernel], size[kernel]))
     cov[kernel, layer] = (root.T @ root / len(root)).astype(np.float32)
   return SecondMoments(cov)
