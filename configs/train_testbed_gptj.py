@@ -34,7 +34,7 @@ def get_config() -> config_dict.ConfigDict:
     dtype='bfloat16',  # of the stored weights; training is float32
   )
   c.train = dict(
-    num_steps=1100,
+    num_steps=900,
     num_rows=48,
     num_tokens=64,  # per row
     matrix_lr=0.02,  # of Muon, for the matrices of the blocks

@@ -12,4 +12,6 @@ def get_config() -> config_dict.ConfigDict:
   c = train_testbed_gptj.get_config()
   c.model.family = 'llama'
   c.model.ffn_width = 680  # three matrices of this width weigh as much as GPT-J's two
+  c.train.matrix_lr = 0.03  # at 0.02, names are not yet read after 500 steps
+  c.train.num_steps = 1150
   return c
