@@ -7,7 +7,6 @@ from jedit import configs, methods
 from jedit.recipe import Recipe
 from jedit.types import UserError
 
-
 # Models whose configs carry a shorter name.
 _SHORT = {'gptj-6b': 'gptj'}
 
