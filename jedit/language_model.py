@@ -95,7 +95,7 @@ class LanguageModel:
     """Logits of the token after each text, float32 [N, V].
 
     Raises:
-      UserError: for an empty text or one longer than the model's positions.
+      UserError: for no texts or an empty one.
     """
     rows = self._encode(texts)
     token_NxT, length_N = pad(rows, bucket(max(map(len, rows))))
@@ -119,7 +119,7 @@ class LanguageModel:
       Each text with its continuation.
 
     Raises:
-      UserError: for an empty text or one longer than the model's positions.
+      UserError: for no texts or an empty one.
     """
     stop = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
     rows = self._encode(texts)

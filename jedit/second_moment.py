@@ -106,7 +106,7 @@ def statistics(
       same, and a run that was killed goes on from its last save.
 
   Raises:
-    UserError: for no text, unknown sites, or layers outside the model.
+    UserError: for no text, no layers or sites, unknown ones, or values that are not finite.
   """
   for layer in layers:
     if not 0 <= layer < lm.config.num_layers:
@@ -116,6 +116,8 @@ def statistics(
   for name in sites:
     if name not in KERNEL_INPUT:
       raise UserError(f'There is no site {name!r}; choose {" or ".join(KERNEL_INPUT)}.')
+  if not layers or not sites:
+    raise UserError('There is no layer or no site to take second moments of; give some.')
   documents = read_corpus(corpus) if isinstance(corpus, str | os.PathLike) else list(corpus)
   row_tokens = row_tokens or min(lm.config.max_positions, 512)
   digest = hashlib.sha256()
@@ -210,9 +212,8 @@ def accumulate(
     json.dumps([provenance, names, len(batches)], sort_keys=True).encode()
   ).hexdigest()
   done, num_tokens, sums = _resume(store, key)
-  with Progress('statistics', total=sum(b.num_tokens for b in batches), unit='tokens') as progress:
-    if done:
-      progress.update(num_tokens)
+  total = sum(batch.num_tokens for batch in batches)
+  with Progress('statistics', total, 'tokens', done=num_tokens) as progress:
     for index in range(done, len(batches)):
       batch = batches[index]
       parts = products(params, batch.token_NxT, batch.segment_NxT, batch.position_NxT)
