@@ -39,7 +39,7 @@ def get_config() -> config_dict.ConfigDict:
     row_tokens=0,  # 0 for the model's positions, at most 512
     batch_tokens=8192,
   )
-  c.edit = dict(batch_size=128)  # edits optimised at once
+  c.edit = dict(batch_size=0)  # edits optimised at once; 0 takes what suits the device
   c.evaluation = dict(
     unedited=1000,  # questions about subjects that are not edited
     samples=3,  # texts generated before and after

@@ -103,13 +103,13 @@ class Edit:
   """How the edit is run; nothing here changes its result.
 
   Attributes:
-    batch_size: edits whose targets are optimised at once.
+    batch_size: edits whose targets are optimised at once; 0 takes what suits the device.
   """
 
-  batch_size: int = 128
+  batch_size: int = 0
 
   def __post_init__(self) -> None:
-    _at_least('edit', self, batch_size=1)
+    _at_least('edit', self, batch_size=0)
 
 
 @dataclasses.dataclass(frozen=True)

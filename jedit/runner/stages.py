@@ -87,7 +87,7 @@ def patch(
       moments,
       contexts=templates,
       seed=settings.seed,
-      batch_size=settings.edit.batch_size,
+      batch_size=settings.edit.batch_size or None,
       store=workdir / 'targets',
       details=True,
     )
