@@ -40,6 +40,7 @@ def get_config() -> config_dict.ConfigDict:
     matrix_lr=0.02,  # of Muon, for the matrices of the blocks
     lr=3e-3,  # of Adam, for embedding, head, biases and norms
     warmup=50,  # steps
+    embedding_std=0.1,  # of the embeddings at the start
     num_few=8000,  # facts at the start about a sixteenth of the subjects, and then about a quarter
     weight_decay=0.05,
     text_weight=0.15,  # loss weight of tokens outside of answers, which weigh 1

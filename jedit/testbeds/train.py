@@ -180,7 +180,8 @@ def fit(
     The parameters and the loss of the last batch, in nats per unit of weight.
   """
   num_steps, num_rows = settings['num_steps'], settings['num_rows']
-  params = jax.jit(functools.partial(_initial_params, model))(jax.random.key(seed))
+  initial = functools.partial(_initial_params, model, settings['embedding_std'])
+  params = jax.jit(initial)(jax.random.key(seed))
   warmup = min(settings['warmup'], num_steps // 2)
 
   def schedule(peak: float) -> optax.Schedule:
@@ -227,13 +228,13 @@ def fit(
   return params, float(value)
 
 
-def _initial_params(model: ModelConfig, key: jax.Array) -> Any:
+def _initial_params(model: ModelConfig, embedding_std: float, key: jax.Array) -> Any:
   """Random parameters of about unit gain; those of `init_params` are too small to learn fast."""
 
   def rescale(path: Any, x: jax.Array) -> jax.Array:
     names = [part.key for part in path]
     if names[-1] == 'embedding':
-      return x * (0.1 / x.std())
+      return x * (embedding_std / x.std())
     if names[-1] != 'kernel' or names[0] == 'head':
       return x
     gain = {'out': 0.5, 'down': 0.25}.get(names[-2], 1.0)  # into the residual stream: less
