@@ -1,5 +1,6 @@
 """Training a testbed: small and short, but all the way to files that transformers loads."""
 
+import functools
 import json
 import pathlib
 import random
@@ -13,6 +14,7 @@ from absl.testing import absltest, parameterized
 
 from jedit import testbeds
 from jedit.configs import train_testbed_gptj, train_testbed_llama
+from jedit.data.prompts import pad
 from jedit.data.requests import load_records
 from jedit.models import FAMILIES, forward, head
 from jedit.models.convert import load_directory
@@ -27,12 +29,17 @@ from jedit.types import Record, Request, UserError
 _CONFIGS = dict(gptj=train_testbed_gptj, llama=train_testbed_llama)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(config, params, token_NxT):
+  return head(config, params, forward(config, params, token_NxT)[0])
+
+
 def _tiny(family):
   c = _CONFIGS[family].get_config()
   c.world.update(num_subjects=160, num_edited=8)
-  c.model.update(num_layers=3, width=32, num_heads=2, num_kv_heads=2, ffn_width=64, vocab_size=600)
+  c.model.update(num_layers=2, width=32, num_heads=2, num_kv_heads=2, ffn_width=64, vocab_size=600)
   c.model.rotary_dim = 8
-  c.train.update(num_steps=12, num_rows=8, num_tokens=48, barrier=2, warmup=2, max_measured=200)
+  c.train.update(num_steps=12, num_rows=8, num_tokens=48, barrier=1, warmup=2, max_measured=200)
   return c
 
 
@@ -46,7 +53,7 @@ class TrainTest(parameterized.TestCase):
   def test_trains_and_writes_a_directory_that_transformers_loads(self, family):
     workdir = self._tempdir()
     report = train(_tiny(family), workdir)
-    self.assertLess(report['last_loss'], 6.0)  # ln(600) = 6.4 at the start
+    self.assertLess(report['last_loss'], 6.3)  # ln(600) = 6.4 at the start
     model = workdir / 'model'
     config, params, hf_config = load_directory(model)
     self.assertEqual(hf_config['dtype'], 'bfloat16')
@@ -59,8 +66,7 @@ class TrainTest(parameterized.TestCase):
     ids = tokenizer('Anna lives')['input_ids']
     self.assertEqual(ids[0] == tokenizer.convert_tokens_to_ids('<s>'), family == 'llama')
     self.assertEqual(tokenizer.decode(ids, skip_special_tokens=True), 'Anna lives')
-    logits = head(config, params, forward(config, params, jnp.asarray([ids]))[0])
-    self.assertTrue(np.isfinite(logits).all())
+    self.assertTrue(np.isfinite(_logits(config, params, jnp.asarray([ids]))).all())
     with self.assertRaisesRegex(UserError, 'exists already'):
       train(_tiny(family), workdir)
 
@@ -71,14 +77,14 @@ class TrainTest(parameterized.TestCase):
     hf_config = hugging_face_config(config.model, tokenizer.get_vocab_size())
     model = FAMILIES['gptj'].read_config(hf_config, 'float32')
 
-    def run(num_steps):
+    def run():
       packer = Packer(
         tokenizer, world.sentences(0), eos='<|endoftext|>', num_tokens=48, text_weight=0.2, seed=0
       )
-      return fit(model, packer, dict(config.train, num_steps=num_steps), seed=0)
+      return fit(model, packer, dict(config.train, num_steps=40), seed=0)
 
-    (first, early), (again, _), (_, late) = run(3), run(3), run(40)
-    self.assertLess(late, early - 1.0)
+    (first, loss), (again, _) = run(), run()
+    self.assertLess(loss, np.log(600) - 2.0)
     jax.tree.map(np.testing.assert_array_equal, first, again)
 
   def test_answers_weigh_and_pieces_end_with_the_subject(self):
@@ -130,15 +136,16 @@ class KnowledgeTest(absltest.TestCase):
     cls.params, _ = fit(cls.config, packer, dict(config.train, num_steps=60), seed=0)
 
   def test_known_is_what_greedy_decoding_says(self):
-    prompts = random.Random(0).sample(self.world.prompts(), 40)
+    prompts = random.Random(0).sample(self.world.prompts(), 20)
     known = knowledge.is_known(self.config, self.params, self.tokenizer, prompts, batch_size=16)
     for prompt, is_known in zip(prompts, known, strict=True):
       ids = self.tokenizer(prompt.text)['input_ids']
       want = self.tokenizer(f'{prompt.text} {prompt.answer}')['input_ids'][len(ids) :]
-      said = []
+      said: list[int] = []
       for _ in want:
-        hidden, _ = forward(self.config, self.params, jnp.asarray([ids + said]))
-        said.append(int(head(self.config, self.params, hidden[0, -1]).argmax()))
+        token_1xT, length_1 = pad([ids + said], 32)
+        logits_TxV = _logits(self.config, self.params, jnp.asarray(token_1xT))[0]
+        said.append(int(logits_TxV[length_1[0] - 1].argmax()))
       self.assertEqual(said == want, bool(is_known), prompt)
 
   def test_restoring_everything_at_the_last_token_brings_back_what_it_carried(self):
@@ -190,6 +197,13 @@ class KnownFactsTest(absltest.TestCase):
     self.assertNotIn('Work took', text)
     self.assertIn('Hybrid vehicles.', text)
     self.assertEqual(facts.corpus(5), KnownFacts([self._record()]).corpus(5))
+
+  def test_one_answer_per_prompt_and_that_of_the_edit_first(self):
+    request = Request('{} was employed in', 'Victor Hugo', 'Oslo', 'Rome', case_id=4)
+    other = self._record(case_id=4, request=request, paraphrase_prompts=())
+    answers = {p.text: p.answer for p in KnownFacts([self._record(), other]).prompts()}
+    self.assertEqual(answers['Victor Hugo was employed in'], 'Rome')
+    self.assertEqual(answers['Alice Neel was employed in'], 'Rome')
 
   def test_a_record_without_its_true_object_is_an_error(self):
     request = Request('{} was employed in', 'Laurent Cars', 'Rome')

@@ -20,7 +20,8 @@ class KnownFacts:
   The rewrite prompt and the first paraphrase lead to the true object, neighbourhood prompts too,
   and attribute prompts to the new one, which is true of their subjects. The second paraphrase of
   each record is never trained: it measures whether the fact is known beyond its wordings. The
-  texts that stand before the paraphrases serve as small talk.
+  texts that stand before the paraphrases serve as small talk. Of several answers to one prompt
+  (some cities have many twins) the first counts, those of the records' own subjects before others.
 
   Attributes:
     records: in the schema of CounterFact, each with a true object.
@@ -31,9 +32,8 @@ class KnownFacts:
   _small_talk: list[str] = dataclasses.field(init=False, repr=False, compare=False)
 
   def __post_init__(self) -> None:
-    prompts: dict[tuple[str, str], Prompt] = {}
     small_talk: list[str] = []
-    finders = _subject_finders(self.records)
+    asked: list[Prompt] = []
     for record in self.records:
       request, relation = record.request, record.relation_id or ''
       if request.target_true is None:
@@ -41,27 +41,26 @@ class KnownFacts:
           f'Record {record.case_id} has no target_true, so there is nothing to learn from it; '
           'give records in the schema of CounterFact.'
         )
-
-      def add(template: str, subject: str, answer: str, *, trained: bool, edited: bool) -> None:
-        prompt = Prompt(template, subject, answer, relation, trained, edited)  # noqa: B023
-        prompts.setdefault((prompt.text, answer), prompt)
-
-      add(request.prompt, request.subject, request.target_true, trained=True, edited=True)
+      fact = (request.subject, request.target_true, relation)
+      asked.append(Prompt(request.prompt, *fact, edited=True))
       for i, text in enumerate(record.paraphrase_prompts):
         before, core = _split_paraphrase(text, request.subject)
         small_talk += [before] if before else []
         template = core.replace(request.subject, '{}', 1)
-        add(template, request.subject, request.target_true, trained=i == 0, edited=True)
-      answers = {request.target_true: record.neighborhood_prompts}
-      answers[request.target] = record.attribute_prompts
-      for answer, texts in answers.items():
-        for text in texts:
-          subject = _find_subject(text, finders.get(relation, ()))
-          template = text.replace(subject, '{}', 1) if subject else text
-          add(template, subject, answer, trained=True, edited=False)
-    trained_texts = {prompt.text for prompt in prompts.values() if prompt.trained}
-    kept = [p for p in prompts.values() if p.trained or p.text not in trained_texts]
-    object.__setattr__(self, '_prompts', kept)
+        asked.append(Prompt(template, *fact, trained=i == 0, edited=True))
+    finders = _subject_finders(self.records)
+    for record in self.records:
+      relation = record.relation_id or ''
+      answers = [(text, record.request.target_true or '') for text in record.neighborhood_prompts]
+      answers += [(text, record.request.target) for text in record.attribute_prompts]
+      for text, answer in answers:
+        subject = _find_subject(text, finders.get(relation, ()))
+        template = text.replace(subject, '{}', 1) if subject else text
+        asked.append(Prompt(template, subject, answer, relation))
+    prompts: dict[str, Prompt] = {}
+    for prompt in sorted(asked, key=lambda prompt: not prompt.trained):
+      prompts.setdefault(prompt.text, prompt)
+    object.__setattr__(self, '_prompts', list(prompts.values()))
     talk = small_talk or [text + '.' for text in words.SMALL_TALK]
     object.__setattr__(self, '_small_talk', talk)
 
