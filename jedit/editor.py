@@ -27,7 +27,7 @@ from jedit.writing import Kernel, write_region
 BATCH_SIZE = {'cpu': 32, 'gpu': 128, 'tpu': 128}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Details:
   """Everything an edit computed on the way; arrays are in the order of the requests.
 
@@ -82,17 +82,17 @@ def edit(
   details: Literal[True],
 ) -> tuple[Patch, Details]: ...
 def edit(
-  lm,
-  requests,
-  method,
-  stats,
+  lm: LanguageModel,
+  requests: Sequence[Request],
+  method: Recipe,
+  stats: SecondMoments,
   *,
-  contexts=None,
-  seed=0,
-  batch_size=None,
-  store=None,
-  details=False,
-):
+  contexts: Iterable[Iterable[str]] | None = None,
+  seed: int = 0,
+  batch_size: int | None = None,
+  store: pathlib.Path | None = None,
+  details: bool = False,
+) -> Patch | tuple[Patch, Details]:
   """Edits all requests in one batch.
 
   Args:

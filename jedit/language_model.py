@@ -22,7 +22,7 @@ from jedit.types import UserError
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:
   """A decoder with its tokenizer; `apply` and `revert` return new ones that share what they can.
 

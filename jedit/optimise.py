@@ -21,7 +21,7 @@ from jedit.types import UserError
 _STEPS_PER_LOOK = 5
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Targets:
   """What was optimised together, in the order of the requests.
 

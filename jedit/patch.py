@@ -20,7 +20,7 @@ from jedit.types import UserError
 _FORMAT = 'jedit-patch-1'
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Update:
   """Change of one parameter: `left @ right`, or `dense`; float32.
 
@@ -61,7 +61,7 @@ class Update:
     return {name: array for name, array in fields.items() if array is not None}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Patch:
   """Updates by parameter path ('block_3/mlp/down/kernel') and where they come from.
 

@@ -26,7 +26,7 @@ _BATCHES_PER_SAVE = 64
 Kernel = tuple[str, int]  # ('mlp' or 'attn', layer)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SecondMoments:
   """Uncentred second moments by kernel.
 
