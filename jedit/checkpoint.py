@@ -22,6 +22,7 @@ from jedit.types import UserError
 
 # Key of our metadata in a safetensors header. One entry, because the library writes several in
 # random order, and equal content should give equal bytes.
+_FILE_MODE = 0o644
 _HEADER_KEY = 'jedit'
 
 
@@ -160,6 +161,7 @@ def write_tensors(
   with atomic_file(path) as beside:
     try:
       safetensors.numpy.save_file(arrays, beside, header)
+      beside.chmod(_FILE_MODE)  # the library makes files that only their owner can read
     except safetensors.SafetensorError as error:  # its I/O errors are not OSErrors
       raise OSError(str(error)) from error
 

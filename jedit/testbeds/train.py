@@ -36,7 +36,7 @@ from jedit.testbeds.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from jedit.testbeds.world import World
 from jedit.types import UserError
 
-_CORPUS_DOCUMENTS = 2000
+_CORPUS_DOCUMENTS = 700
 _Arrays = tuple[jax.Array, jax.Array, jax.Array]  # tokens, weights, segments
 
 
