@@ -40,6 +40,7 @@ def get_config() -> config_dict.ConfigDict:
     matrix_lr=0.02,  # of Muon, for the matrices of the blocks
     lr=3e-3,  # of Adam, for embedding, head, biases and norms
     warmup=50,  # steps
+    decay_share=1.0,  # of the steps behind it, the last ones, in which learning rates fall
     embedding_std=0.1,  # of the embeddings at the start
     num_few=8000,  # facts at the start about a sixteenth of the subjects, and then about a quarter
     weight_decay=0.05,

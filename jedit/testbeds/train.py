@@ -184,8 +184,14 @@ def fit(
   params = jax.jit(initial)(jax.random.key(seed))
   warmup = min(settings['warmup'], num_steps // 2)
 
+  hold = int((1 - settings['decay_share']) * (num_steps - warmup))
+
   def schedule(peak: float) -> optax.Schedule:
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, num_steps, peak / 50)
+    rise = optax.linear_schedule(0.0, peak, warmup)
+    fall = optax.cosine_decay_schedule(peak, num_steps - warmup - hold, alpha=0.02)
+    return optax.join_schedules(
+      [rise, optax.constant_schedule(peak), fall], [warmup, warmup + hold]
+    )
 
   optimizer = optax.contrib.muon(
     schedule(settings['matrix_lr']),
