@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 from ml_collections.config_flags import config_path
 
@@ -131,6 +131,7 @@ def _parse(argv: Sequence[str]) -> tuple[config_dict.ConfigDict, str]:
 
 def main(args: tuple[config_dict.ConfigDict, str]) -> None:
   """Hands the config and the workdir to the runner."""
+  logging.set_verbosity(logging.WARNING)  # jax tells of every kind of device it does not find
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     cache = pathlib.Path('~/.cache/jedit/xla').expanduser()
     jax.config.update('jax_compilation_cache_dir', str(cache))

@@ -279,9 +279,10 @@ class EvaluateTest(absltest.TestCase):
 
     records = [_record(i, generation_prompts=(f'a {i}',)) for i in range(5)] + [_record(5)]
     samples = evaluate_lib.sample_texts(says('new'), records, says('old'), count=9)
-    self.assertLen(samples, 6)
-    self.assertEqual(samples[0], evaluate_lib.Sample(0, 'a 0', 'a 0 old', 'a 0 new'))
-    self.assertEqual(samples[5].prompt, 'Anna lives in')
+    self.assertLen(samples, 11)
+    self.assertEqual(samples[0].prompt, 'Anna lives in')
+    self.assertEqual(samples[1], evaluate_lib.Sample(0, 'a 0', 'a 0 old', 'a 0 new'))
+    self.assertEqual(samples[10].case_id, 5)
     chosen = evaluate_lib.sample_texts(says('new'), records, count=2, seed=3)
     self.assertEqual(chosen, evaluate_lib.sample_texts(says('new'), records, count=2, seed=3))
     self.assertIsNone(chosen[0].before)

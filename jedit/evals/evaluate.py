@@ -295,18 +295,22 @@ def sample_texts(
 
   Args:
     lm: the edited model.
-    records: edited records; the prompt is the first generation prompt, else the edited one.
+    records: edited records; each gives its own prompt and its first generation prompt.
     before: the model before the edit.
-    count: number of texts; all records where there are fewer.
+    count: number of records; all where there are fewer.
     max_new_tokens: length of the continuation, in tokens.
     seed: chooses the records; the texts are greedy.
 
   Returns:
-    One sample per chosen record, in file order.
+    The samples of the chosen records, in file order.
   """
   chosen = sorted(random.Random(seed).sample(range(len(records)), min(count, len(records))))
-  picked = [records[i] for i in chosen]
-  prompts = [(*record.generation_prompts, record.request.text)[0] for record in picked]
+  picked = [
+    (records[i].case_id, prompt)
+    for i in chosen
+    for prompt in (records[i].request.text, *records[i].generation_prompts[:1])
+  ]
+  prompts = [prompt for _, prompt in picked]
 
   def generate(model: LanguageModel) -> list[str]:
     return model.generate(prompts, max_new_tokens=max_new_tokens, seed=seed)
@@ -314,6 +318,6 @@ def sample_texts(
   after = generate(lm)
   earlier: Sequence[str | None] = [None] * len(picked) if before is None else generate(before)
   return tuple(
-    Sample(record.case_id, prompt, old, new)
-    for record, prompt, old, new in zip(picked, prompts, earlier, after, strict=True)
+    Sample(case_id, prompt, old, new)
+    for (case_id, prompt), old, new in zip(picked, earlier, after, strict=True)
   )
