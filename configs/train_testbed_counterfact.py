@@ -16,5 +16,6 @@ def get_config() -> config_dict.ConfigDict:
   c = train_testbed_gptj.get_config()
   c.records = 'counterfact.json'
   c.model.vocab_size = 4000  # real names; nearly every object is one token
-  c.train.num_steps = 1200
+  c.train.num_steps = 900
+  c.train.decay_share = 0.5
   return c
