@@ -60,7 +60,7 @@ class TrainTest(parameterized.TestCase):
     self.assertLen(load_records(model / 'records.json'), 8)
     stored = json.loads((model / 'knowledge.json').read_text())
     self.assertEqual(stored['num_trained'] + stored['num_untrained'], 200)
-    self.assertGreater(len((model / 'corpus.txt').read_text().splitlines()), 1000)
+    self.assertGreater(len((model / 'corpus.txt').read_text().splitlines()), 500)
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     ids = tokenizer('Anna lives')['input_ids']
@@ -81,7 +81,7 @@ class TrainTest(parameterized.TestCase):
       packer = Packer(
         tokenizer, world.sentences(0), eos='<|endoftext|>', num_tokens=48, text_weight=0.2, seed=0
       )
-      return fit(model, packer, dict(config.train, num_steps=40), seed=0)
+      return fit(model, packer, dict(config.train, num_steps=150), seed=0)
 
     (first, loss), (again, _) = run(), run()
     self.assertLess(loss, np.log(600) - 2.0)
