@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # and everything below it; names on one line may import each other, without cycles.
 ROOMS = (
   'jedit.types jedit.configs',
-  'jedit.solve jedit.spread',
+  'jedit.solve',
   'jedit.recipe',
   'jedit.log jedit.buckets',
   'jedit.checkpoint',
