@@ -66,6 +66,7 @@ def _method(case: pathlib.Path) -> Recipe:
   hparams, plan = _read(case / 'hparams.json'), _read(case / 'plan.json')
   given = dict(hparams['hparams'])
   loss_layer = given.pop('v_loss_layer', None)
+  given.pop('kl_factor_high', None)  # the released JEEP reads it nowhere
   num_layers = _model(hparams_model(case)).config.num_layers
   assert loss_layer in (None, num_layers - 1), 'losses are read after the last layer'
   fields = {_SHARED[name]: value for name, value in given.items()}

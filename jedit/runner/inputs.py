@@ -61,15 +61,10 @@ def load_documents(settings: Settings) -> list[str]:
     UserError: where there is none.
   """
   corpus = settings.statistics.corpus
-  if corpus:
-    documents = read_corpus(corpus)
-  else:
-    file = settings.model.directory / 'corpus.txt'  # one document per line
-    if not file.is_file():
-      raise UserError(f'{file.parent} has no corpus.txt; give a text file in statistics.corpus.')
-    documents = [line for line in file.read_text('utf-8').splitlines() if line.strip()]
-    if not documents:
-      raise UserError(f'There is no text in the corpus {file}; give another statistics.corpus.')
+  file = pathlib.Path(corpus) if corpus else settings.model.directory / 'corpus.txt'
+  if not corpus and not file.is_file():
+    raise UserError(f'{file.parent} has no corpus.txt; give a text file in statistics.corpus.')
+  documents = read_corpus(file)
   return documents[: settings.statistics.max_documents or None]
 
 
