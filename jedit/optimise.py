@@ -42,6 +42,16 @@ class Targets:
   def z(self) -> dict[str, np.ndarray]:
     return {name: self.init[name] + self.delta[name] for name in self.delta}
 
+  def part(self, edits: slice) -> 'Targets':
+    """The targets of some of the requests."""
+    return Targets(
+      delta={name: delta_BxD[edits] for name, delta_BxD in self.delta.items()},
+      init={name: init_BxD[edits] for name, init_BxD in self.init.items()},
+      num_steps=self.num_steps[edits],
+      trace=self.trace[edits],
+      num_programs=self.num_programs,
+    )
+
 
 def optimise_targets(
   forward: Callable,
@@ -84,7 +94,7 @@ def optimise_targets(
       else:
         arrays = block_arrays(rows, block, tokens)
         result = _run_block(optimiser, params, arrays, block, progress)
-        _check_finite(result, rows, block, names)
+        _check_finite(result, rows, block, deltas)
         if path is not None:
           write_tensors(path, result, {'key': key})
       found.append(result)
@@ -168,13 +178,24 @@ def _stored(path: pathlib.Path | None, key: str) -> dict[str, np.ndarray] | None
 
 
 def _check_finite(
-  result: dict[str, np.ndarray], rows: Sequence[EditRows], block: Block, names: Sequence[str]
+  result: dict[str, np.ndarray],
+  rows: Sequence[EditRows],
+  block: Block,
+  deltas: Sequence[PlacedDelta],
 ) -> None:
-  for name in names:
-    is_bad_B = ~np.isfinite(result[f'delta/{name}']).all(axis=-1)
+  """Looks at δ, at the value it is added to, and at the loss of every evaluation."""
+  loss_BxE = result['trace'][:, :, TRACE_COLUMNS.index('loss')]
+  ran_BxE = np.arange(loss_BxE.shape[1]) < result['num_steps'][:, None]
+  is_bad_loss_B = (ran_BxE & ~np.isfinite(loss_BxE)).any(axis=-1)
+  for placed in deltas:
+    name = placed.delta.name
+    is_bad_B = is_bad_loss_B.copy()
+    for part in ('delta', 'init'):
+      is_bad_B |= ~np.isfinite(result[f'{part}/{name}']).all(axis=-1)
     if is_bad_B.any():
       request = rows[block.indices[int(is_bad_B.argmax())]].request
       raise UserError(
         f'The target of record {request.case_id} ({request.text!r} -> {request.target!r}) is not '
-        f'finite at delta {name!r}; lower learning_rate or clip_factor, or leave the record out.'
+        f'finite at {name!r} in layer {placed.layer}; lower learning_rate or clip_factor, or leave '
+        'the record out.'
       )

@@ -8,7 +8,7 @@ recomputed from its base kernels, so reverting one restores the bits.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -115,6 +115,35 @@ class Patch:
       for key, p in parts.items()
     }
     return cls(updates, metadata['provenance'])
+
+
+def merge(patches: Sequence[Patch]) -> Patch:
+  """One patch that does what several do one after the other.
+
+  Args:
+    patches: made on one model, each on top of those before it; at least one.
+  """
+  updates: dict[str, Update] = {}
+  for path in dict.fromkeys(path for patch in patches for path in patch.updates):
+    parts = [patch.updates[path] for patch in patches if path in patch.updates]
+    if all(part.left_FxR is not None for part in parts):
+      updates[path] = Update.from_factors(
+        np.concatenate([part.left_FxR for part in parts], axis=1),
+        np.concatenate([part.right_RxD for part in parts]),
+      )
+    else:
+      total = sum(part.value().astype(np.float64) for part in parts)
+      updates[path] = Update(dense=np.asarray(total, np.float32))
+  first = patches[0].provenance
+  return Patch(
+    updates,
+    {
+      'model': first.get('model'),
+      'method': first.get('method', {}),
+      'num_edits': sum(patch.provenance.get('num_edits', 0) for patch in patches),
+      'merged': [dict(patch.provenance) for patch in patches],
+    },
+  )
 
 
 def patched(params: Any, updates: Mapping[str, Update]) -> Any:

@@ -210,6 +210,11 @@ class Recipe:
     """The kernels that are written, 'mlp', 'attn' or both."""
     return tuple(sorted({kernel for kernel, _ in self.kernels}))
 
+  @property
+  def uses_moments(self) -> bool:
+    """Whether any solve needs second moments."""
+    return any(region.writes and region.solver.uses_cov for region in self.regions)
+
   def _check_overlaps(self) -> None:
     """A patch holds one update per kernel, and a place takes one δ at a time."""
     written: set[tuple[str, int]] = set()

@@ -13,6 +13,7 @@ from jedit.models.sites import KERNEL_INPUT, kernel_path
 from jedit.patch import Update, patched
 from jedit.recipe import SPREADS, Region
 from jedit.second_moment import SecondMoments
+from jedit.solve import UnsolvableError
 from jedit.types import UserError
 
 Kernel = tuple[str, int]  # ('mlp' or 'attn', layer)
@@ -82,8 +83,9 @@ def write_region(
   rows: Sequence[EditRows],
   contexts: Contexts,
   z: Mapping[str, np.ndarray],
-  stats: SecondMoments,
+  stats: SecondMoments | None,
   timers: Timers,
+  earlier_keys: Mapping[Kernel, np.ndarray] | None = None,
 ) -> Written:
   """Changes the region's kernels so that its last layer's values move to the targets.
 
@@ -98,11 +100,13 @@ def write_region(
     rows: texts of the edits.
     contexts: groups of prefix templates.
     z: by δ, targets [B, D].
-    stats: second moments C of the kernels' keys.
+    stats: second moments C of the kernels' keys; None where the solver uses none.
     timers: gets the seconds of 'keys' and 'solve'.
+    earlier_keys: by kernel, keys [N, F] of earlier edits that are to be preserved, too.
 
   Raises:
-    UserError: if a solve is not finite; names the layer and what to change.
+    UserError: if a solve is singular or a residual not finite; names the layer, where they are
+      known the records, and what to change.
   """
   updates: dict[str, Update] = {}
   keys: dict[Kernel, np.ndarray] = {}
@@ -128,8 +132,14 @@ def write_region(
           value_BxD = region_rows.values(params, last, write.compare)
         residual_BxD = (z[write.delta].astype(np.float64) - value_BxD) / divisor
         with timers('solve'):
-          left_FxB = region.solver(stats.covariance(*kernel), key_BxF, bare_key_BxF)
-          _check_finite(left_FxB, residual_BxD, kernel)
+          _check_residual(residual_BxD, kernel, rows)
+          cov_FxF = stats.covariance(*kernel) if stats and region.solver.uses_cov else None
+          try:
+            left_FxB = region.solver(
+              cov_FxF, key_BxF, bare_key_BxF, (earlier_keys or {}).get(kernel)
+            )
+          except UnsolvableError as error:
+            raise _unsolvable(error, kernel, rows) from error
           update = Update.from_factors(left_FxB, residual_BxD)
           path = '/'.join(kernel_path(layer, write.kernel))
           params = patched(params, {path: update})
@@ -146,16 +156,27 @@ def _context_weights(contexts: Contexts, average: str) -> np.ndarray:
   return np.concatenate([np.full(len(g), 1.0 / (len(g) * len(contexts))) for g in contexts])
 
 
-def _check_finite(left_FxB: np.ndarray, residual_BxD: np.ndarray, kernel: Kernel) -> None:
+def _check_residual(residual_BxD: np.ndarray, kernel: Kernel, rows: Sequence[EditRows]) -> None:
+  is_bad_B = ~np.isfinite(residual_BxD).all(axis=-1)
+  if is_bad_B.any():
+    name, layer = kernel
+    raise UserError(
+      f'The residual of {_record(rows[int(is_bad_B.argmax())])} at the {name} kernel in layer '
+      f'{layer} is not finite; lower clip_factor or learning_rate. No model was changed.'
+    )
+
+
+def _unsolvable(error: UnsolvableError, kernel: Kernel, rows: Sequence[EditRows]) -> UserError:
+  """The error with layer and records, for users."""
   name, layer = kernel
-  if not np.isfinite(left_FxB).all():
-    raise UserError(
-      f'The solve of the {name} kernel in layer {layer} is not finite: its matrix is not positive '
-      'definite; take second moments of more tokens, or raise the cov_weight or ridge of the '
-      'solver. No model was changed.'
-    )
-  if not np.isfinite(residual_BxD).all():
-    raise UserError(
-      f'A residual of the {name} kernel in layer {layer} is not finite; lower clip_factor or '
-      'learning_rate. No model was changed.'
-    )
+  whose = ' and '.join(_record(rows[number]) for number in error.edits)
+  nearest = f' (most alike: {whose})' if whose else ''
+  return UserError(
+    f'The solve of the {name} kernel in layer {layer} over {len(rows)} edits failed: '
+    f'{error.reason}{nearest}. No model was changed.'
+  )
+
+
+def _record(edit: EditRows) -> str:
+  request = edit.request
+  return f'record {request.case_id} ({request.text!r} -> {request.target!r})'

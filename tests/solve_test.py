@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jedit.solve import EqualityConstrained, LeastSquares, RankOne, equality_constrained
+from jedit.solve import (
+  EqualityConstrained,
+  LeastSquares,
+  NullSpace,
+  RankOne,
+  UnsolvableError,
+  equality_constrained,
+)
 from jedit.types import UserError
 
 _DEFAULT = pathlib.Path(__file__).parents[2] / 'shared' / 'golden'
@@ -161,11 +168,90 @@ def test_a_larger_weight_changes_old_keys_less():
   assert costs[0] > 1.1 * costs[1] > 2 * costs[2]
 
 
-@pytest.mark.parametrize('solver', [LeastSquares(1.0), EqualityConstrained(), RankOne()])
-def test_a_matrix_that_is_not_positive_definite_gives_no_finite_update(solver):
+@pytest.mark.parametrize(
+  'solver',
+  [LeastSquares(1.0), EqualityConstrained(), RankOne(), EqualityConstrained(key_ridge=0.0)],
+)
+def test_a_matrix_that_is_not_positive_definite_is_refused(solver):
   cov_FxF, key_BxF, _, bare_BxF = _problem(1)
   cov_FxF = cov_FxF - 10 * np.eye(len(cov_FxF))
-  assert not np.isfinite(solver(cov_FxF, key_BxF, bare_BxF)).all()
+  with pytest.raises(
+    UnsolvableError, match='not positive definite.* second moments of more tokens'
+  ):
+    solver(cov_FxF, key_BxF, bare_BxF)
+
+
+def test_keys_that_depend_on_each_other_cannot_all_hold_exactly():
+  """Cholesky of the singular inner matrix may well succeed, by rounding, with finite garbage."""
+  cov_FxF, key_BxF, _, bare_BxF = _problem(5)
+  key_BxF[3] = 2 * key_BxF[1]
+  with pytest.raises(UnsolvableError, match='raise key_ridge above 0') as caught:
+    EqualityConstrained(key_ridge=0.0)(cov_FxF, key_BxF, bare_BxF)
+  assert sorted(caught.value.edits) == [1, 3]
+
+
+def test_more_exact_edits_than_dimensions_are_refused_at_once():
+  with pytest.raises(UserError, match='13 edits cannot .* 12 dimensions; raise key_ridge'):
+    EqualityConstrained(key_ridge=0.0).check_size(13, 12)
+  EqualityConstrained(key_ridge=0.0).check_size(12, 12)
+  EqualityConstrained(key_ridge=0.1).check_size(13, 12)
+
+
+_BATCHES = [LeastSquares(3.0), EqualityConstrained(2.0, 0.3, 0.1), NullSpace(0.8, 0.5)]
+
+
+@pytest.mark.parametrize('solver', _BATCHES, ids=lambda solver: type(solver).__name__)
+def test_earlier_keys_count_as_preserved_ones(solver):
+  """Literally: EᵀE beside λC, in NumPy."""
+  cov_FxF, key_BxF, residual_BxD, bare_BxF = _problem(4)
+  earlier_NxF = np.random.default_rng(9).normal(size=(3, len(cov_FxF)))
+  gram_FxF, eye = earlier_NxF.T @ earlier_NxF, np.eye(len(cov_FxF))
+  update_FxD = solver(cov_FxF, key_BxF, bare_BxF, earlier_NxF) @ residual_BxD
+  if isinstance(solver, LeastSquares):
+    matrix_FxF = 3.0 * cov_FxF + gram_FxF + key_BxF.T @ key_BxF
+    expected_FxD = np.linalg.solve(matrix_FxF, key_BxF.T @ residual_BxD)
+  elif isinstance(solver, EqualityConstrained):
+    spread_FxB = np.linalg.solve(2.0 * cov_FxF + gram_FxF + 0.3 * eye, key_BxF.T)
+    expected_FxD = spread_FxB @ np.linalg.solve(
+      key_BxF @ spread_FxB + 0.1 * np.eye(4), residual_BxD
+    )
+  else:
+    expected_FxD = _null_space(cov_FxF, key_BxF, residual_BxD, gram_FxF, 0.8, 0.5)
+  assert _relative(update_FxD, expected_FxD) < 1e-9
+  alone_FxD = solver(cov_FxF, key_BxF, bare_BxF) @ residual_BxD
+  assert np.abs(earlier_NxF @ update_FxD).sum() < 0.9 * np.abs(earlier_NxF @ alone_FxD).sum()
+
+
+def _null_space(cov_FxF, key_BxF, residual_BxD, gram_FxF, threshold, ridge):
+  """The released form: one solve with a projector from an SVD, not symmetric."""
+  left_FxF, singular_F, _ = np.linalg.svd(cov_FxF)
+  free_FxG = left_FxF[:, singular_F < threshold]
+  assert 0 < free_FxG.shape[1] < len(cov_FxF)
+  projector_FxF = free_FxG @ free_FxG.T
+  matrix_FxF = projector_FxF @ (key_BxF.T @ key_BxF + gram_FxF) + ridge * np.eye(len(cov_FxF))
+  return np.linalg.solve(matrix_FxF, projector_FxF @ key_BxF.T @ residual_BxD)
+
+
+def test_the_null_space_is_all_that_changes():
+  cov_FxF, key_BxF, residual_BxD, bare_BxF = _problem(4)
+  update_FxD = NullSpace(0.8, 0.5)(cov_FxF, key_BxF, bare_BxF) @ residual_BxD
+  expected_FxD = _null_space(cov_FxF, key_BxF, residual_BxD, 0 * cov_FxF, 0.8, 0.5)
+  assert _relative(update_FxD, expected_FxD) < 1e-9
+  eigenvalue_F, vector_FxF = np.linalg.eigh(cov_FxF)
+  kept = vector_FxF[:, eigenvalue_F >= 0.8].T @ update_FxD
+  assert np.abs(kept).max() < 1e-12 * np.abs(update_FxD).max() + 1e-12
+
+
+def test_a_null_space_without_directions_is_refused():
+  cov_FxF, key_BxF, _, bare_BxF = _problem(2)
+  with pytest.raises(UnsolvableError, match='nothing may change; raise threshold'):
+    NullSpace(1e-9)(cov_FxF, key_BxF, bare_BxF)
+
+
+def test_rank_one_without_second_moments_takes_the_identity():
+  cov_FxF, key_BxF, _, bare_BxF = _problem(1)
+  ours = RankOne('mean_key', uses_cov=False)(None, key_BxF, bare_BxF)
+  assert _relative(ours, RankOne('mean_key')(np.eye(len(cov_FxF)), key_BxF, bare_BxF)) < 1e-12
 
 
 def test_a_key_ridge_makes_repeated_keys_solvable():
@@ -186,6 +272,8 @@ def test_a_key_ridge_makes_repeated_keys_solvable():
     (lambda: EqualityConstrained(cov_weight=-1.0), 'cov_weight is -1.0'),
     (lambda: EqualityConstrained(cov_ridge=-0.1), 'cov_ridge is -0.1; give .* at least 0'),
     (lambda: EqualityConstrained(key_ridge=-0.1), 'key_ridge is -0.1'),
+    (lambda: NullSpace(threshold=0.0), 'threshold is 0.0; give a number above 0'),
+    (lambda: NullSpace(ridge=-1.0), 'ridge is -1.0'),
     (lambda: RankOne('last_key'), "divide_by is 'last_key'; choose bare_key or mean_key"),
   ],
 )

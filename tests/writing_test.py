@@ -181,8 +181,10 @@ def test_solves_that_fail_name_kernel_and_layer():
   stats.cov['mlp', 2] = -stats.cov['mlp', 2]
   z = _targets(region, lm.config.width)
   arguments = (forward, lm.params, region, _edits(lm), editing.CONTEXTS)
-  with pytest.raises(UserError, match='mlp kernel in layer 2 is not finite: .*cov_weight'):
+  with pytest.raises(UserError, match='mlp kernel in layer 2 over 3 edits failed: .*cov_weight'):
     write_region(*arguments, z, stats, Timers({}))
   z['block'][1, 3] = np.nan
-  with pytest.raises(UserError, match='A residual of the mlp kernel in layer 0 is not finite'):
+  with pytest.raises(
+    UserError, match='residual of record 12 .* at the mlp kernel in layer 0 is not'
+  ):
     write_region(*arguments, z, editing.second_moments(lm, _MEMIT), Timers({}))

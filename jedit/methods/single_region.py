@@ -1,13 +1,14 @@
-"""Methods that edit one range of layers at the subject's last token: ROME, MEMIT, PMET, EMMET.
+"""Methods that edit one range of layers at the subject's last token.
 
 Defaults are the forms behind the published tables (the released codes); what the papers write
 instead is a named choice of the same field.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 from jedit.recipe import Delta, Objective, Recipe, Region, Write
-from jedit.solve import EqualityConstrained, LeastSquares, RankOne, Solver
+from jedit.solve import EqualityConstrained, LeastSquares, NullSpace, RankOne, Solver
 
 _NAME = 'edited'
 
@@ -22,6 +23,7 @@ def memit(
   kl_factor: float = 0.0625,
   weight_decay: float = 0.5,
   decay_form: str = 'released',
+  stop_loss: float | None = 0.05,
   spread: str = 'even',
 ) -> Recipe:
   """MEMIT (arXiv:2210.07229): δ on the block's output, least squares, even spread.
@@ -29,7 +31,7 @@ def memit(
   Args:
     layers: edited layers, ascending; δ sits at the last.
     cov_weight: λ of `jedit.solve.least_squares`.
-    learning_rate, num_steps, kl_factor, decay_form: see `jedit.recipe.Objective`.
+    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.recipe.Objective`.
     clip_factor, weight_decay: see `jedit.recipe.Delta`.
     spread: 'even', or 'sqrt' as PMET.
   """
@@ -40,7 +42,9 @@ def memit(
     writes=(Write('mlp', 'block', 'block_out'),),
     solver=LeastSquares(cov_weight),
     spread=spread,
-    objective=Objective(learning_rate, num_steps, kl_factor, decay_form=decay_form),
+    objective=Objective(
+      learning_rate, num_steps, kl_factor, decay_form=decay_form, stop_loss=stop_loss
+    ),
   )
 
 
@@ -56,6 +60,7 @@ def pmet(
   nll_factor: float = 1.0,
   nll_switch: bool = True,
   decay_form: str = 'released',
+  stop_loss: float | None = 0.05,
   spread: str = 'sqrt',
   optimise: Sequence[str] = ('attn', 'mlp'),
   write: Sequence[str] = ('mlp',),
@@ -66,7 +71,8 @@ def pmet(
   Args:
     layers: edited layers, ascending; δ sit at the last.
     cov_weight: λ of `jedit.solve.least_squares`.
-    learning_rate, num_steps, kl_factor, nll_factor, decay_form: see `jedit.recipe.Objective`.
+    learning_rate, num_steps, kl_factor, nll_factor, decay_form, stop_loss: see
+      `jedit.recipe.Objective`.
     nll_switch: the released code's adaptive loss factor; False is the paper's eq. 10.
     clip_factor, weight_decay: of each δ; see `jedit.recipe.Delta`.
     spread: 'sqrt' (eq. 13), or 'even' for the ablation.
@@ -89,6 +95,7 @@ def pmet(
       nll_factor=nll_factor,
       nll_switch=nll_switch,
       decay_form=decay_form,
+      stop_loss=stop_loss,
     ),
     keys_together=keys_together,
   )
@@ -106,6 +113,7 @@ def emmet(
   kl_factor: float = 0.0625,
   weight_decay: float = 0.5,
   decay_form: str = 'released',
+  stop_loss: float | None = 0.05,
   spread: str = 'even',
 ) -> Recipe:
   """EMMET (arXiv:2403.14236): MEMIT's targets, written under an equality constraint.
@@ -114,7 +122,7 @@ def emmet(
     layers: edited layers, ascending; the released default is one.
     cov_weight, cov_ridge, key_ridge: see `jedit.solve.EqualityConstrained`; both ridges 0 is the
       paper's eq. 14, which is singular for more edits than keys have dimensions.
-    learning_rate, num_steps, kl_factor, decay_form: see `jedit.recipe.Objective`.
+    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.recipe.Objective`.
     clip_factor, weight_decay: see `jedit.recipe.Delta`.
     spread: 'even' or 'sqrt'; of no effect for one layer.
   """
@@ -125,7 +133,9 @@ def emmet(
     writes=(Write('mlp', 'block', 'block_out'),),
     solver=EqualityConstrained(cov_weight, cov_ridge, key_ridge),
     spread=spread,
-    objective=Objective(learning_rate, num_steps, kl_factor, decay_form=decay_form),
+    objective=Objective(
+      learning_rate, num_steps, kl_factor, decay_form=decay_form, stop_loss=stop_loss
+    ),
   )
 
 
@@ -133,12 +143,14 @@ def rome(
   *,
   layers: Sequence[int],
   divide_by: str = 'bare_key',
+  use_cov: bool = True,
   learning_rate: float = 0.5,
   num_steps: int = 20,
   clip_factor: float = 4.0,
   kl_factor: float = 0.0625,
   weight_decay: float = 0.5,
   decay_form: str = 'released',
+  stop_loss: float | None = 0.05,
 ) -> Recipe:
   """ROME (arXiv:2202.05262): one edit, one layer, δ on the MLP output, rank-one update.
 
@@ -146,7 +158,9 @@ def rome(
     layers: the edited layer, as a tuple of one.
     divide_by: 'bare_key' is the released code, 'mean_key' the paper and R-ROME
       (arXiv:2403.07175), the stable form for sequential edits.
-    learning_rate, num_steps, kl_factor, decay_form: see `jedit.recipe.Objective`.
+    use_cov: False needs no second moments: C is taken as the identity (EasyEdit's settings for
+      Llama).
+    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.recipe.Objective`.
     clip_factor, weight_decay: see `jedit.recipe.Delta`.
   """
   return _single(
@@ -154,10 +168,76 @@ def rome(
     layers,
     deltas=(Delta('mlp', 'mlp_out', clip_factor, weight_decay),),
     writes=(Write('mlp', 'mlp', 'mlp_out'),),
-    solver=RankOne(divide_by),
+    solver=RankOne(divide_by, use_cov),
     spread='even',
-    objective=Objective(learning_rate, num_steps, kl_factor, decay_form=decay_form),
+    objective=Objective(
+      learning_rate, num_steps, kl_factor, decay_form=decay_form, stop_loss=stop_loss
+    ),
     key_average='flat',
+  )
+
+
+def r_rome(
+  *,
+  layers: Sequence[int],
+  use_cov: bool = True,
+  learning_rate: float = 0.5,
+  num_steps: int = 20,
+  clip_factor: float = 4.0,
+  kl_factor: float = 0.0625,
+  weight_decay: float = 0.5,
+  decay_form: str = 'released',
+  stop_loss: float | None = 0.05,
+) -> Recipe:
+  """R-ROME (arXiv:2403.07175): `rome` with `divide_by='mean_key'`, under its own name."""
+  recipe = rome(
+    layers=layers,
+    divide_by='mean_key',
+    use_cov=use_cov,
+    learning_rate=learning_rate,
+    num_steps=num_steps,
+    clip_factor=clip_factor,
+    kl_factor=kl_factor,
+    weight_decay=weight_decay,
+    decay_form=decay_form,
+    stop_loss=stop_loss,
+  )
+  return dataclasses.replace(recipe, name='r_rome')
+
+
+def alphaedit(
+  *,
+  layers: Sequence[int],
+  threshold: float = 0.02,
+  ridge: float = 10.0,
+  learning_rate: float = 0.5,
+  num_steps: int = 25,
+  clip_factor: float = 0.75,
+  kl_factor: float = 0.0625,
+  weight_decay: float = 0.5,
+  decay_form: str = 'released',
+  stop_loss: float | None = 0.05,
+  spread: str = 'even',
+) -> Recipe:
+  """AlphaEdit (arXiv:2410.02355): MEMIT's targets, written where C has next to nothing.
+
+  Args:
+    layers: edited layers, ascending; δ sits at the last.
+    threshold, ridge: see `jedit.solve.NullSpace`.
+    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.recipe.Objective`.
+    clip_factor, weight_decay: see `jedit.recipe.Delta`.
+    spread: 'even' or 'sqrt'.
+  """
+  return _single(
+    'alphaedit',
+    layers,
+    deltas=(Delta('block', 'block_out', clip_factor, weight_decay),),
+    writes=(Write('mlp', 'block', 'block_out'),),
+    solver=NullSpace(threshold, ridge),
+    spread=spread,
+    objective=Objective(
+      learning_rate, num_steps, kl_factor, decay_form=decay_form, stop_loss=stop_loss
+    ),
   )
 
 
