@@ -7,37 +7,48 @@ from jedit import configs, methods
 from jedit.recipe import Recipe
 from jedit.types import UserError
 
-# Models whose configs carry a shorter name.
-_SHORT = {'gptj-6b': 'gptj'}
+# First words of file names that are shorter than the model's name.
+_FULL = {'gptj': 'gptj-6b'}
 
 
 def preset(method: str, model: str) -> Recipe:
-  """The recipe of a shipped config.
+  """The recipe of a shipped config; docs/presets.md has a table of them.
 
   Args:
     method: such as 'pmet'.
-    model: such as 'gptj-6b' or 'testbed-gptj', for configs/pmet_testbed_gptj.py.
+    model: such as 'gptj-6b', 'llama-2-7b' or 'testbed-gptj', for configs/pmet_testbed_gptj.py;
+      with the rest of the file's name where there is one: 'gptj-6b-zsre'.
 
   Raises:
     UserError: where there is no such config; lists those that exist.
   """
-  if (method, model) not in names():
-    known = ', '.join(f'{each!r} for {on!r}' for each, on in names())
-    raise UserError(f'There is no preset {method!r} for {model!r}; choose {known}.')
-  module = importlib.import_module(
-    f'jedit.configs.{method}_{_SHORT.get(model, model).replace("-", "_")}'
-  )
+  stems = _stems()
+  if (method, model) not in stems:
+    models = [on for each, on in stems if each == method]
+    if models:
+      raise UserError(f'There is no preset {method!r} for {model!r}; choose {_any(models)}.')
+    known = sorted({each for each, _ in stems})
+    raise UserError(f'There is no preset of a method {method!r}; choose {_any(known)}.')
+  module = importlib.import_module(f'jedit.configs.{stems[method, model]}')
   return methods.get(**module.get_config().method.to_dict())
 
 
 def names() -> list[tuple[str, str]]:
   """All presets as (method, model)."""
-  stems = sorted(file.stem for path in configs.__path__ for file in pathlib.Path(path).glob('*.py'))
-  full = {short: model for model, short in _SHORT.items()}
-  found = []
-  for stem in stems:
-    method, _, model = stem.partition('_')
-    if method in methods.METHODS and model:
-      model = model.replace('_', '-')
-      found.append((method, full.get(model, model)))
+  return list(_stems())
+
+
+def _stems() -> dict[tuple[str, str], str]:
+  """Names of the configs' files by (method, model)."""
+  found = {}
+  for stem in sorted(f.stem for path in configs.__path__ for f in pathlib.Path(path).glob('*.py')):
+    named = [method for method in methods.METHODS if stem.startswith(f'{method}_')]
+    if named:
+      method = max(named, key=len)  # names of methods may contain a _, too
+      first, *rest = stem.removeprefix(f'{method}_').split('_')
+      found[method, '-'.join([_FULL.get(first, first), *rest])] = stem
   return found
+
+
+def _any(words: list[str]) -> str:
+  return ', '.join(repr(word) for word in words)

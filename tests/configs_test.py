@@ -1,7 +1,9 @@
 """Every shipped config loads and is understood."""
 
 import ast
+import collections
 import pathlib
+import re
 
 import pytest
 
@@ -36,6 +38,19 @@ def test_a_config_begins_with_its_command(path):
   assert header and 'python -m jedit.main' in header
   if path.stem != 'quickstart':
     assert f'--config=configs/{path.name}' in header
+  fields = flat(load_config(str(path)).to_dict())
+  own = header.split(f'--config=configs/{path.name}')[-1]  # another command may come first
+  for name in re.findall(r'--config\.([\w.]+)=', own):
+    assert name in fields
+
+
+def test_no_config_repeats_another():
+  stems = collections.defaultdict(list)
+  for path in CONFIGS:
+    tree = ast.parse(path.read_text())
+    del tree.body[0]  # the header
+    stems[ast.unparse(tree)].append(path.stem)
+  assert not [same for same in stems.values() if len(same) > 1]
 
 
 def test_the_defaults_are_those_of_the_base_config():

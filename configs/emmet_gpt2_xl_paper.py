@@ -1,0 +1,17 @@
+r"""EMMET on GPT2-XL, one layer, CounterFact: the settings of its paper.
+
+python -m jedit.main --config=configs/emmet_gpt2_xl_paper.py --config.model.path=GPT2_XL_DIRECTORY \
+  --config.data.records=multi_counterfact.json --config.statistics.corpus=WIKIPEDIA_TEXT
+
+Figures: arXiv:2403.14236, A.1: the last layer of configs/emmet_gpt2_xl_paper_multilayer.py.
+"""
+
+from ml_collections import config_dict
+
+from jedit.configs import emmet_gpt2_xl_paper_multilayer
+
+
+def get_config() -> config_dict.ConfigDict:
+  c = emmet_gpt2_xl_paper_multilayer.get_config()
+  c.method.layers = (17,)
+  return c

@@ -1,0 +1,18 @@
+r"""MEMIT on Llama-2-7B, one layer, CounterFact: the settings of EMMET's paper.
+
+python -m jedit.main --config=configs/memit_llama_2_7b_emmet_paper.py \
+  --config.model.path=LLAMA2_DIRECTORY --config.data.records=multi_counterfact.json \
+  --config.statistics.corpus=WIKIPEDIA_TEXT
+
+Figures: arXiv:2403.14236, A.1: the last layer of configs/memit_llama_2_7b.py.
+"""
+
+from ml_collections import config_dict
+
+from jedit.configs import memit_llama_2_7b
+
+
+def get_config() -> config_dict.ConfigDict:
+  c = memit_llama_2_7b.get_config()
+  c.method.layers = (8,)
+  return c
