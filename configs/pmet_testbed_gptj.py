@@ -39,7 +39,15 @@ def get_config() -> config_dict.ConfigDict:
     row_tokens=0,  # 0 for the model's positions, at most 512
     batch_tokens=8192,
   )
-  c.edit = dict(batch_size=0)  # edits optimised at once; 0 takes what suits the device
+  c.edit = dict(
+    batch_size=0,  # edits optimised at once; 0 takes what suits the device
+    mode='together',  # or batches of `size`: separate (each on the original model), sequential
+    size=1,
+    accumulate_keys=False,  # a sequence also preserves the keys of its earlier batches
+    canary=50,  # records whose neighbourhood a sequence watches; it stops ...
+    min_neighborhood=0.0,  # ... below this percentage
+    max_growth=0.0,  # ... or where a kernel has moved by more than this part of its norm; 0: never
+  )
   c.evaluation = dict(
     unedited=1000,  # questions about subjects that are not edited
     samples=3,  # texts generated before and after

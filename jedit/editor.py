@@ -1,22 +1,27 @@
-"""The driver: a recipe and requests in, a patch out."""
+"""The driver: a method and requests in, a patch out."""
 
 import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import jax
 import numpy as np
+from absl import logging
 
 from jedit.contexts import sample_contexts
 from jedit.data.edit_rows import Contexts, EditRows, check_contexts, encode_edits
+from jedit.data.requests import find_conflicts
+from jedit.fine_tune import FineTuning, fine_tune
 from jedit.language_model import LanguageModel
 from jedit.log import Timers
+from jedit.methods import Method
 from jedit.models import functions
 from jedit.optimise import Targets, optimise_targets
 from jedit.patch import Patch, Update
+from jedit.provenance import describe
 from jedit.recipe import Recipe
 from jedit.second_moment import SecondMoments
 from jedit.target import PlacedDelta
@@ -49,6 +54,11 @@ class Details:
   updates: dict[str, Update]
   seconds: dict[str, float]
 
+  @classmethod
+  def of_fine_tuning(cls, patch: Patch) -> 'Details':
+    """Fine-tuning has neither targets nor keys."""
+    return cls((), (), (), {}, {}, dict(patch.updates), {})
+
   @property
   def z(self) -> dict[str, np.ndarray]:
     """Targets of all δ, [B, D] each."""
@@ -59,127 +69,207 @@ class Details:
 def edit(
   lm: LanguageModel,
   requests: Sequence[Request],
-  method: Recipe,
-  stats: SecondMoments,
+  method: Method,
+  stats: SecondMoments | None = ...,
   *,
   contexts: Iterable[Iterable[str]] | None = ...,
   seed: int = ...,
   batch_size: int | None = ...,
   store: pathlib.Path | None = ...,
+  earlier_keys: Mapping[Kernel, np.ndarray] | None = ...,
+  targets: Targets | None = ...,
   details: Literal[False] = ...,
 ) -> Patch: ...
 @overload
 def edit(
   lm: LanguageModel,
   requests: Sequence[Request],
-  method: Recipe,
-  stats: SecondMoments,
+  method: Method,
+  stats: SecondMoments | None = ...,
   *,
   contexts: Iterable[Iterable[str]] | None = ...,
   seed: int = ...,
   batch_size: int | None = ...,
   store: pathlib.Path | None = ...,
+  earlier_keys: Mapping[Kernel, np.ndarray] | None = ...,
+  targets: Targets | None = ...,
   details: Literal[True],
 ) -> tuple[Patch, Details]: ...
 def edit(
   lm: LanguageModel,
   requests: Sequence[Request],
-  method: Recipe,
-  stats: SecondMoments,
+  method: Method,
+  stats: SecondMoments | None = None,
   *,
   contexts: Iterable[Iterable[str]] | None = None,
   seed: int = 0,
   batch_size: int | None = None,
   store: pathlib.Path | None = None,
+  earlier_keys: Mapping[Kernel, np.ndarray] | None = None,
+  targets: Targets | None = None,
   details: bool = False,
 ) -> Patch | tuple[Patch, Details]:
   """Edits all requests in one batch.
 
+  Requests that contradict each other or share a subject are reported as warnings first.
+
   Args:
     lm: the model; it is not changed.
     requests: facts to write.
-    method: a recipe of `jedit.methods`.
-    stats: second moments of the kernels that the method writes.
+    method: of `jedit.methods`.
+    stats: second moments of the kernels that the method writes; None for a method that uses none.
     contexts: groups of prefix templates, the bare prompt '{}' first; sampled from the model with
       `seed` when None.
     seed: of the sampling.
     batch_size: edits whose targets are optimised at once; bounds memory, not the result. None
       takes `BATCH_SIZE` of the device.
     store: directory for finished targets; a run that is repeated after a kill goes on from them.
+    earlier_keys: by (kernel, layer), keys [N, F] of earlier edits: they are preserved, too. A
+      sequence of edits gives those of `Details.keys`.
+    targets: what `find_targets` found for the same requests, method and contexts on this model.
     details: also returns what was computed on the way.
 
   Returns:
     The patch, to be applied with `lm.apply`; with `details` a pair of it and `Details`.
 
   Raises:
-    UserError: for no requests, layers outside the model, missing second moments, a target or
-      solve that is not finite.
+    UserError: for no requests, layers outside the model, missing second moments, more edits than
+      the method can write at once, a target that is not finite, a solve that is singular.
   """
-  requests = list(requests)
-  if not requests:
-    raise UserError('There is nothing to edit; give at least one request.')
-  batch_size = BATCH_SIZE[jax.default_backend()] if batch_size is None else batch_size
-  if batch_size < 1:
-    raise UserError(f'batch_size is {batch_size}; give at least 1.')
-  method.check_layers(lm.config.num_layers)
-  _check_moments(lm, method, stats)
+  requests = _checked(requests)
+  for sentence in find_conflicts(requests).sentences():
+    logging.warning('%s', sentence)
+  if isinstance(method, FineTuning):
+    patch = fine_tune(lm, requests, method, seed=seed)
+    return (patch, Details.of_fine_tuning(patch)) if details else patch
+  _check_method(lm, method, stats, len(requests))
   groups = sample_contexts(lm, seed) if contexts is None else check_contexts(contexts)
   rows = encode_edits(lm.tokenizer, requests, groups)
 
-  run, read_out = functions(lm.config)
+  run, _ = functions(lm.config)
   timers = Timers({'targets': 0.0, 'keys': 0.0, 'solve': 0.0})
   params = lm.params
   updates: dict[str, Update] = {}
   keys: dict[Kernel, np.ndarray] = {}
   residuals: dict[Kernel, np.ndarray] = {}
-  targets: list[Targets] = []
-  signature = _signature(lm, method, requests, groups)
+  stages: list[Targets] = []
+  signature = _signature(lm, method, requests, groups, earlier_keys)
   for number, names in enumerate(method.stages):
-    regions = [method.region(name) for name in names]
-    with timers('targets'):
-      placed = tuple(PlacedDelta(d, r.layers[-1], r.token) for r in regions for d in r.deltas)
-      found = optimise_targets(
-        run,
-        read_out,
-        lm.config.num_layers,
-        params,
-        rows,
-        placed,
-        method.objective,
-        batch_size=batch_size,
-        store=None if store is None else pathlib.Path(store) / f'stage-{number}',
-        # A later stage starts from what was written, which second moments decide, too.
-        signature=f'{signature} {Patch(updates).id if updates else ""}',
+    if number == 0 and targets is not None:
+      found = targets
+    else:
+      # A later stage starts from what was written, which second moments decide, too.
+      written_id = Patch(updates).id if updates else ''
+      with timers('targets'):
+        found = _stage_targets(
+          lm, params, rows, method, number, batch_size, store, f'{signature} {written_id}'
+        )
+    stages.append(found)
+    for region in map(method.region, names):
+      written = write_region(
+        run, params, region, rows, groups, found.z, stats, timers, earlier_keys
       )
-    targets.append(found)
-    for region in regions:
-      written = write_region(run, params, region, rows, groups, found.z, stats, timers)
       params = written.params
       updates |= written.updates
       keys |= written.keys
       residuals |= written.residuals
 
   provenance = {
-    'model': lm.fingerprint,
-    'patches_before': [patch.id for patch in lm.patches],
-    'method': dataclasses.asdict(method),
-    'num_edits': len(requests),
-    'requests': hashlib.sha256(repr(requests).encode()).hexdigest()[:16],
+    **describe(lm, requests, method, seed),
     'contexts': [list(group) for group in groups],
-    'seed': seed,
-    'jax': jax.__version__,
+    'targets': [
+      {'regions': list(names), **found.reached()}
+      for names, found in zip(method.stages, stages, strict=True)
+    ],
   }
   patch = Patch(updates, provenance)
   if not details:
     return patch
   return patch, Details(
-    groups, tuple(rows), tuple(targets), keys, residuals, updates, timers.seconds
+    groups, tuple(rows), tuple(stages), keys, residuals, updates, timers.seconds
   )
 
 
-def _check_moments(lm: LanguageModel, method: Recipe, stats: SecondMoments) -> None:
+def find_targets(
+  lm: LanguageModel,
+  requests: Sequence[Request],
+  method: Recipe,
+  *,
+  contexts: Iterable[Iterable[str]],
+  batch_size: int | None = None,
+  store: pathlib.Path | None = None,
+) -> Targets:
+  """The targets of a method's first stage, which depend on no other request and no second moment.
+
+  Edits of the same requests in other batches, or written in another way, can start from them:
+  see `targets` of `edit`.
+
+  Args:
+    lm, requests, method, batch_size, store: as of `edit`.
+    contexts: groups of prefix templates, the bare prompt '{}' first.
+
+  Raises:
+    UserError: for no requests, layers outside the model, a target that is not finite.
+  """
+  requests = _checked(requests)
+  method.check_layers(lm.config.num_layers)
+  groups = check_contexts(contexts)
+  rows = encode_edits(lm.tokenizer, requests, groups)
+  signature = _signature(lm, method, requests, groups, None)
+  return _stage_targets(lm, lm.params, rows, method, 0, batch_size, store, f'{signature} ')
+
+
+def _stage_targets(
+  lm: LanguageModel,
+  params: Any,
+  rows: Sequence[EditRows],
+  method: Recipe,
+  number: int,
+  batch_size: int | None,
+  store: pathlib.Path | None,
+  signature: str,
+) -> Targets:
+  """Optimises what stage `number` optimises together."""
+  batch_size = BATCH_SIZE[jax.default_backend()] if batch_size is None else batch_size
+  if batch_size < 1:
+    raise UserError(f'batch_size is {batch_size}; give at least 1.')
+  run, read_out = functions(lm.config)
+  regions = map(method.region, method.stages[number])
+  return optimise_targets(
+    run,
+    read_out,
+    lm.config.num_layers,
+    params,
+    rows,
+    tuple(PlacedDelta(d, r.layers[-1], r.token) for r in regions for d in r.deltas),
+    method.objective,
+    batch_size=batch_size,
+    store=None if store is None else pathlib.Path(store) / f'stage-{number}',
+    signature=signature,
+  )
+
+
+def _checked(requests: Sequence[Request]) -> list[Request]:
+  requests = list(requests)
+  if not requests:
+    raise UserError('There is nothing to edit; give at least one request.')
+  return requests
+
+
+def _check_method(
+  lm: LanguageModel, method: Recipe, stats: SecondMoments | None, num_edits: int
+) -> None:
+  """Whatever can be known before the long work starts."""
   config = lm.config
+  method.check_layers(config.num_layers)
   size = {'mlp': config.ffn_width, 'attn': config.num_heads * config.head_dim}
+  for region in method.regions:
+    for write in region.writes:
+      region.solver.check_size(num_edits, size[write.kernel])
+  if not method.uses_moments:
+    return
+  if stats is None:
+    raise UserError(f'Method {method.name} needs second moments; give those of jedit.statistics.')
   for kernel, layer in method.kernels:
     shape = stats.covariance(kernel, layer).shape
     if shape != (size[kernel], size[kernel]):
@@ -190,9 +280,17 @@ def _check_moments(lm: LanguageModel, method: Recipe, stats: SecondMoments) -> N
 
 
 def _signature(
-  lm: LanguageModel, method: Recipe, requests: Sequence[Request], contexts: Contexts
+  lm: LanguageModel,
+  method: Recipe,
+  requests: Sequence[Request],
+  contexts: Contexts,
+  earlier_keys: Mapping[Kernel, np.ndarray] | None,
 ) -> str:
   """What stored targets depend on."""
   parts: list[Any] = [lm.fingerprint, lm.config.dtype, [p.id for p in lm.patches]]
   parts += [repr(method), repr(requests), contexts]
+  # They decide what a first stage writes, and a second one starts from.
+  if earlier_keys and len(method.stages) > 1:
+    for kernel, key_NxF in sorted(earlier_keys.items()):
+      parts += [kernel, hashlib.sha256(np.ascontiguousarray(key_NxF).tobytes()).hexdigest()]
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """What a run tells while it works: progress with the time left, seconds per stage, JSON lines."""
 
 import contextlib
+import contextvars
 import dataclasses
 import json
 import math
@@ -65,6 +66,19 @@ def format_seconds(seconds: float) -> str:
   return f'{whole // 3600} h {whole % 3600 // 60:02d} min'
 
 
+_is_quiet = contextvars.ContextVar('is_quiet', default=False)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Silences the progress of whatever runs inside, where an outer one counts the same work."""
+  token = _is_quiet.set(True)
+  try:
+    yield
+  finally:
+    _is_quiet.reset(token)
+
+
 class Progress:
   """One line per stage: how far, how fast, how long still.
 
@@ -103,6 +117,7 @@ class Progress:
     self.label, self.total, self.unit, self.done = label, total, unit, done
     self._stream = sys.stderr if stream is None else stream
     self._is_tty = self._stream.isatty()
+    self._is_quiet = _is_quiet.get()
     self._clock = clock
     self._start_done, self._start_time = done, clock()
     # The first update includes compilation; the estimate starts behind it.
@@ -139,6 +154,8 @@ class Progress:
     return ', '.join(parts)
 
   def _write(self, line: str, *, is_last: bool) -> None:
+    if self._is_quiet:
+      return
     # Carriage return and erase-to-end rewrite the line in place.
     self._stream.write(f'\r{line}\x1b[K' + '\n' * is_last if self._is_tty else f'{line}\n')
     self._stream.flush()

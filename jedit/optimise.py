@@ -42,6 +42,17 @@ class Targets:
   def z(self) -> dict[str, np.ndarray]:
     return {name: self.init[name] + self.delta[name] for name in self.delta}
 
+  def reached(self) -> dict[str, Any]:
+    """How far the targets got: means over the edits at their last evaluation."""
+    last_Bx7 = self.trace[np.arange(len(self.num_steps)), self.num_steps - 1]
+    return {
+      'edits': len(self.num_steps),
+      'evaluations': float(self.num_steps.mean()),
+      'nll': float(last_Bx7[:, TRACE_COLUMNS.index('nll')].mean()),
+      'probability': float(last_Bx7[:, TRACE_COLUMNS.index('probability')].mean()),
+      'programs': self.num_programs,
+    }
+
   def part(self, edits: slice) -> 'Targets':
     """The targets of some of the requests."""
     return Targets(

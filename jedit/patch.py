@@ -134,14 +134,15 @@ def merge(patches: Sequence[Patch]) -> Patch:
     else:
       total = sum(part.value().astype(np.float64) for part in parts)
       updates[path] = Update(dense=np.asarray(total, np.float32))
-  first = patches[0].provenance
+  provenances = [dict(patch.provenance) for patch in patches]
   return Patch(
     updates,
     {
-      'model': first.get('model'),
-      'method': first.get('method', {}),
-      'num_edits': sum(patch.provenance.get('num_edits', 0) for patch in patches),
-      'merged': [dict(patch.provenance) for patch in patches],
+      'model': provenances[0].get('model'),
+      'method': provenances[0].get('method', {}),
+      'num_edits': sum(each.get('num_edits', 0) for each in provenances),
+      'targets': [stage for each in provenances for stage in each.get('targets', ())],
+      'merged': provenances,
     },
   )
 

@@ -4,15 +4,15 @@ import importlib
 import pathlib
 
 from jedit import configs, methods
-from jedit.recipe import Recipe
+from jedit.methods import Method
 from jedit.types import UserError
 
 # First words of file names that are shorter than the model's name.
 _FULL = {'gptj': 'gptj-6b'}
 
 
-def preset(method: str, model: str) -> Recipe:
-  """The recipe of a shipped config; docs/presets.md has a table of them.
+def preset(method: str, model: str) -> Method:
+  """The method of a shipped config; docs/presets.md has a table of them.
 
   Args:
     method: such as 'pmet'.

@@ -27,7 +27,7 @@ def test_a_config_builds_its_dataclasses(path):
     World(**config.world)
   else:
     settings = read_settings(config.to_dict())
-    assert settings.recipe.name == config.method.name
+    assert settings.required_method.name == config.method.name
     if '--config.model.path=' not in path.read_text():  # else the command of the header gives it
       assert settings.model.directory.name
 
@@ -57,4 +57,4 @@ def test_the_defaults_are_those_of_the_base_config():
   base = load_config(str(FOLDER / 'pmet_testbed_gptj.py')).to_dict()
   method = base.pop('method')
   assert read_settings(base) == Settings()
-  assert read_settings({'method': method}).recipe.name == 'pmet'
+  assert read_settings({'method': method}).required_method.name == 'pmet'

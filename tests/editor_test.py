@@ -11,7 +11,7 @@ from helpers import editing
 from helpers.editing import relative
 from jedit import methods, optimise
 from jedit.data.prompts import encode
-from jedit.editor import edit
+from jedit.editor import edit, find_targets
 from jedit.language_model import LanguageModel
 from jedit.models import site
 from jedit.models.convert import fingerprint
@@ -57,6 +57,12 @@ def _assert_same_bits(ours, theirs):
       r'mlp kernel in layer 1 have shape \(16, 16\), the model wants \(24, 24\); collect',
     ),
     (dict(contexts=[['A. {}']]), "first context is 'A. {}'"),
+    (dict(stats=None), 'Method memit needs second moments; give those of jedit.statistics'),
+    (dict(method=methods.rome(layers=(1,))), 'one edit at a time, not 3; edit one by one'),
+    (
+      dict(method=methods.emmet(layers=(1,), key_ridge=0.0), requests=list(REQUESTS[:1]) * 25),
+      '25 edits cannot all hold exactly with keys of 24 dimensions; raise key_ridge',
+    ),
     (dict(contexts=[]), 'contexts is empty'),
     (dict(contexts=[['{}', 'no hole']]), "context 'no hole' has no '{}'"),
   ],
@@ -82,7 +88,7 @@ def test_a_target_that_is_not_finite_names_its_record():
   embedding = lm.base['embed']['embedding'].at[only_second].set(jnp.nan)
   base = {**lm.base, 'embed': {'embedding': embedding}}
   broken = LanguageModel(lm.config, base, lm.tokenizer, lm.hf_config, '', fingerprint(base))
-  words = "target of record 12 .'Ove plays the' -> 'violin'. is not finite at delta 'block'"
+  words = "target of record 12 .'Ove plays the' -> 'violin'. is not finite at 'block' in layer"
   with pytest.raises(UserError, match=words):
     _edit(lm=broken)
 
@@ -132,6 +138,59 @@ def test_without_a_step_nothing_changes():
   texts = editing.texts(REQUESTS)
   np.testing.assert_allclose(lm.apply(patch).logits(texts), lm.logits(texts), rtol=0, atol=1e-3)
   assert np.abs(lm.apply(_edit(lm=lm)).logits(texts) - lm.logits(texts)).max() > 0.1
+
+
+def test_equal_keys_under_an_exact_constraint_name_layer_records_and_field():
+  method = methods.emmet(layers=(1,), key_ridge=0.0, num_steps=2)
+  twice = dataclasses.replace(REQUESTS[0], target='jazz', case_id=99)
+  lm = _model()
+  words = r'mlp kernel in layer 1 over 4 edits failed: .*raise key_ridge .*record 99 .*No model was'
+  with pytest.raises(UserError, match=words):
+    _edit(method, [*REQUESTS, twice], lm=lm)
+  assert lm.patches == ()
+
+
+def test_conflicts_are_reported_and_the_result_is_finite(caplog):
+  contradiction = dataclasses.replace(REQUESTS[0], target='jazz')
+  same_subject = dataclasses.replace(REQUESTS[1], prompt='{} was')
+  for method in (MEMIT, methods.emmet(layers=(1,), num_steps=3)):
+    caplog.clear()
+    patch = _edit(method, [*REQUESTS, contradiction, same_subject])
+    assert '1 prompts are to get different targets' in caplog.text
+    assert '2 subjects occur in several requests' in caplog.text
+    for update in patch.updates.values():
+      assert np.isfinite(update.value()).all()
+
+
+def test_targets_found_before_give_the_same_bits(tmp_path):
+  lm = _model()
+  found = find_targets(lm, REQUESTS, MEMIT, contexts=CONTEXTS, store=tmp_path)
+  _assert_same_bits(_edit(lm=lm, targets=found), _edit(lm=lm))
+  part = _edit(lm=lm, requests=REQUESTS[1:], targets=found.part(slice(1, 3)))
+  alone = _edit(lm=lm, requests=REQUESTS[1:])
+  for path, update in part.updates.items():
+    assert relative(update.value(), alone.updates[path].value()) < 1e-4
+
+
+def test_earlier_keys_are_moved_less():
+  lm = _model()
+  _, details = _edit(lm=lm, requests=REQUESTS[:1], details=True)
+  kernel, path = ('mlp', 0), 'block_0/mlp/down/kernel'
+  key_1xF = details.keys[kernel]
+  free = _edit(lm=lm, requests=REQUESTS[1:])
+  bound = _edit(lm=lm, requests=REQUESTS[1:], earlier_keys=details.keys)
+  moved = [np.linalg.norm(key_1xF @ patch.updates[path].value()) for patch in (free, bound)]
+  assert moved[1] < 0.9 * moved[0]
+
+
+def test_a_method_without_second_moments_needs_none():
+  lm = _model()
+  method = methods.rome(layers=(1,), use_cov=False, num_steps=3)
+  patch = edit(lm, REQUESTS[:1], method, contexts=CONTEXTS)
+  stats = SecondMoments({('mlp', 1): np.eye(24)})
+  same = edit(lm, REQUESTS[:1], methods.rome(layers=(1,), num_steps=3), stats, contexts=CONTEXTS)
+  for path, update in patch.updates.items():
+    assert relative(update.value(), same.updates[path].value()) < 1e-6
 
 
 def _count_blocks(monkeypatch, die_after=None):

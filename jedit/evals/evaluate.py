@@ -13,7 +13,7 @@ import numpy as np
 from jedit.data.prompts import Row, encode_many
 from jedit.evals import metrics
 from jedit.evals.scoring import Plan, Scores, plan_batches, score_plan
-from jedit.log import Progress
+from jedit.log import Progress, quiet
 from jedit.types import Record, UserError
 
 if TYPE_CHECKING:
@@ -195,6 +195,54 @@ def evaluate(
     before=values.get('before'),
     unedited_after=unedited_values['after'],
     unedited_before=unedited_values['before'],
+  )
+
+
+def evaluate_apart(
+  parts: Sequence[tuple[slice, LanguageModel]],
+  records: Sequence[Record],
+  before: LanguageModel,
+  *,
+  unedited: Sequence[tuple[str, str]] = (),
+) -> Table:
+  """Measures edits that are models of their own, each on its own records, as one table.
+
+  Args:
+    parts: which records each edited model is about; together all records, in order.
+    records: what to measure.
+    before: the model before the edits.
+    unedited: as of `evaluate`; each model is asked its share of them, in order.
+
+  Returns:
+    The table, as if one model had answered for all records.
+
+  Raises:
+    UserError: as `evaluate`.
+  """
+  start = evaluate(before, records, unedited=unedited)
+  bounds = np.linspace(0, len(unedited), len(parts) + 1).astype(int)
+  shares = [unedited[i:j] for i, j in zip(bounds[:-1], bounds[1:], strict=True)]
+  found: list[Table] = []
+  with Progress('evaluate', total=len(parts), unit='batches') as progress:
+    for (part, lm), share in zip(parts, shares, strict=True):
+      with quiet():
+        found.append(evaluate(lm, records[part], unedited=share))
+      progress.update()
+
+  def joined(values: Sequence[Values]) -> Values:
+    names = dict.fromkeys(name for each in values for name in each)
+    return {name: np.concatenate([e[name] for e in values if name in e]) for name in names}
+
+  unedited_after = joined([table.unedited_after for table in found])
+  if unedited:
+    exact = [values['unedited_acc'] == 100 for values in (start.unedited_after, unedited_after)]
+    unedited_after['unedited_kept'] = metrics.kept(*exact)
+  return Table(
+    case_ids=start.case_ids,
+    after=joined([table.after for table in found]),
+    before=start.after,
+    unedited_after=unedited_after,
+    unedited_before=start.unedited_after,
   )
 
 

@@ -1,27 +1,50 @@
-"""Editing methods as recipes; `get` finds one by name."""
+"""Editing methods as frozen settings; `get` finds one by name."""
 
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jedit.methods.single_region import emmet, memit, pmet, rome
+from jedit.fine_tune import FineTuning
+from jedit.methods.fine_tuning import ft, ft_l, ft_w
+from jedit.methods.single_region import alphaedit, emmet, memit, pmet, r_rome, rome
 from jedit.methods.two_regions import jeep
 from jedit.recipe import Recipe
 from jedit.types import UserError
 
-__all__ = ['METHODS', 'emmet', 'get', 'jeep', 'memit', 'pmet', 'rome']
+__all__ = [
+  'METHODS',
+  'Method',
+  'alphaedit',
+  'emmet',
+  'ft',
+  'ft_l',
+  'ft_w',
+  'get',
+  'jeep',
+  'memit',
+  'pmet',
+  'r_rome',
+  'rome',
+]
 
-METHODS: Mapping[str, Callable[..., Recipe]] = {
+Method = Recipe | FineTuning
+
+METHODS: Mapping[str, Callable[..., Method]] = {
+  'alphaedit': alphaedit,
   'emmet': emmet,
+  'ft': ft,
+  'ft_l': ft_l,
+  'ft_w': ft_w,
   'jeep': jeep,
   'memit': memit,
   'pmet': pmet,
+  'r_rome': r_rome,
   'rome': rome,
 }
 
 
-def get(name: str, **fields: Any) -> Recipe:
-  """The recipe of a method by its name.
+def get(name: str, **fields: Any) -> Method:
+  """The settings of a method by its name.
 
   Raises:
     UserError: for a name or field that does not exist, or one that is missing.

@@ -41,7 +41,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> N
 def _edit(config: ml_collections.ConfigDict, path: str) -> None:
   """Statistics, edit, evaluation and report."""
   settings, workdir = _open(config, path)
-  method = settings.recipe
+  method = settings.required_method
   lm = inputs.load_model(settings.model)
   method.check_layers(lm.config.num_layers)
   records = inputs.load_selection(settings)
@@ -55,19 +55,26 @@ def _edit(config: ml_collections.ConfigDict, path: str) -> None:
       'data': inputs.describe_data(settings, records),
     }
   )
-  patch = stages.patch(lm, records, documents, settings, workdir)
-  _measure(lm, [patch], records, settings, workdir)
+  if settings.edit.mode == 'separate':
+    parts = stages.separate_patches(lm, records, documents, settings, workdir)
+  else:
+    patch = stages.patch(lm, records, documents, settings, workdir)
+    records = records[: patch.provenance['num_edits']]  # a sequence may have been stopped
+    parts = [(slice(0, len(records)), patch)]
+  _measure(lm, [(part, [patch]) for part, patch in parts], records, settings, workdir)
 
 
 def _stats(config: ml_collections.ConfigDict, path: str) -> None:
   """Second moments alone; an `edit` in the same workdir goes on from them."""
   settings, workdir = _open(config, path)
-  method = settings.recipe
+  method = settings.required_method
   lm = inputs.load_model(settings.model)
   method.check_layers(lm.config.num_layers)
   documents = inputs.load_documents(settings)
   workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings)})
   moments = stages.second_moments(lm, documents, settings, workdir)
+  if moments is None:
+    raise UserError(f'Method {method.name} needs no second moments; choose another method or task.')
   print(
     f'Second moments of {len(moments.cov)} kernels over {moments.num_tokens} tokens are in '
     f'{settings.statistics.file or workdir / stages.STATISTICS_FILE}.'
@@ -89,7 +96,7 @@ def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
       'patches': {'ids': [patch.id for patch in patches]},
     }
   )
-  _measure(lm, patches, records, settings, workdir)
+  _measure(lm, [(slice(0, len(records)), patches)], records, settings, workdir)
 
 
 def _export(config: ml_collections.ConfigDict, path: str) -> None:
@@ -146,16 +153,18 @@ def _apply(lm: LanguageModel, patches: Sequence[Patch]) -> LanguageModel:
 
 def _measure(
   lm: LanguageModel,
-  patches: Sequence[Patch],
+  parts: Sequence[tuple[slice, Sequence[Patch]]],
   records: Sequence[Record],
   settings: Settings,
   workdir: Workdir,
 ) -> None:
-  """Evaluates the patched model, generates texts, and reports both."""
-  edited = _apply(lm, patches)
+  """Evaluates each part of the records on its patched model, generates texts, reports both."""
+  edited = [(part, _apply(lm, patches)) for part, patches in parts]
   questions = inputs.unedited_questions(settings, records)
   table = stages.evaluate(edited, lm, records, questions, workdir)
-  samples = stages.samples(edited, lm, records, settings, workdir)
+  part, model = edited[0]
+  samples = stages.samples(model, lm, records[part], settings, workdir)
+  patches = [patch for _, each in parts for patch in each]
   summary = report.summarize(settings, patches, table, workdir.seconds)
   checkpoint.write_json(workdir / 'summary.json', summary)
   page = report.as_page(

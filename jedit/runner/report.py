@@ -33,9 +33,27 @@ def summarize(
     'dataset': settings.dataset,
     'num_edits': sum(p.get('num_edits', 0) for p in provenances),
     **table.to_summary(),
-    'targets': [each for p in provenances for each in p.get('targets', ())],
+    'mode': settings.edit.mode,
+    'stopped': ' '.join(p['stopped'] for p in provenances if p.get('stopped')),
+    'targets': _reached([each for p in provenances for each in p.get('targets', ())]),
     'seconds': dict.fromkeys(_ALWAYS, 0.0) | dict(seconds),
   }
+
+
+def _reached(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """How far the targets of each set of regions got: means over the edits of all batches."""
+  found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+  for stage in stages:
+    found.setdefault(tuple(stage['regions']), []).append(stage)
+  rows = []
+  for regions, batches in found.items():
+    edits = sum(batch['edits'] for batch in batches)
+    row: dict[str, Any] = {'regions': list(regions), 'edits': edits}
+    for name in ('evaluations', 'nll', 'probability'):
+      row[name] = sum(batch['edits'] * batch[name] for batch in batches) / edits
+    row['programs'] = max(batch['programs'] for batch in batches)
+    rows.append(row)
+  return rows
 
 
 def as_text(
@@ -58,7 +76,7 @@ def _title(summary: Mapping[str, Any]) -> str:
 
 def _sentences(summary: Mapping[str, Any]) -> list[str]:
   """What the table does not say."""
-  found = []
+  found = [summary['stopped']] if summary['stopped'] else []
   kept = summary['metrics'].get('unedited_kept', {}).get('after')
   if kept and kept['n']:
     found.append(

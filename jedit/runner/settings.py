@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from jedit import methods
-from jedit.recipe import Recipe
+from jedit.methods import Method
 from jedit.testbeds import NAMES, testbed_directory
 from jedit.types import UserError
 
 _TESTBED = 'testbed-'
+_MODES = ('together', 'separate', 'sequential')
 _SELECTIONS = ('first', 'random')
 
 
@@ -100,16 +101,34 @@ class Statistics:
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-  """How the edit is run; nothing here changes its result.
+  """How the edit is run.
 
   Attributes:
-    batch_size: edits whose targets are optimised at once; 0 takes what suits the device.
+    batch_size: edits whose targets are optimised at once, which does not change the result; 0
+      takes what suits the device.
+    mode: 'together' edits all records in one batch; 'separate' edits batches of `size`, each from
+      the original model and measured on its own records; 'sequential' edits such batches one
+      after the other, and measures the last model on all of them.
+    size: records of a batch; 'separate' with 1 are single edits.
+    accumulate_keys: in a sequence, preserves the keys of earlier batches, too.
+    canary: in a sequence, records of the run whose neighbourhood is asked about after every
+      batch; 0 for none.
+    min_neighborhood: percent; a sequence stops once the neighbourhood of the canary is below.
+    max_growth: a sequence stops once ‖W - W₀‖ / ‖W₀‖ of some edited kernel is above; 0 for never.
   """
 
   batch_size: int = 0
+  mode: str = 'together'
+  size: int = 1
+  accumulate_keys: bool = False
+  canary: int = 50
+  min_neighborhood: float = 0.0
+  max_growth: float = 0.0
 
   def __post_init__(self) -> None:
-    _at_least('edit', self, batch_size=0)
+    if self.mode not in _MODES:
+      raise UserError(f'edit.mode is {self.mode!r}; choose one of {", ".join(_MODES)}.')
+    _at_least('edit', self, batch_size=0, size=1, canary=0, min_neighborhood=0, max_growth=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +169,7 @@ class Settings:
   Attributes:
     task: what to do, see `jedit.runner.TASKS`.
     seed: of contexts, drawn records, unedited questions and the choice of sampled texts.
-    method: the recipe; None where the config has no such section.
+    method: None where the config has no such section.
     contexts: a contexts.json to use instead of sampling; empty samples.
     patches: for the tasks `evaluate` and `export`: patch files or workdirs, separated by commas;
       empty takes the patch of the workdir.
@@ -160,7 +179,7 @@ class Settings:
   seed: int = 0
   model: Model = Model()
   data: Data = Data()
-  method: Recipe | None = None
+  method: Method | None = None
   contexts: str = ''
   statistics: Statistics = Statistics()
   edit: Edit = Edit()
@@ -169,7 +188,7 @@ class Settings:
   patches: str = ''
 
   @property
-  def recipe(self) -> Recipe:
+  def required_method(self) -> Method:
     """The method.
 
     Raises:
@@ -200,7 +219,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
   for field in _fields(Settings, config, 'The config'):
     value = config[field.name]
     if field.name == 'method':
-      values['method'] = recipe(value)
+      values['method'] = read_method(value)
     elif dataclasses.is_dataclass(field.type):
       values[field.name] = _section(field.type, field.name, value)
     else:
@@ -208,8 +227,8 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
   return Settings(**values)
 
 
-def recipe(section: Any) -> Recipe:
-  """The recipe that the section `method` of a config describes.
+def read_method(section: Any) -> Method:
+  """The method that the section `method` of a config describes.
 
   Raises:
     UserError: for a section without name, and what `jedit.methods.get` does not accept.
@@ -241,7 +260,8 @@ def _fields(cls: Any, values: Mapping[str, Any], label: str) -> list[dataclasses
 
 def _typed(field: dataclasses.Field, name: str, value: Any) -> Any:
   kind: Any = field.type
-  if not isinstance(value, kind) or isinstance(value, bool):
-    words = {str: 'a string', int: 'a whole number'}[kind]
+  kinds = (int, float) if kind is float else kind
+  if not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool):
+    words = {str: 'a string', int: 'a whole number', float: 'a number', bool: 'True or False'}[kind]
     raise UserError(f'The config field {name} is {value!r}; give {words}.')
   return value

@@ -9,25 +9,26 @@ from typing import Any
 import numpy as np
 
 from jedit import checkpoint
+from jedit.batches import edit_separately, edit_sequentially
 from jedit.contexts import sample_contexts
 from jedit.data.edit_rows import Contexts
-from jedit.editor import Details
 from jedit.editor import edit as edit_requests
-from jedit.evals.evaluate import Sample, Table, sample_texts
+from jedit.evals.evaluate import Sample, Table, evaluate_apart, sample_texts
 from jedit.evals.evaluate import evaluate as evaluate_records
 from jedit.language_model import LanguageModel
-from jedit.log import read_jsonl, to_json
-from jedit.patch import Patch
-from jedit.recipe import Recipe
+from jedit.log import Progress, read_jsonl, to_json
+from jedit.patch import Patch, merge
+from jedit.runner.damage import DamageMonitor
 from jedit.runner.inputs import PATCH_FILE, Question, load_contexts
 from jedit.runner.settings import Settings
 from jedit.runner.workdir import Workdir
 from jedit.second_moment import SecondMoments, statistics
-from jedit.target import TRACE_COLUMNS
 from jedit.types import Record
 
 STATISTICS_FILE = 'statistics.safetensors'
+DAMAGE_FILE = 'damage.jsonl'
 
+_BATCHES = 'batches'
 _CONTEXTS = 'contexts.json'
 _RECORDS = 'records.jsonl'
 _UNEDITED = 'unedited.jsonl'
@@ -36,16 +37,17 @@ _SAMPLES = 'samples.json'
 
 def second_moments(
   lm: LanguageModel, documents: Sequence[str], settings: Settings, workdir: Workdir
-) -> SecondMoments:
-  """Second moments of every kernel that the method writes."""
-  kernels = settings.recipe.kernels
-  wanted = settings.statistics
+) -> SecondMoments | None:
+  """Second moments of every kernel that the method writes; None for a method without any."""
+  method, wanted = settings.required_method, settings.statistics
+  if not method.uses_moments:
+    return None
   with workdir.stage('statistics'):
     return statistics(
       lm,
       documents,
-      layers=sorted({layer for _, layer in kernels}),
-      sites=tuple(dict.fromkeys(kernel for kernel, _ in kernels)),
+      layers=method.layers,
+      sites=method.sites,
       row_tokens=wanted.row_tokens or None,
       batch_tokens=wanted.batch_tokens,
       cache=wanted.file or workdir / STATISTICS_FILE,
@@ -73,62 +75,120 @@ def patch(
   settings: Settings,
   workdir: Workdir,
 ) -> Patch:
-  """The edit of all records, with statistics and contexts; finished targets stay in `targets`."""
+  """The edit of all records in one batch or a sequence of them.
+
+  Finished targets stay in `targets`, finished batches of a sequence in `batches`.
+  """
   file = workdir / PATCH_FILE
   if file.is_file():
     return Patch.load(file)
   moments = second_moments(lm, documents, settings, workdir)
   templates = contexts(lm, settings, workdir)
-  with workdir.stage('edit'):
-    made, details = edit_requests(
-      lm,
-      [record.request for record in records],
-      settings.recipe,
-      moments,
-      contexts=templates,
-      seed=settings.seed,
-      batch_size=settings.edit.batch_size or None,
-      store=workdir / 'targets',
-      details=True,
-    )
-  # What is left to 'edit' is text to tokens, and whatever an interrupted run did.
-  workdir.add_seconds({**details.seconds, 'edit': -sum(details.seconds.values())})
-  reached = {'targets': _reached(settings.recipe, details)}
-  made = dataclasses.replace(made, provenance={**made.provenance, **reached})
+  if settings.edit.mode == 'sequential':
+    made = _sequence(lm, records, moments, templates, settings, workdir)
+  else:
+    with workdir.stage('edit'):
+      made, details = edit_requests(
+        lm,
+        [record.request for record in records],
+        settings.required_method,
+        moments,
+        contexts=templates,
+        seed=settings.seed,
+        batch_size=settings.edit.batch_size or None,
+        store=workdir / 'targets',
+        details=True,
+      )
+    _add_parts(workdir, details.seconds)
   made.save(file)
   return made
 
 
-def _reached(method: Recipe, details: Details) -> list[dict[str, Any]]:
-  """By stage, how far the targets got: means over the edits at their last evaluation."""
-  probability = TRACE_COLUMNS.index('probability')
-  nll = TRACE_COLUMNS.index('nll')
+def separate_patches(
+  lm: LanguageModel,
+  records: Sequence[Record],
+  documents: Sequence[str],
+  settings: Settings,
+  workdir: Workdir,
+) -> list[tuple[slice, Patch]]:
+  """An edit of the original model for each batch of records, which say which they are."""
+  moments = second_moments(lm, documents, settings, workdir)
+  templates = contexts(lm, settings, workdir)
   found = []
-  for names, targets in zip(method.stages, details.targets, strict=True):
-    last_Bx7 = targets.trace[np.arange(len(targets.num_steps)), targets.num_steps - 1]
-    found.append(
-      {
-        'regions': list(names),
-        'evaluations': float(targets.num_steps.mean()),
-        'nll': float(last_Bx7[:, nll].mean()),
-        'probability': float(last_Bx7[:, probability].mean()),
-        'programs': targets.num_programs,
-      }
-    )
+  with workdir.stage('edit'), Progress('edit', len(records), 'edits') as progress:
+    for batch in edit_separately(
+      lm,
+      [record.request for record in records],
+      settings.required_method,
+      moments,
+      size=settings.edit.size,
+      contexts=templates,
+      seed=settings.seed,
+      batch_size=settings.edit.batch_size or None,
+      store=workdir / _BATCHES,
+    ):
+      found.append((batch.edits, batch.patch))
+      _add_parts(workdir, batch.seconds)
+      progress.update(batch.edits.stop - batch.edits.start)
   return found
 
 
+def _sequence(
+  lm: LanguageModel,
+  records: Sequence[Record],
+  moments: SecondMoments | None,
+  templates: Contexts,
+  settings: Settings,
+  workdir: Workdir,
+) -> Patch:
+  """Batches one after the other as one patch, until the damage says stop."""
+  patches, reason = [], ''
+  with workdir.stage('edit'), Progress('edit', len(records), 'edits') as progress:
+    monitor = DamageMonitor(workdir / DAMAGE_FILE, lm, records, settings.edit)
+    for batch in edit_sequentially(
+      lm,
+      [record.request for record in records],
+      settings.required_method,
+      moments,
+      size=settings.edit.size,
+      accumulate_keys=settings.edit.accumulate_keys,
+      contexts=templates,
+      seed=settings.seed,
+      batch_size=settings.edit.batch_size or None,
+      store=workdir / _BATCHES,
+    ):
+      patches.append(batch.patch)
+      _add_parts(workdir, batch.seconds)
+      progress.update(batch.edits.stop - batch.edits.start)
+      reason = monitor.check(batch.edits.stop, batch.lm)
+      if reason:
+        break
+  whole = merge(patches)
+  return dataclasses.replace(whole, provenance={**whole.provenance, 'stopped': reason})
+
+
+def _add_parts(workdir: Workdir, seconds: Mapping[str, float]) -> None:
+  """What is left to 'edit' is text to tokens, and whatever an interrupted run did."""
+  workdir.add_seconds({**seconds, 'edit': -sum(seconds.values())})
+
+
 def evaluate(
-  edited: LanguageModel,
+  parts: Sequence[tuple[slice, LanguageModel]],
   lm: LanguageModel,
   records: Sequence[Record],
   questions: Sequence[Question],
   workdir: Workdir,
 ) -> Table:
-  """The metrics of all records before and after, and whether unedited answers stay."""
+  """The metrics of all records before and after, and whether unedited answers stay.
+
+  Each part of the records is asked of its own model; one model for all is the usual case.
+  """
   if not ((workdir / _RECORDS).is_file() and (workdir / _UNEDITED).is_file()):
     with workdir.stage('evaluate'):
-      table = evaluate_records(edited, records, before=lm, unedited=questions)
+      if len(parts) == 1:
+        table = evaluate_records(parts[0][1], records, before=lm, unedited=questions)
+      else:
+        table = evaluate_apart(parts, records, lm, unedited=questions)
     _write_lines(workdir / _UNEDITED, _unedited_rows(table, questions))
     _write_lines(workdir / _RECORDS, table.to_records())
   return _read_table(read_jsonl(workdir / _RECORDS), read_jsonl(workdir / _UNEDITED))

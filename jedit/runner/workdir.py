@@ -30,6 +30,8 @@ _RESULTS = (
   'contexts.json',
   'patch.safetensors',
   'targets',
+  'batches',
+  'damage.jsonl',
   'records.jsonl',
   'summary.json',
   'model',

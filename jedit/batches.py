@@ -1,0 +1,204 @@
+"""Edits in several batches: each on the original model, or one after the other on a running one."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from jedit.checkpoint import read_tensors, write_tensors
+from jedit.contexts import sample_contexts
+from jedit.data.edit_rows import check_contexts
+from jedit.editor import edit, find_targets
+from jedit.language_model import LanguageModel
+from jedit.log import Timers
+from jedit.methods import Method
+from jedit.patch import Patch
+from jedit.provenance import describe
+from jedit.recipe import Recipe
+from jedit.second_moment import SecondMoments
+from jedit.types import Request, UserError
+from jedit.writing import Kernel
+
+_PATCH, _KEYS = 'patch.safetensors', 'keys.safetensors'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+  """One batch of several.
+
+  Attributes:
+    edits: which of the requests.
+    patch: what it changed.
+    lm: the model with it, and in a sequence with all batches before it.
+    seconds: by 'targets', 'keys' and 'solve'; empty for a batch that was stored.
+  """
+
+  edits: slice
+  patch: Patch
+  lm: LanguageModel
+  seconds: Mapping[str, float]
+
+
+def edit_separately(
+  lm: LanguageModel,
+  requests: Sequence[Request],
+  method: Method,
+  stats: SecondMoments | None = None,
+  *,
+  size: int,
+  contexts: Iterable[Iterable[str]] | None = None,
+  seed: int = 0,
+  batch_size: int | None = None,
+  store: pathlib.Path | None = None,
+) -> Iterator[Batch]:
+  """Edits in batches, each from the original model; `size` 1 gives single edits.
+
+  Targets of different edits do not depend on each other, so those of a first stage are found for
+  all batches together.
+
+  Args:
+    lm, requests, method, stats, contexts, seed, batch_size: as of `jedit.edit`.
+    size: requests of a batch.
+    store: directory for finished targets and patches; a run that is repeated after a kill goes
+      on from them.
+
+  Yields:
+    The batches in order; the model of each carries its own patch alone.
+
+  Raises:
+    UserError: as `jedit.edit`.
+  """
+  groups = sample_contexts(lm, seed) if contexts is None else check_contexts(contexts)
+  parts = _parts(requests, size)
+  targets, timers = None, Timers()
+  if isinstance(method, Recipe):
+    with timers('targets'):
+      targets = find_targets(
+        lm, requests, method, contexts=groups, batch_size=batch_size, store=_below(store, 'targets')
+      )
+  seconds: Mapping[str, float] = timers.seconds  # goes to the first batch
+  for number, part in enumerate(parts):
+    folder = _below(store, f'batch-{number:05d}')
+    patch = _stored_patch(folder, lm, requests[part], method, seed)
+    if patch is None:
+      patch, details = edit(
+        lm,
+        requests[part],
+        method,
+        stats,
+        contexts=groups,
+        seed=seed,
+        batch_size=batch_size,
+        store=folder,
+        targets=None if targets is None else targets.part(part),
+        details=True,
+      )
+      _keep(folder, patch)
+      seconds = {name: seconds.get(name, 0.0) + s for name, s in details.seconds.items()}
+    yield Batch(part, patch, lm.apply(patch), seconds)
+    seconds = {}
+
+
+def edit_sequentially(
+  lm: LanguageModel,
+  requests: Sequence[Request],
+  method: Method,
+  stats: SecondMoments | None = None,
+  *,
+  size: int,
+  accumulate_keys: bool = False,
+  contexts: Iterable[Iterable[str]] | None = None,
+  seed: int = 0,
+  batch_size: int | None = None,
+  store: pathlib.Path | None = None,
+) -> Iterator[Batch]:
+  """Edits in batches one after the other, each on the model that the earlier ones left.
+
+  Stopping to iterate stops the editing. `jedit.patch.merge` makes one patch of all.
+
+  Args:
+    lm, requests, method, stats, contexts, seed, batch_size: as of `jedit.edit`; second moments
+      are those of the original model throughout.
+    size: requests of a batch.
+    accumulate_keys: preserves the keys of earlier batches, too, beside λC (AlphaEdit,
+      arXiv:2410.02355; the other published methods do not).
+    store: directory for finished targets, patches and keys; a run that is repeated after a kill
+      goes on from them.
+
+  Yields:
+    The batches in order; the model of each carries all patches up to its own.
+
+  Raises:
+    UserError: as `jedit.edit`.
+  """
+  groups = sample_contexts(lm, seed) if contexts is None else check_contexts(contexts)
+  earlier: dict[Kernel, np.ndarray] = {}
+  for number, part in enumerate(_parts(requests, size)):
+    folder = _below(store, f'batch-{number:05d}')
+    patch = _stored_patch(folder, lm, requests[part], method, seed)
+    if patch is not None and folder is not None:
+      keys, seconds = _stored_keys(folder), {}
+    else:
+      patch, details = edit(
+        lm,
+        requests[part],
+        method,
+        stats,
+        contexts=groups,
+        seed=seed,
+        batch_size=batch_size,
+        store=folder,
+        earlier_keys=earlier if accumulate_keys else None,
+        details=True,
+      )
+      keys, seconds = details.keys, details.seconds
+      _keep(folder, patch, keys if accumulate_keys else {})
+    if accumulate_keys:
+      for kernel, key_BxF in keys.items():
+        known = [earlier[kernel]] if kernel in earlier else []
+        earlier[kernel] = np.concatenate([*known, key_BxF])
+    lm = lm.apply(patch)
+    yield Batch(part, patch, lm, seconds)
+
+
+def _parts(requests: Sequence[Request], size: int) -> list[slice]:
+  if size < 1:
+    raise UserError(f'The size of a batch is {size}; give at least 1.')
+  if not requests:
+    raise UserError('There is nothing to edit; give at least one request.')
+  return [slice(i, min(i + size, len(requests))) for i in range(0, len(requests), size)]
+
+
+def _below(store: pathlib.Path | None, name: str) -> pathlib.Path | None:
+  return None if store is None else pathlib.Path(store) / name
+
+
+def _stored_patch(
+  folder: pathlib.Path | None,
+  lm: LanguageModel,
+  requests: Sequence[Request],
+  method: Method,
+  seed: int,
+) -> Patch | None:
+  """The patch of a finished batch, which is written last, if it is one of this edit."""
+  if folder is None or not (folder / _PATCH).is_file():
+    return None
+  patch = Patch.load(folder / _PATCH)
+  wanted = describe(lm, requests, method, seed)
+  return patch if all(patch.provenance.get(name) == wanted[name] for name in wanted) else None
+
+
+def _stored_keys(folder: pathlib.Path) -> dict[Kernel, np.ndarray]:
+  tensors, _ = read_tensors(folder / _KEYS)
+  return {(name.partition(':')[0], int(name.partition(':')[2])): tensors[name] for name in tensors}
+
+
+def _keep(
+  folder: pathlib.Path | None, patch: Patch, keys: Mapping[Kernel, np.ndarray] | None = None
+) -> None:
+  if folder is None:
+    return
+  if keys is not None:
+    write_tensors(folder / _KEYS, {f'{name}:{layer}': key for (name, layer), key in keys.items()})
+  patch.save(folder / _PATCH)
