@@ -102,11 +102,15 @@ def statistics(
     row_tokens: tokens of a packed row; the model's positions, at most 512, when None.
     batch_tokens: tokens run at once.
     max_document_tokens: longer documents are cut; None cuts at a row.
-    cache: file that keeps the result; it is read back when model, corpus and settings are the
-      same, and a run that was killed goes on from its last save.
+    cache: file that keeps the result, for runs that share model, corpus and settings: kernels
+      that it lacks are added to it, and a run that was killed goes on from its last save.
+
+  Returns:
+    The moments of the wanted kernels; of all that the cache has, where it is used.
 
   Raises:
-    UserError: for no text, no layers or sites, unknown ones, or values that are not finite.
+    UserError: for no text, no layers or sites, unknown ones, values that are not finite, or a
+      cache made of another model, corpus or with other settings.
   """
   for layer in layers:
     if not 0 <= layer < lm.config.num_layers:
@@ -132,13 +136,21 @@ def statistics(
     'row_tokens': row_tokens,
     'batch_tokens': batch_tokens,
     'max_document_tokens': max_document_tokens,
-    'layers': sorted(layers),
-    'sites': list(sites),
   }
+  kernels = [(name, layer) for layer in sorted(set(layers)) for name in sites]
   cache = None if cache is None else pathlib.Path(cache)
+  known: dict[Kernel, np.ndarray] = {}
   if cache is not None and cache.is_file():
     found = SecondMoments.load(cache)
-    if {name: found.provenance.get(name) for name in provenance} == provenance:
+    for name, value in provenance.items():
+      if found.provenance.get(name) != value:
+        raise UserError(
+          f'{cache} holds second moments of other settings: {name} is '
+          f'{found.provenance.get(name)!r} there and {value!r} here; choose another file.'
+        )
+    known = dict(found.cov)
+    kernels = [kernel for kernel in kernels if kernel not in known]
+    if not kernels:
       return found
   batches = pack(
     lm.tokenizer,
@@ -148,10 +160,10 @@ def statistics(
     max_document_tokens=max_document_tokens,
   )
   run, _ = functions(lm.config)
-  kernels = [(name, layer) for layer in sorted(set(layers)) for name in sites]
   store = None if cache is None else cache.with_suffix('.partial')
   moments = accumulate(run, lm.params, batches, kernels, store, provenance)
   if cache is not None:
+    moments = dataclasses.replace(moments, cov={**known, **moments.cov})
     moments.save(cache)
     cache.with_suffix('.partial').unlink(missing_ok=True)
   return moments

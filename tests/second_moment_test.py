@@ -111,10 +111,27 @@ def test_results_are_kept_and_only_read_back_for_the_same_settings(tmp_path, mon
   np.testing.assert_array_equal(again.cov['mlp', 1], first.cov['mlp', 1])
   assert again.num_tokens == first.num_tokens and again.provenance == first.provenance
   assert [path.name for path in tmp_path.iterdir()] == ['moments.safetensors']
-  other = statistics(lm, DOCUMENTS[:4], [1], cache=cache, **SETTINGS)
+  for corpus, settings, words in (
+    (DOCUMENTS[:4], SETTINGS, 'other settings: corpus is'),
+    (DOCUMENTS, dict(row_tokens=24, batch_tokens=24), 'batch_tokens is'),
+  ):
+    with pytest.raises(
+      UserError, match=f'moments.safetensors holds .*{words}.*choose another file'
+    ):
+      statistics(lm, corpus, [1], cache=cache, **settings)
+  assert passes.count == 1
+
+
+def test_a_cache_grows_by_the_kernels_that_it_lacks(tmp_path, monkeypatch):
+  lm, cache, passes = _model(), tmp_path / 'moments.safetensors', _Counted(monkeypatch)
+  statistics(lm, DOCUMENTS, [1], cache=cache, **SETTINGS)
+  found = statistics(lm, DOCUMENTS, [0, 1], ('mlp', 'attn'), cache=cache, **SETTINGS)
   assert passes.count == 2
-  assert editing.relative(other.cov['mlp', 1], first.cov['mlp', 1]) > 1e-3
-  statistics(lm, DOCUMENTS[:4], [1], cache=cache, row_tokens=24, batch_tokens=24)
+  whole = statistics(lm, DOCUMENTS, [0, 1], ('mlp', 'attn'), **SETTINGS)
+  assert found.cov.keys() == whole.cov.keys() == SecondMoments.load(cache).cov.keys()
+  for kernel, array in whole.cov.items():
+    assert editing.relative(found.cov[kernel], array) < 1e-5
+  statistics(lm, DOCUMENTS, [0], cache=cache, **SETTINGS)
   assert passes.count == 3
 
 

@@ -6,6 +6,7 @@ so a run that was killed goes on where it stopped and ends with the same numbers
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import ml_collections
 
@@ -13,13 +14,15 @@ from jedit import checkpoint
 from jedit.configs import train_testbed_gptj  # type: ignore[attr-defined]
 from jedit.language_model import LanguageModel
 from jedit.patch import Patch
-from jedit.runner import inputs, report, stages
+from jedit.runner import inputs, report, stages, sweep
 from jedit.runner.settings import Settings, read_settings
 from jedit.runner.workdir import Workdir, flat
 from jedit.testbeds.train import train
 from jedit.types import Record, UserError
 
 __all__ = ['TASKS', 'run']
+
+SUMMARY_FILE = 'summary.json'
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> None:
@@ -40,9 +43,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> N
 
 def _edit(config: ml_collections.ConfigDict, path: str) -> None:
   """Statistics, edit, evaluation and report."""
-  settings, workdir = _open(config, path)
+  settings, workdir = _open(config.to_dict(), path)
+  _edit_model(inputs.load_model(settings.model), settings, workdir)
+
+
+def _edit_model(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None:
   method = settings.required_method
-  lm = inputs.load_model(settings.model)
   method.check_layers(lm.config.num_layers)
   records = inputs.load_selection(settings)
   documents = inputs.load_documents(settings)
@@ -66,13 +72,13 @@ def _edit(config: ml_collections.ConfigDict, path: str) -> None:
 
 def _stats(config: ml_collections.ConfigDict, path: str) -> None:
   """Second moments alone; an `edit` in the same workdir goes on from them."""
-  settings, workdir = _open(config, path)
+  settings, workdir = _open(config.to_dict(), path)
   method = settings.required_method
   lm = inputs.load_model(settings.model)
   method.check_layers(lm.config.num_layers)
   documents = inputs.load_documents(settings)
   workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings)})
-  moments = stages.second_moments(lm, documents, settings, workdir)
+  moments = stages.second_moments(lm, documents, [method], settings, workdir)
   if moments is None:
     raise UserError(f'Method {method.name} needs no second moments; choose another method or task.')
   print(
@@ -83,7 +89,7 @@ def _stats(config: ml_collections.ConfigDict, path: str) -> None:
 
 def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
   """Measures patches that are there already."""
-  settings, workdir = _open(config, path)
+  settings, workdir = _open(config.to_dict(), path)
   patches = inputs.load_patches(settings, workdir.path)
   lm = inputs.load_model(settings.model)
   records = inputs.load_selection(settings)
@@ -101,7 +107,7 @@ def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
 
 def _export(config: ml_collections.ConfigDict, path: str) -> None:
   """Writes the edited model as a Hugging Face directory."""
-  settings, workdir = _open(config, path)
+  settings, workdir = _open(config.to_dict(), path)
   patches = inputs.load_patches(settings, workdir.path)
   lm = inputs.load_model(settings.model)
   edited = _apply(lm, patches)
@@ -111,6 +117,40 @@ def _export(config: ml_collections.ConfigDict, path: str) -> None:
   lost = [each['update'] for each in written['rounding'].values() if each['update'] is not None]
   if lost:
     print(f'Rounding to {written["dtype"]} moved the edits by up to {100 * max(lost):.2f}%.')
+
+
+def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
+  """An edit for each cell, each in a workdir of its own, and a table of all.
+
+  The cells share the model, its second moments and the contexts; finished ones are not repeated.
+  """
+  values = config.to_dict()
+  cells = sweep.read_cells(values)
+  settings = {name: read_settings(cell) for name, cell in cells.items()}
+  sweep.check_shared(settings)
+  whole = Workdir(path, values)
+  first = next(iter(settings.values()))
+  lm = inputs.load_model(first.model)
+  methods = [each.required_method for each in settings.values()]
+  for method in methods:
+    method.check_layers(lm.config.num_layers)
+  documents = inputs.load_documents(first)
+  whole.begin({'seed': first.seed, 'model': inputs.describe_model(lm, first)})
+  stages.second_moments(lm, documents, methods, first, whole)
+  stages.contexts(lm, first, whole)
+  summaries = {}
+  for number, (name, cell) in enumerate(cells.items(), start=1):
+    shared = stages.shared_files(first, whole)
+    cell = {**cell, **shared, 'statistics': {**cell.get('statistics', {}), **shared['statistics']}}
+    cell_settings, workdir = _open(cell, str(whole / 'cells' / sweep.folder(name)))
+    if not (workdir / SUMMARY_FILE).is_file():
+      print(f'Cell {number} of {len(cells)}: {name}', flush=True)
+      _edit_model(lm, cell_settings, workdir)
+    summaries[name] = checkpoint.read_json(workdir / SUMMARY_FILE)
+  checkpoint.write_json(whole / 'sweep.json', summaries)
+  with checkpoint.atomic_file(whole / 'sweep.csv') as beside:
+    beside.write_text(sweep.as_csv(summaries), encoding='utf-8')
+  print(f'\n{sweep.as_text(summaries)}\n\nThe files are in {whole.path}.')
 
 
 def _train(config: ml_collections.ConfigDict, path: str) -> None:
@@ -135,14 +175,14 @@ TASKS: Mapping[str, Callable[[ml_collections.ConfigDict, str], None]] = {
   'edit': _edit,
   'stats': _stats,
   'train': _train,
+  'sweep': _sweep,
   'evaluate': _evaluate,
   'export': _export,
 }
 
 
-def _open(config: ml_collections.ConfigDict, path: str) -> tuple[Settings, Workdir]:
-  values = config.to_dict()
-  return read_settings(values), Workdir(path, values)
+def _open(config: Mapping[str, Any], path: str) -> tuple[Settings, Workdir]:
+  return read_settings(config), Workdir(path, config)
 
 
 def _apply(lm: LanguageModel, patches: Sequence[Patch]) -> LanguageModel:
@@ -166,7 +206,7 @@ def _measure(
   samples = stages.samples(model, lm, records[part], settings, workdir)
   patches = [patch for _, each in parts for patch in each]
   summary = report.summarize(settings, patches, table, workdir.seconds)
-  checkpoint.write_json(workdir / 'summary.json', summary)
+  checkpoint.write_json(workdir / SUMMARY_FILE, summary)
   page = report.as_page(
     summary,
     samples,

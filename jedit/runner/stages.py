@@ -17,6 +17,7 @@ from jedit.evals.evaluate import Sample, Table, evaluate_apart, sample_texts
 from jedit.evals.evaluate import evaluate as evaluate_records
 from jedit.language_model import LanguageModel
 from jedit.log import Progress, read_jsonl, to_json
+from jedit.methods import Method
 from jedit.patch import Patch, merge
 from jedit.runner.damage import DamageMonitor
 from jedit.runner.inputs import PATCH_FILE, Question, load_contexts
@@ -36,22 +37,35 @@ _SAMPLES = 'samples.json'
 
 
 def second_moments(
-  lm: LanguageModel, documents: Sequence[str], settings: Settings, workdir: Workdir
+  lm: LanguageModel,
+  documents: Sequence[str],
+  methods: Sequence[Method],
+  settings: Settings,
+  workdir: Workdir,
 ) -> SecondMoments | None:
-  """Second moments of every kernel that the method writes; None for a method without any."""
-  method, wanted = settings.required_method, settings.statistics
-  if not method.uses_moments:
+  """Second moments of every kernel that the methods write, in one pass; None if they need none."""
+  needy = [method for method in methods if method.uses_moments]
+  if not needy:
     return None
+  wanted = settings.statistics
   with workdir.stage('statistics'):
     return statistics(
       lm,
       documents,
-      layers=method.layers,
-      sites=method.sites,
+      layers=sorted({layer for method in needy for layer in method.layers}),
+      sites=sorted({site for method in needy for site in method.sites}),
       row_tokens=wanted.row_tokens or None,
       batch_tokens=wanted.batch_tokens,
       cache=wanted.file or workdir / STATISTICS_FILE,
     )
+
+
+def shared_files(settings: Settings, workdir: Workdir) -> dict[str, Any]:
+  """Fields of a cell's config that name what a sweep made for all cells."""
+  return {
+    'contexts': settings.contexts or str(workdir / _CONTEXTS),
+    'statistics': {'file': settings.statistics.file or str(workdir / STATISTICS_FILE)},
+  }
 
 
 def contexts(lm: LanguageModel, settings: Settings, workdir: Workdir) -> Contexts:
@@ -82,7 +96,8 @@ def patch(
   file = workdir / PATCH_FILE
   if file.is_file():
     return Patch.load(file)
-  moments = second_moments(lm, documents, settings, workdir)
+  method = settings.required_method
+  moments = second_moments(lm, documents, [method], settings, workdir)
   templates = contexts(lm, settings, workdir)
   if settings.edit.mode == 'sequential':
     made = _sequence(lm, records, moments, templates, settings, workdir)
@@ -91,7 +106,7 @@ def patch(
       made, details = edit_requests(
         lm,
         [record.request for record in records],
-        settings.required_method,
+        method,
         moments,
         contexts=templates,
         seed=settings.seed,
@@ -112,14 +127,15 @@ def separate_patches(
   workdir: Workdir,
 ) -> list[tuple[slice, Patch]]:
   """An edit of the original model for each batch of records, which say which they are."""
-  moments = second_moments(lm, documents, settings, workdir)
+  method = settings.required_method
+  moments = second_moments(lm, documents, [method], settings, workdir)
   templates = contexts(lm, settings, workdir)
   found = []
   with workdir.stage('edit'), Progress('edit', len(records), 'edits') as progress:
     for batch in edit_separately(
       lm,
       [record.request for record in records],
-      settings.required_method,
+      method,
       moments,
       size=settings.edit.size,
       contexts=templates,

@@ -31,13 +31,14 @@ _RESULTS = (
   'patch.safetensors',
   'targets',
   'batches',
+  'cells',
   'damage.jsonl',
   'records.jsonl',
   'summary.json',
   'model',
 )
 # Fields that may change between two runs in one workdir: they do not change a stage's result.
-_FREE = ('task', 'export.')
+_FREE = ('task', 'export.', 'cells')
 # Parts of the provenance that must be the same for finished stages to be used.
 _INPUTS = ('model', 'data', 'patches')
 

@@ -1,0 +1,111 @@
+"""Many edits of one model as one run: a cell for each, and a table of all."""
+
+import copy
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jedit.runner.settings import Settings, read_settings
+from jedit.types import UserError
+
+_COLUMNS = ('efficacy', 'paraphrase', 'neighborhood', 'score', 'unedited_kept')
+
+
+def read_cells(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """The config of every cell: that of the sweep with the cell's fields changed.
+
+  `config.cells` is a sequence of pairs, since configs sort the names of their sections: the cell's
+  name and the sections that it changes, as ('PMET', {'method': {...}, 'edit': {...}}). A method
+  with a name takes the place of the sweep's; other sections change single fields.
+
+  Raises:
+    UserError: where there are no cells, or one cannot be used.
+  """
+  cells = config.get('cells')
+  if not isinstance(cells, list | tuple) or not cells:
+    raise UserError('The config has no cells to sweep over; give pairs of a name and its changes.')
+  base = {name: value for name, value in config.items() if name != 'cells'}
+  found = {}
+  for pair in cells:
+    if len(pair) != 2 or not isinstance(pair[1], Mapping):
+      raise UserError(f'The cell {pair!r} is no pair of a name and the sections that it changes.')
+    name, changes = pair
+    cell = copy.deepcopy({**base, 'task': 'edit'})
+    for section, fields in changes.items():
+      is_whole = section == 'method' and 'name' in fields
+      if isinstance(fields, Mapping) and not is_whole:
+        cell[section] = {**cell.get(section, {}), **fields}
+      else:
+        cell[section] = fields
+    try:
+      read_settings(cell)
+    except UserError as error:
+      raise UserError(f'In the cell {name!r}: {error}') from error
+    found[name] = cell
+  folders = [folder(name) for name, _ in cells]
+  for name in folders:
+    if folders.count(name) > 1:
+      raise UserError(f'Two cells have the directory {name!r}; give them names that differ more.')
+  return found
+
+
+def check_shared(settings: Mapping[str, Settings]) -> None:
+  """Raises UserError unless all cells edit one model: they share it and its second moments."""
+  first_name, first = next(iter(settings.items()))
+  for name, other in settings.items():
+    for section in ('model', 'statistics', 'seed', 'contexts'):
+      if getattr(other, section) != getattr(first, section):
+        raise UserError(
+          f'The cells {first_name!r} and {name!r} differ in {section}, which a sweep shares; make '
+          'two sweeps of them.'
+        )
+
+
+def folder(name: str) -> str:
+  """A cell's name as that of a directory."""
+  return ''.join(char if char.isalnum() or char in '-_.' else '_' for char in name.lower())
+
+
+def as_text(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+  """The table of the terminal: a row for each cell, percent."""
+  rows: list[tuple[str, ...]] = [('', *_COLUMNS, 'n', 'edit, s')]
+  for name, summary in summaries.items():
+    metrics = summary['metrics']
+    count = metrics['efficacy' if 'efficacy' in metrics else 'efficacy_acc']['after']['n']
+    cells = [_cell(metrics, column) for column in _COLUMNS]
+    rows.append((name, *cells, str(count), f'{_edit_seconds(summary):.1f}'))
+  widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+  lines = []
+  for row in rows:
+    cells = [row[0].ljust(widths[0])]
+    cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+    lines.append('  '.join(cells).rstrip())
+  lines.insert(1, '-' * max(map(len, lines)))
+  return '\n'.join(lines)
+
+
+def as_csv(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+  """Every metric of every cell, before and after: one line each."""
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator='\n')
+  writer.writerow(('cell', 'method', 'num_edits', 'metric', 'state', 'mean', 'ci95', 'n'))
+  for name, summary in summaries.items():
+    for metric, states in summary['metrics'].items():
+      for state, value in states.items():
+        numbers = (value['mean'], value['ci95'], value['n'])
+        writer.writerow((name, summary['method'], summary['num_edits'], metric, state, *numbers))
+  return out.getvalue()
+
+
+def _cell(metrics: Mapping[str, Any], column: str) -> str:
+  """Success where records have a true answer, token accuracy where not."""
+  value = metrics.get(column, metrics.get(f'{column}_acc', {})).get('after')
+  if value is None or value['mean'] is None:
+    return '–'
+  return f'{value["mean"]:.1f} ±{value["ci95"]:5.1f}'
+
+
+def _edit_seconds(summary: Mapping[str, Any]) -> float:
+  parts: Sequence[str] = ('targets', 'keys', 'solve', 'edit')
+  return sum(summary['seconds'].get(part, 0.0) for part in parts)

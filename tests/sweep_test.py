@@ -1,0 +1,91 @@
+"""A sweep: cells share model, second moments and contexts, and are never run twice."""
+
+import csv
+import json
+
+import pytest
+
+from helpers import tiny_run
+from jedit import runner
+from jedit.runner import stages
+from jedit.types import UserError
+
+PMET = dict(name='pmet', layers=(0, 1), num_steps=4, cov_weight=10.0)
+
+
+def _config(made, cells):
+  config = tiny_run.config(made)
+  config.task = 'sweep'
+  config.cells = tuple(cells.items()) if isinstance(cells, dict) else cells
+  return config
+
+
+CELLS = {
+  'PMET': {},
+  'PMET, even spread': {'method': {'spread': 'even'}},
+  'ROME': {
+    'method': dict(name='rome', layers=(1,), num_steps=4),
+    'edit': {'mode': 'separate'},
+  },
+  'FT-W': {'method': dict(name='ft_w', layers=(1,), num_epochs=2)},
+}
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  return tiny_run.make(tmp_path_factory.mktemp('made'))
+
+
+def test_a_sweep_runs_its_cells_once_and_shares_what_they_share(made, monkeypatch, capsys):
+  config, workdir = _config(made, CELLS), made / 'sweep'
+  passes, inner = [], stages.statistics
+
+  def counted(*arguments, **settings):
+    passes.append(settings['layers'])
+    return inner(*arguments, **settings)
+
+  monkeypatch.setattr(stages, 'statistics', counted)
+  runner.run(config, workdir)
+  text = capsys.readouterr().out
+  for name in CELLS:
+    assert name in text
+  assert passes[0] == [0, 1]
+  folders = {path.name for path in (workdir / 'cells').iterdir()}
+  assert folders == {'pmet', 'pmet__even_spread', 'rome', 'ft-w'}
+  for folder in folders:
+    assert not (workdir / 'cells' / folder / 'statistics.safetensors').exists()
+    ours = (workdir / 'cells' / folder / 'contexts.json').read_bytes()
+    assert ours == (workdir / 'contexts.json').read_bytes()
+  summaries = json.loads((workdir / 'sweep.json').read_text())
+  assert list(summaries) == list(CELLS)
+  assert summaries['ROME']['mode'] == 'separate' and summaries['PMET']['method'] == 'pmet'
+  assert summaries['PMET']['metrics'] != summaries['PMET, even spread']['metrics']
+  with open(workdir / 'sweep.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  score = [r for r in rows if (r['cell'], r['metric'], r['state']) == ('PMET', 'score', 'after')]
+  assert float(score[0]['mean']) == summaries['PMET']['metrics']['score']['after']['mean']
+
+  # A cell more: the finished ones stay as they are.
+  stamp = (workdir / 'cells' / 'pmet' / 'summary.json').stat().st_mtime_ns
+  more = _config(made, {**CELLS, 'MEMIT': {'method': dict(name='memit', layers=(1,), num_steps=3)}})
+  runner.run(more, workdir)
+  assert 'Cell 5 of 5: MEMIT' in (text := capsys.readouterr().out) and 'Cell 1 of' not in text
+  assert (workdir / 'cells' / 'pmet' / 'summary.json').stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+  ('cells', 'words'),
+  [
+    ({}, 'no cells to sweep over'),
+    ({'A': {'method': {'spread': 'odd'}}}, "In the cell 'A': spread is 'odd'"),
+    ({'A': {'methods': {'spread': 'odd'}}}, "In the cell 'A': The config has no field 'methods'"),
+    ({'A': {}, 'B': {'model': {'dtype': 'bfloat16'}}}, "'A' and 'B' differ in model"),
+    ({'A b': {}, 'A_b': {}}, "Two cells have the directory 'a_b'"),
+    ((('A', {}), ('A', {})), "Two cells have the directory 'a'"),
+    ((('A', 3),), 'no pair of a name'),
+  ],
+)
+def test_mistakes_are_sentences(made, cells, words):
+  with pytest.raises(UserError, match=words):
+    runner.run(_config(made, cells), made / 'mistake')
+  assert not (made / 'mistake').exists()
