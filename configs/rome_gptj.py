@@ -14,7 +14,7 @@ from jedit.configs import pmet_gptj
 
 def get_config() -> config_dict.ConfigDict:
   c = pmet_gptj.get_config()
-  c.data.num_edits = 1  # a rank-one update writes one
+  c.edit.mode = 'separate'  # a rank-one update writes one record
   c.method = dict(
     name='rome',
     layers=(5,),

@@ -7,7 +7,7 @@ import pytest
 
 import jedit
 from jedit import configs, presets
-from jedit.solve import EqualityConstrained, RankOne
+from jedit.solve import EqualityConstrained, NullSpace, RankOne
 
 DOCS = pathlib.Path(__file__).parents[1] / 'docs' / 'presets.md'
 
@@ -55,6 +55,9 @@ PUBLISHED = """
 | emmet_gpt2_xl_paper_multilayer | 13-17 | 20 | 0.5 | .75 | .0625 | .5 | 20,000 | loss .05 | ridge 0 |
 | emmet_gptj_paper_multilayer | 3-8 | 25 | 0.5 | .75 | .0625 | .5 | 15,000 | loss .05 | ridge 0 |
 | emmet_llama_2_7b_paper_multilayer | 4-8 | 25 | 0.5 | 4 | .0625 | 1e-3 | 15,000 | loss .05 | ridge 0 |
+| alphaedit_gpt2_xl | 13-17 | 20 | 0.5 | .75 | .0625 | .5 | - | loss .05 | null .02, ridge 10 |
+| alphaedit_gptj | 3-8 | 25 | 0.5 | .75 | .0625 | .5 | - | loss .05 | null .02, ridge 10 |
+| alphaedit_llama_3_8b | 4-8 | 25 | 0.1 | .75 | .0625 | .5 | - | loss .05 | null .02, ridge 10 |
 """  # noqa: E501
 
 # Name, tokens of context and dtype by the word a file's name has for the model.
@@ -105,6 +108,8 @@ def _figures(recipe):
   if isinstance(solvers[0], EqualityConstrained):
     assert not solvers[0].cov_ridge
     also = f'ridge {solvers[0].key_ridge:g}'.replace('0.', '.')
+  elif isinstance(solvers[0], NullSpace):
+    also = f'null {solvers[0].threshold:g}, ridge {solvers[0].ridge:g}'.replace('0.', '.')
   elif isinstance(solvers[0], RankOne) and not solvers[0].uses_cov:
     also = 'no C'
   if objective.stop_probability is None:
@@ -135,7 +140,7 @@ def _stems(methods):
 
 
 ROWS = _table(PUBLISHED)
-METHODS = ('emmet', 'jeep', 'memit', 'pmet', 'rome')
+METHODS = ('alphaedit', 'emmet', 'jeep', 'memit', 'pmet', 'rome')
 
 
 @pytest.mark.parametrize('stem', ROWS)
@@ -167,7 +172,8 @@ def test_the_records_fit_the_settings(stem):
   header = importlib.import_module(f'jedit.configs.{stem}').__doc__
   assert ('data.records=zsre_mend_eval.json' in header) == stem.endswith('_zsre')
   if stem.startswith('rome_'):
-    assert _config(stem).data.num_edits == 1  # all that a rank-one update can write
+    edit = _config(stem).edit  # a rank-one update writes one
+    assert (edit.mode, edit.size) == ('separate', 1)
 
 
 def test_the_documentation_lists_every_preset_with_its_figures():
