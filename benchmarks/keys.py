@@ -1,0 +1,22 @@
+r"""How fast are keys and residuals read while layers are written?
+
+python benchmarks/keys.py --records=../shared/data/counterfact/counterfact.json --out=keys.json
+
+All edited layers are written, lowest first, towards targets of two loss evaluations; counted are
+the seconds of keys and present values. The engine carries rows upward; the baseline runs the whole
+model on all context rows and on the bare rows for every layer (`torch_baseline.py`). What counts
+as needed FLOP: `flop.py`.
+"""
+
+from absl import app
+from harness import Benchmark, main
+
+BENCHMARK = Benchmark(
+  name='keys',
+  sides={'engine': 'jax_sides:Engine', 'baseline': 'torch_baseline:Baseline'},
+  needed=('keys',),
+  options={'part': 'keys', 'num_steps': 2},
+)
+
+if __name__ == '__main__':
+  app.run(lambda argv: main(BENCHMARK, argv))
