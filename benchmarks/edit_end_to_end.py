@@ -8,15 +8,17 @@ collected once per model and reused. Needed FLOP are those of targets and keys; 
 are listed apart in the JSON file, since their ceiling is another one (`flop.py`).
 """
 
-from absl import app
-from harness import Benchmark, main
+import harness
+from absl import app, flags
 
-BENCHMARK = Benchmark(
+flags.adopt_module_key_flags(harness)
+
+BENCHMARK = harness.Benchmark(
   name='edit_end_to_end',
   sides={'engine': 'jax_sides:Engine', 'baseline': 'torch_baseline:Baseline'},
   needed=('targets', 'keys'),
-  options={'part': 'edit'},
+  part='edit',
 )
 
 if __name__ == '__main__':
-  app.run(lambda argv: main(BENCHMARK, argv))
+  app.run(lambda argv: harness.main(BENCHMARK, argv))

@@ -42,9 +42,14 @@ _SIDES = flags.DEFINE_list(
   'What is timed: engine, which is always needed, and others of the script (baseline is PyTorch). '
   'Default: all; for gptj-6b engine, and baseline where PyTorch has a GPU.',
 )
-_NUM_EDITS = flags.DEFINE_integer('num_edits', None, "Default: the preset's.", lower_bound=1)
+_NUM_EDITS = flags.DEFINE_integer(
+  'num_edits', None, "Default: the preset's, or all records.", lower_bound=1
+)
 _NUM_STEPS = flags.DEFINE_integer(
-  'num_steps', None, "Loss evaluations of every edit; default: the preset's.", lower_bound=2
+  'num_steps',
+  None,
+  "Of the loss, per edit; default: the preset's, 2 for keys.",
+  lower_bound=2,
 )
 _ROUNDS = flags.DEFINE_integer('rounds', None, "Default: the preset's.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -87,13 +92,15 @@ class Benchmark:
     name: of the script.
     sides: by name, `module:class` of a `Side` that is built from the material.
     needed: which of the material's '..._flop' figures the timed work needs.
-    options: keyword arguments of the sides.
+    part: what the sides are told to time.
+    num_steps: loss evaluations by default, where that is not the preset's.
   """
 
   name: str
   sides: Mapping[str, str]
   needed: tuple[str, ...]
-  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  part: str
+  num_steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,9 +166,9 @@ def run(
   preset = PRESETS[settings.preset]
   names = _choose_sides(benchmark, settings)
   rounds = settings.rounds or preset.rounds
-  num_edits = settings.num_edits or preset.num_edits
+  num_steps = settings.num_steps or benchmark.num_steps or preset.num_steps
   records = load_records(settings.records or testbed_directory('gptj') / 'records.json')
-  select(records, num_edits)
+  num_edits = len(select(records, settings.num_edits or min(preset.num_edits, len(records))))
   with tempfile.TemporaryDirectory() as scratch:
     maker = start('material:prepare')
     material, facts = maker.call(
@@ -170,7 +177,7 @@ def run(
       pathlib.Path(scratch),
       records,
       num_edits,
-      settings.num_steps or preset.num_steps,
+      num_steps,
       settings.batch_size,
       settings.seed,
       'baseline' in names,
@@ -180,14 +187,13 @@ def run(
     try:
       warm = {}
       for name in names:
-        sides[name] = start(benchmark.sides[name], material, **benchmark.options)
+        sides[name] = start(benchmark.sides[name], material, benchmark.part)
         warm[name] = sides[name].call('warm_up')
       results = [_round(sides, number, rounds) for number in range(rounds)]
       memory = {name: side.call('memory') for name, side in sides.items()}
     finally:
       for side in sides.values():
         side.close()
-  num_steps = benchmark.options.get('num_steps', material.num_steps)
   work = {'num_edits': num_edits, 'num_steps': num_steps, 'rounds': rounds}
   report = _report(benchmark, settings, facts, work, warm, results, memory)
   print(table(report))

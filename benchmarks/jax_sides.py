@@ -32,13 +32,12 @@ class Engine:
   Args:
     material: what is edited.
     part: what is timed: 'targets', 'keys' or all of it, 'edit'.
-    num_steps: loss evaluations, where they are not what is timed.
   """
 
-  def __init__(self, material: Material, part: str, num_steps: int | None = None):
+  def __init__(self, material: Material, part: str):
     self.material, self.part = material, part
     self.lm = material.model()
-    self.recipe = material.recipe(num_steps)
+    self.recipe = material.recipe()
     cov_FxF = None if part == 'targets' else material.covariance()
     self.stats = jedit.SecondMoments(dict.fromkeys(self.recipe.kernels, cov_FxF))
 

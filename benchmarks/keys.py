@@ -8,15 +8,18 @@ model on all context rows and on the bare rows for every layer (`torch_baseline.
 as needed FLOP: `flop.py`.
 """
 
-from absl import app
-from harness import Benchmark, main
+import harness
+from absl import app, flags
 
-BENCHMARK = Benchmark(
+flags.adopt_module_key_flags(harness)
+
+BENCHMARK = harness.Benchmark(
   name='keys',
   sides={'engine': 'jax_sides:Engine', 'baseline': 'torch_baseline:Baseline'},
   needed=('keys',),
-  options={'part': 'keys', 'num_steps': 2},
+  part='keys',
+  num_steps=2,
 )
 
 if __name__ == '__main__':
-  app.run(lambda argv: main(BENCHMARK, argv))
+  app.run(lambda argv: harness.main(BENCHMARK, argv))

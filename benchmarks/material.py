@@ -40,7 +40,6 @@ class Preset:
     dtype: of our weights and activations; the baseline is float32.
     layers: edited layers; δ at the last.
     num_edits, num_steps, rounds: by default.
-    prefix_tokens: of each sampled prefix.
   """
 
   num_layers: int
@@ -125,13 +124,10 @@ class Material:
     """The tokenised texts of every edit."""
     return encode_edits(load_tokenizer(self.directory), self.requests, self.contexts)
 
-  def recipe(self, num_steps: int | None = None) -> jedit.Recipe:
+  def recipe(self) -> jedit.Recipe:
     """PMET without its stop rules, so that every edit is the same amount of work."""
-    recipe = pmet(
-      layers=self.preset.layers, num_steps=num_steps or self.num_steps, nll_switch=False
-    )
-    return dataclasses.replace(
-      recipe, objective=dataclasses.replace(recipe.objective, stop_loss=None)
+    return pmet(
+      layers=self.preset.layers, num_steps=self.num_steps, nll_switch=False, stop_loss=None
     )
 
   def covariance(self) -> np.ndarray:

@@ -1,10 +1,12 @@
 """Sides of a benchmark as processes: one call at a time, answers or errors come back."""
 
+import contextlib
 import functools
 import importlib
 import multiprocessing
 import os
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 from jedit.types import UserError
@@ -19,16 +21,13 @@ class Process:
   """
 
   def __init__(self, target: str, *arguments: Any, **options: Any):
-    # Read by the libraries when they are imported there. Compile seconds from a cache say nothing,
-    # and sides that share an accelerator must not take all of its memory beforehand.
-    os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
-    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
     context = multiprocessing.get_context('spawn')
     self._connection, theirs = context.Pipe()
     self._process = context.Process(
       target=_serve, args=(theirs, target, arguments, options), daemon=True
     )
-    self._process.start()
+    with _environment():
+      self._process.start()
     theirs.close()
 
   def call(self, method: str | None, *arguments: Any) -> Any:
@@ -76,6 +75,24 @@ class Here:
 
   def close(self) -> None:
     """Nothing to end."""
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+  """What the libraries of a new process read when they are imported."""
+  before = dict(os.environ)
+  # Compile seconds from a cache say nothing.
+  os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
+  # Sides share one accelerator: none may take all of its memory beforehand.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  # PyTorch's threads burn the cores they wait for: on a machine with other work the baseline took
+  # six times as long without this.
+  os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+  try:
+    yield
+  finally:
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def _serve(connection, target: str, arguments, options) -> None:

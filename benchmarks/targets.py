@@ -6,7 +6,7 @@ python benchmarks/targets.py --preset=gptj-6b --sides=engine
 Every edit takes the same number of loss evaluations (no stop rule), PMET's two δ, six prompt rows
 and the KL row. Sides:
 
-  engine      `jedit.edit` as it is
+  engine      the target optimisation of `jedit.edit`
   whole_rows  the same batches without the window: all layers, all tokens, at every step
   baseline    PyTorch, one edit at a time, as the published codes (`torch_baseline.py`)
 
@@ -14,10 +14,12 @@ Seconds are for all edits, without compiling; the engine's hold its tokenising. 
 are dealt over the rounds and its seconds scaled to all of them. Needed FLOP: see `flop.py`.
 """
 
-from absl import app
-from harness import Benchmark, main
+import harness
+from absl import app, flags
 
-BENCHMARK = Benchmark(
+flags.adopt_module_key_flags(harness)
+
+BENCHMARK = harness.Benchmark(
   name='targets',
   sides={
     'engine': 'jax_sides:Engine',
@@ -25,8 +27,8 @@ BENCHMARK = Benchmark(
     'baseline': 'torch_baseline:Baseline',
   },
   needed=('targets',),
-  options={'part': 'targets'},
+  part='targets',
 )
 
 if __name__ == '__main__':
-  app.run(lambda argv: main(BENCHMARK, argv))
+  app.run(lambda argv: harness.main(BENCHMARK, argv))

@@ -36,10 +36,9 @@ class Baseline:
   Args:
     material: what is edited; its model is in its directory.
     part: as of `jax_sides.Engine`.
-    num_steps: loss evaluations, where they are not what is timed.
   """
 
-  def __init__(self, material: Material, part: str, num_steps: int | None = None):
+  def __init__(self, material: Material, part: str):
     self.material, self.part = material, part
     transformers.utils.logging.disable_progress_bar()
     self.device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -48,7 +47,7 @@ class Baseline:
     )
     self.model.to(self.device).eval().requires_grad_(False)
     self.blocks = self.model.transformer.h
-    self.recipe = material.recipe(num_steps)
+    self.recipe = material.recipe()
     (self.region,) = self.recipe.regions
     self.last = self.region.layers[-1]
     self.rows = material.rows()
