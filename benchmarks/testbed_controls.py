@@ -14,18 +14,12 @@ import random
 import time
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 from absl import app, flags
 
 import jedit
 from jedit.checkpoint import write_json
 from jedit.contexts import sample_contexts
-from jedit.data.prompts import Row, encode_many, pad
-from jedit.models import functions
-from jedit.patch import Update
+from jedit.methods import Method
 from jedit.testbeds import testbed_corpus, testbed_prompts
 
 _TESTBED = flags.DEFINE_string('testbed', 'gptj', 'gptj or llama.')
@@ -37,64 +31,8 @@ _OUT = flags.DEFINE_string('out', '', 'JSON file for the rows; empty prints only
 _COLUMNS = ('score', 'efficacy', 'paraphrase', 'neighborhood', 'paraphrase_acc', 'unedited_kept')
 
 
-def fine_tune(
-  lm: jedit.LanguageModel, requests: Sequence[jedit.Request], layer: int, seed: int
-) -> jedit.Patch:
-  """Adam on all matrices of one block until every batch says the targets: no constraint at all.
-
-  The control FT-W of the MEMIT paper (arXiv:2210.07229, appendix B.1) with teacher forcing: 25
-  epochs at most, learning rate 5e-4, stopping at a mean loss of 0.01.
-  """
-  texts = encode_many(lm.tokenizer, [Row(r.prompt, r.subject, r.target) for r in requests])
-  token_NxT, length_N = pad([text.ids for text in texts], multiple=8)
-  start_N = np.array([text.target_start for text in texts])
-  index_T = np.arange(token_NxT.shape[1])
-  is_target_NxT = (index_T >= start_N[:, None]) & (index_T < length_N[:, None])
-  run, read_out = functions(lm.config)
-  name = f'block_{layer}'
-  below_NxTxD = np.asarray(jax.jit(lambda p, t: run(p, t, stop=layer)[0])(lm.params, token_NxT))
-  adam = optax.adam(5e-4)
-
-  @jax.jit
-  def step(block, state, hidden_NxTxD, token_NxT, is_target_NxT):
-    def loss(block):
-      params = {**lm.params, name: block}
-      hidden, _ = run(params, hidden_NxTxD=hidden_NxTxD, start=layer)
-      nll_NxT = optax.softmax_cross_entropy_with_integer_labels(
-        read_out(params, hidden[:, :-1]), token_NxT[:, 1:]
-      )
-      weight_NxT = is_target_NxT[:, 1:].astype(jnp.float32)
-      return (nll_NxT * weight_NxT).sum() / weight_NxT.sum()
-
-    value, gradient = jax.value_and_grad(loss)(block)
-    with jax.numpy_dtype_promotion('standard'):
-      change, state = adam.update(gradient, state)
-    return optax.apply_updates(block, change), state, value
-
-  block = jax.tree.map(jnp.asarray, lm.params[name])
-  state, rng = adam.init(block), random.Random(seed)
-  order = list(range(len(requests)))
-  size = min(64, len(order))
-  for _ in range(25):
-    rng.shuffle(order)
-    losses = []
-    for first in range(0, len(order) - size + 1, size):
-      part = np.array(order[first : first + size])
-      batch = below_NxTxD[part], token_NxT[part], is_target_NxT[part]
-      block, state, value = step(block, state, *batch)
-      losses.append(value)
-    if float(np.mean(jax.device_get(losses))) < 0.01:
-      break
-  change = jax.tree.map(lambda new, old: np.asarray(new - old), block, lm.params[name])
-  flat = jax.tree_util.tree_leaves_with_path(change)
-  updates = {
-    '/'.join([name, *(key.key for key in path)]): Update(dense=leaf) for path, leaf in flat
-  }
-  return jedit.Patch(updates, {'model': lm.fingerprint, 'method': 'fine-tuning'})
-
-
-def editors(testbed: str) -> dict[str, jedit.Recipe | int]:
-  """By row name: a recipe, or the layer that is fine-tuned."""
+def editors(testbed: str) -> dict[str, Method]:
+  """Methods by row name."""
   pmet = jedit.preset('pmet', f'testbed-{testbed}')
   memit = jedit.preset('memit', f'testbed-{testbed}')
 
@@ -110,7 +48,7 @@ def editors(testbed: str) -> dict[str, jedit.Recipe | int]:
     'PMET without attention delta': changed(pmet, deltas=mlp_only),
     'MEMIT': memit,
     'MEMIT, sqrt spread': changed(memit, spread='sqrt'),
-    'fine-tuning of one block': region.layers[-1],
+    'fine-tuning of one block': jedit.preset('ft_w', f'testbed-{testbed}'),
   }
 
 
@@ -127,15 +65,12 @@ def main(argv: Sequence[str]) -> None:
   questions = list(itertools.islice(questions, _QUESTIONS.value))
   contexts = sample_contexts(lm, _SEED.value)
   methods = editors(_TESTBED.value)
-  layers = sorted({n for m in methods.values() if isinstance(m, jedit.Recipe) for n in m.layers})
+  layers = sorted({layer for method in methods.values() for layer in method.layers})
   stats = jedit.statistics(lm, testbed_corpus(_TESTBED.value), layers)
   rows = []
   for name, method in methods.items():
     start = time.monotonic()
-    if isinstance(method, jedit.Recipe):
-      patch = jedit.edit(lm, requests, method, stats, contexts=contexts)
-    else:
-      patch = fine_tune(lm, requests, method, _SEED.value)
+    patch = jedit.edit(lm, requests, method, stats, contexts=contexts, seed=_SEED.value)
     seconds = time.monotonic() - start
     table = jedit.evaluate(lm.apply(patch), records, before=lm, unedited=questions)
     after = {key: value['after'] for key, value in table.metrics.items() if 'after' in value}
