@@ -16,6 +16,7 @@ TOKENS = ('subject_last', 'prompt_last')
 DELTA_PLACES = ('attn_out', 'mlp_out', 'block_out')
 KERNELS = ('attn', 'mlp')
 KEY_AVERAGES = ('groups', 'flat')
+COMPARED_ON = ('bare', 'contexts')
 DECAY_FORMS = ('released', 'norm')
 
 # What the residual is divided by when `left` layers, this one included, are still to be written.
@@ -80,6 +81,8 @@ class Region:
     solver: how keys are mapped to residuals while old keys are preserved.
     key_average: 'groups' averages keys inside each group of contexts and then over groups (the
       released MEMIT family: the bare prompt weighs 1/2); 'flat' over all contexts (ROME).
+    compared_on: present values are read on the 'bare' prompt (the released codes), or averaged like
+      the keys over all 'contexts' (R-ROME: then the mean key maps to exactly z, as in ROME's eq. 2).
     keys_together: reads the keys of all kernels of a layer before the first one is written
       (PMET's released code on GPT-J) instead of each just before its own write.
   """
@@ -92,12 +95,14 @@ class Region:
   spread: str
   solver: Solver
   key_average: str = 'groups'
+  compared_on: str = 'bare'
   keys_together: bool = False
 
   def __post_init__(self) -> None:
     _choice('token', self.token, TOKENS)
     _choice('spread', self.spread, tuple(SPREADS))
     _choice('key_average', self.key_average, KEY_AVERAGES)
+    _choice('compared_on', self.compared_on, COMPARED_ON)
     layers = self.layers
     if not layers or any(not isinstance(layer, int) or layer < 0 for layer in layers):
       raise UserError(f'layers is {layers!r}; give at least one layer number, counted from 0.')

@@ -141,7 +141,7 @@ class RankOne:
 
   Attributes:
     divide_by: 'bare_key' takes k' from the bare prompt (ROME's released code), 'mean_key' uses k
-      itself (ROME, arXiv:2202.05262, eq. 2, and R-ROME, arXiv:2403.07175).
+      itself (ROME, arXiv:2202.05262, eq. 2; R-ROME, arXiv:2403.07175).
     uses_cov: False takes u = k, as if C were the identity (settings of EasyEdit).
   """
 
@@ -165,7 +165,7 @@ class RankOne:
     if not self.uses_cov:
       cov_FxF = np.eye(key_BxF.shape[1])
     left_Fx1 = _in_float64(rank_one, cov_FxF, key_BxF, through, earlier_key_NxF)
-    _check_definite(left_Fx1, 'set uses_cov to False')
+    _check_definite(left_Fx1, 'set use_cov to False')
     return left_Fx1
 
 

@@ -50,7 +50,7 @@ class RegionRows:
     self, forward: Callable, rows: Sequence[EditRows], region: Region, contexts: Contexts
   ):
     token = region.token
-    self.num_edits = len(rows)
+    self.num_edits, self.compared_on = len(rows), region.compared_on
     self.weight_P = _context_weights(contexts, region.key_average)
     with_context = [text for edit in rows for text in edit.without_target]
     bare = [edit.bare for edit in rows]
@@ -66,14 +66,20 @@ class RegionRows:
   def keys(self, params: Any, layer: int, kernel: str) -> tuple[np.ndarray, np.ndarray]:
     """Averaged keys and keys of the bare prompts, [B, F] float64 each."""
     place = KERNEL_INPUT[kernel]
-    key_NxF = self.context_rows.read(params, layer, place).astype(np.float64)
-    key_BxPxF = key_NxF.reshape(self.num_edits, len(self.weight_P), -1)
     bare_BxF = self.bare_rows.read(params, layer, place).astype(np.float64)
-    return np.einsum('bpf,p->bf', key_BxPxF, self.weight_P), bare_BxF
+    return self._mean(params, layer, place), bare_BxF
 
   def values(self, params: Any, layer: int, place: str) -> np.ndarray:
-    """Present values of a place on the bare prompts, [B, D] float64."""
+    """Present values of a place, [B, D] float64, on the prompts that the region compares on."""
+    if self.compared_on == 'contexts':
+      return self._mean(params, layer, place)
     return self.bare_rows.read(params, layer, place).astype(np.float64)
+
+  def _mean(self, params: Any, layer: int, place: str) -> np.ndarray:
+    """Weighted mean over the contexts of each edit."""
+    value_NxD = self.context_rows.read(params, layer, place).astype(np.float64)
+    value_BxPxD = value_NxD.reshape(self.num_edits, len(self.weight_P), -1)
+    return np.einsum('bpd,p->bd', value_BxPxD, self.weight_P)
 
 
 def write_region(

@@ -303,6 +303,9 @@ def write(edited: Edited, region, with_contexts, bare, groups, cov, earlier_keys
     for w in region.writes:
       key, bare_key = before[w.kernel] if region.keys_together else read_keys(layer, w.kernel)
       value = network.read(bare, region.token, region.layers[-1], w.compare)
+      if region.compared_on == 'contexts':
+        last, at = region.layers[-1], region.token
+        value = np.array([network.read(t, at, last, w.compare).mean(0) for t in with_contexts])
       residual = (edited.z[w.delta] - value) / share
       earlier = earlier_keys.get((w.kernel, layer), np.zeros((0, key.shape[1])))
       left = solve(region.solver, cov[w.kernel, layer], key, bare_key, earlier)

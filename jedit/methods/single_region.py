@@ -156,8 +156,8 @@ def rome(
 
   Args:
     layers: the edited layer, as a tuple of one.
-    divide_by: 'bare_key' is the released code, 'mean_key' the paper and R-ROME
-      (arXiv:2403.07175), the stable form for sequential edits.
+    divide_by: 'bare_key' is the released code, 'mean_key' the paper's eq. 2, except that the
+      residual is still taken on the bare prompt: see `r_rome`.
     use_cov: False needs no second moments: C is taken as the identity (EasyEdit's settings for
       Llama).
     learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.recipe.Objective`.
@@ -189,7 +189,15 @@ def r_rome(
   decay_form: str = 'released',
   stop_loss: float | None = 0.05,
 ) -> Recipe:
-  """R-ROME (arXiv:2403.07175): `rome` with `divide_by='mean_key'`, under its own name."""
+  """R-ROME (arXiv:2403.07175): ROME with averages over the contexts in every place.
+
+  The key that the update divides by and the present output are means, too, so that the mean key
+  maps to exactly the target, as in ROME's eq. 2. Stable over many sequential edits.
+
+  Args:
+    layers, use_cov, learning_rate, num_steps, clip_factor, kl_factor, weight_decay, decay_form,
+      stop_loss: as of `rome`.
+  """
   recipe = rome(
     layers=layers,
     divide_by='mean_key',
@@ -202,7 +210,10 @@ def r_rome(
     decay_form=decay_form,
     stop_loss=stop_loss,
   )
-  return dataclasses.replace(recipe, name='r_rome')
+  (region,) = recipe.regions
+  return dataclasses.replace(
+    recipe, name='r_rome', regions=(dataclasses.replace(region, compared_on='contexts'),)
+  )
 
 
 def alphaedit(
