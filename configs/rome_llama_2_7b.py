@@ -1,7 +1,7 @@
 r"""ROME on Llama-2-7B: EasyEdit's settings, with no second moments.
 
 python -m jedit.main --config=configs/rome_llama_2_7b.py --config.model.path=LLAMA2_DIRECTORY \
-  --config.data.records=counterfact.json --config.statistics.corpus=WIKIPEDIA_TEXT
+  --config.data.records=counterfact.json
 
 Figures: zjunlp/EasyEdit 14cea82. Contexts are as in configs/rome_gptj.py.
 """

@@ -1,7 +1,7 @@
 r"""ROME on Llama-3-8B: the settings of AlphaEdit's released code, with no second moments.
 
 python -m jedit.main --config=configs/rome_llama_3_8b.py --config.model.path=LLAMA3_DIRECTORY \
-  --config.data.records=counterfact.json --config.statistics.corpus=WIKIPEDIA_TEXT
+  --config.data.records=counterfact.json
 
 Figures: jianghoucheng/AlphaEdit f5248d3. Contexts are as in configs/rome_gptj.py.
 """

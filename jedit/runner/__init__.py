@@ -51,7 +51,7 @@ def _edit_model(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None
   method = settings.required_method
   method.check_layers(lm.config.num_layers)
   records = inputs.load_selection(settings)
-  documents = inputs.load_documents(settings)
+  documents = inputs.load_documents(settings) if method.uses_moments else []
   if settings.contexts:
     inputs.load_contexts(settings.contexts)
   workdir.begin(
@@ -134,7 +134,8 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
   methods = [each.required_method for each in settings.values()]
   for method in methods:
     method.check_layers(lm.config.num_layers)
-  documents = inputs.load_documents(first)
+  needy = any(method.uses_moments for method in methods)
+  documents = inputs.load_documents(first) if needy else []
   whole.begin({'seed': first.seed, 'model': inputs.describe_model(lm, first)})
   stages.second_moments(lm, documents, methods, first, whole)
   stages.contexts(lm, first, whole)
