@@ -47,6 +47,7 @@ def get_config() -> config_dict.ConfigDict:
     text_weight=0.15,  # loss weight of tokens outside of answers, which weigh 1
     barrier=5,  # names are passed on to later tokens from this layer on only ...
     barrier_share=0.5,  # ... in this share of the rows
+    hides_names=False,  # and those layers see a name at its last token alone
     max_measured=40_000,  # prompts whose greedy answers are checked at the end
   )
   return c

@@ -10,6 +10,7 @@ import pytest
 from jedit import runner
 from jedit.configs import train_testbed_gptj
 from jedit.main import load_config
+from jedit.runner import sweep
 from jedit.runner.settings import Settings, read_settings
 from jedit.runner.workdir import flat
 from jedit.testbeds.world import World
@@ -25,6 +26,9 @@ def test_a_config_builds_its_dataclasses(path):
   if config.task == 'train':
     assert flat(config.to_dict()).keys() == flat(train_testbed_gptj.get_config().to_dict()).keys()
     World(**config.world)
+  elif config.task == 'sweep':
+    cells = sweep.read_cells(config.to_dict())
+    sweep.check_shared({name: read_settings(cell) for name, cell in cells.items()})
   else:
     settings = read_settings(config.to_dict())
     assert settings.required_method.name == config.method.name

@@ -1,0 +1,15 @@
+r"""AlphaEdit on the shipped LLaMA testbed.
+
+python -m jedit.main --config=configs/alphaedit_testbed_llama.py --config.data.num_edits=200
+"""
+
+from ml_collections import config_dict
+
+from jedit.configs import alphaedit_testbed_gptj
+
+
+def get_config() -> config_dict.ConfigDict:
+  c = alphaedit_testbed_gptj.get_config()
+  c.model.name = 'testbed-llama'
+  c.method.update(layers=(1, 2, 3))
+  return c

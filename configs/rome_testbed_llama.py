@@ -1,0 +1,15 @@
+r"""ROME, single edits on the shipped LLaMA testbed.
+
+python -m jedit.main --config=configs/rome_testbed_llama.py --config.data.num_edits=200
+"""
+
+from ml_collections import config_dict
+
+from jedit.configs import rome_testbed_gptj
+
+
+def get_config() -> config_dict.ConfigDict:
+  c = rome_testbed_gptj.get_config()
+  c.model.name = 'testbed-llama'
+  c.method.update(layers=(3,))
+  return c
