@@ -1,23 +1,24 @@
 """Runs the target optimisation over all edits: blocks, progress, resume."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jedit.checkpoint import read_tensors, write_tensors
-from jedit.data.edit_rows import Block, BlockArrays, EditRows, block_arrays, cut_blocks
+from jedit.data.edit_rows import Block, EditRows, cut_blocks, fill_arrays
 from jedit.log import Progress
 from jedit.recipe import Objective
-from jedit.target import TRACE_COLUMNS, PlacedDelta, RowBatch, TargetOptimiser
+from jedit.target import TRACE_COLUMNS, PlacedDelta, RowBatch, Slots, State, TargetOptimiser
 from jedit.types import UserError
 
-# Steps between two looks at whether all edits of a block have stopped: a look waits for the device.
+# Steps between two looks at which edits have stopped: a look waits for the device.
 _STEPS_PER_LOOK = 5
 
 
@@ -103,8 +104,7 @@ def optimise_targets(
       if result is not None:
         progress.update(len(block.indices))
       else:
-        arrays = block_arrays(rows, block, tokens)
-        result = _run_block(optimiser, params, arrays, block, progress)
+        result = _run_block(optimiser, params, rows, block, progress)
         _check_finite(result, rows, block, deltas)
         if path is not None:
           write_tensors(path, result, {'key': key})
@@ -135,10 +135,66 @@ def _optimiser(*arguments: Any) -> TargetOptimiser:
 
 
 def _run_block(
-  optimiser: TargetOptimiser, params: Any, arrays: BlockArrays, block: Block, progress: Progress
+  optimiser: TargetOptimiser,
+  params: Any,
+  rows: Sequence[EditRows],
+  block: Block,
+  progress: Progress,
 ) -> dict[str, np.ndarray]:
-  """Optimises one block until all of its edits have stopped; arrays of the used slots."""
-  batch = RowBatch(
+  """Optimises a block through its slots: an edit that stops makes room for one that waits."""
+  tokens = tuple(dict.fromkeys(placed.token for placed in optimiser.deltas))
+  waiting = collections.deque(range(len(block.indices)))
+  in_slot_B = np.full(block.size, -1)
+  slots: Slots | None = None
+  results: list[dict[str, np.ndarray] | None] = [None] * len(block.indices)
+  # No more than `_STEPS_PER_LOOK`, and few behind the last evaluation.
+  num_looks = -(-optimiser.objective.num_steps // _STEPS_PER_LOOK)
+  steps, steps_per_look = 0, -(-optimiser.objective.num_steps // num_looks)
+  while True:
+    # Whole fills only, but where nothing else is left to run.
+    free = np.flatnonzero(in_slot_B < 0)
+    while waiting and len(free) >= min(block.fill, len(waiting)):
+      chosen = [waiting.popleft() for _ in range(min(block.fill, len(waiting)))]
+      at = free[: len(chosen)]
+      in_slot_B[at] = chosen
+      edits = [rows[block.indices[i]] for i in chosen]
+      slots = optimiser.enter(params, _row_batch(optimiser, edits, block, tokens), slots, at, block)
+      free = free[len(chosen) :]
+    assert slots is not None
+    for _ in range(steps_per_look):
+      slots = optimiser.step(params, slots)
+    steps += steps_per_look
+    is_done_B = np.asarray(slots.state.is_done_B) & (in_slot_B >= 0)
+    if is_done_B.any():
+      found = jax.device_get({'state': slots.state, 'init': slots.window.init_BxD})
+      for slot in np.flatnonzero(is_done_B).tolist():
+        results[in_slot_B[slot]] = _result(found, slot)
+      in_slot_B[is_done_B] = -1
+    num_running = int((in_slot_B >= 0).sum())
+    progress.update(int(is_done_B.sum()), f'{num_running} edits at work, step {steps}')
+    if not num_running and not waiting:
+      return {
+        name: np.stack([result[name] for result in results if result is not None])
+        for name in results[0] or {}
+      }
+
+
+def _result(found: Mapping[str, Any], slot: int) -> dict[str, np.ndarray]:
+  """What is kept of the edit in one slot."""
+  state: State = found['state']
+  result = {'num_steps': state.num_evals_B[slot], 'trace': state.trace_BxEx7[slot]}
+  for name in state.delta_BxD:
+    result[f'delta/{name}'] = state.delta_BxD[name][slot]
+    result[f'init/{name}'] = found['init'][name][slot]
+  return {name: np.asarray(value) for name, value in result.items()}
+
+
+def _row_batch(
+  optimiser: TargetOptimiser, edits: Sequence[EditRows], block: Block, tokens: Sequence[str]
+) -> RowBatch:
+  """The rows of one fill."""
+  arrays = fill_arrays(edits, block, tokens)
+  return RowBatch(
     token_BxPxT=arrays.token_BxPxT,
     start_BxP=arrays.start_BxP,
     delta_at_BxP={
@@ -150,28 +206,6 @@ def _run_block(
     kl_token_BxT=arrays.kl_token_BxT,
     kl_start_B=arrays.kl_start_B,
   )
-  batch = jax.device_put(batch)
-  window = optimiser.prepare(params, batch, window=block.window, past=block.past)
-  state = optimiser.init(window, arrays.is_used_B)
-  trace = []
-  num_steps, num_done = optimiser.objective.num_steps, 0
-  for step in range(1, num_steps + 1):
-    state, evaluation = optimiser.step(params, window, batch, state)
-    trace.append(evaluation)
-    if step % _STEPS_PER_LOOK == 0 or step == num_steps:
-      now_done = int(state.is_done_B[: len(block.indices)].sum())
-      progress.update(now_done - num_done, f'evaluation {step} of at most {num_steps}')
-      num_done = now_done
-      if num_done == len(block.indices):
-        break
-  used = slice(len(block.indices))
-  trace_BxEx7 = np.full((len(block.indices), num_steps, len(TRACE_COLUMNS)), np.nan, np.float32)
-  trace_BxEx7[:, : len(trace)] = np.stack([np.asarray(t)[used] for t in trace], axis=1)
-  result = {'num_steps': np.asarray(state.num_evals_B)[used], 'trace': trace_BxEx7}
-  for name in state.delta_BxD:
-    result[f'delta/{name}'] = np.asarray(state.delta_BxD[name])[used]
-    result[f'init/{name}'] = np.asarray(window.init_BxD[name])[used]
-  return result
 
 
 def _block_key(signature: str, rows: Sequence[EditRows], block: Block) -> str:

@@ -81,8 +81,8 @@ class Region:
     solver: how keys are mapped to residuals while old keys are preserved.
     key_average: 'groups' averages keys inside each group of contexts and then over groups (the
       released MEMIT family: the bare prompt weighs 1/2); 'flat' over all contexts (ROME).
-    compared_on: present values are read on the 'bare' prompt (the released codes), or averaged like
-      the keys over all 'contexts' (R-ROME: then the mean key maps to exactly z, as in ROME's eq. 2).
+    compared_on: present values are read on the 'bare' prompt (the released codes), or averaged
+      like the keys over all 'contexts' (R-ROME: the mean key then maps to z, as in ROME's eq. 2).
     keys_together: reads the keys of all kernels of a layer before the first one is written
       (PMET's released code on GPT-J) instead of each just before its own write.
   """

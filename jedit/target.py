@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from flax import struct
 
+from jedit.data.edit_rows import Block
 from jedit.models import AddAt, Past, past_taps, site
 from jedit.recipe import Delta, Objective
 
@@ -92,6 +93,16 @@ class State:
   nll_factor_B: jax.Array
   is_done_B: jax.Array
   num_evals_B: jax.Array
+  trace_BxEx7: jax.Array  # `TRACE_COLUMNS` of every evaluation, NaN behind an edit's last
+
+
+@struct.dataclass
+class Slots:
+  """Edits at work, one per slot; every array has B slots in front."""
+
+  rows: RowBatch
+  window: Window
+  state: State
 
 
 @struct.dataclass
@@ -129,19 +140,45 @@ class TargetOptimiser:
     self.first_layer = min(placed.layer for placed in deltas)
     self.layers = tuple(range(self.first_layer, num_layers))
     self.adam = optax.adam(objective.learning_rate, b1=0.9, b2=0.999, eps=1e-8)
-    self.prepare = jax.jit(self._prepare, static_argnames=('window', 'past'))
-    self.step = jax.jit(self._step, donate_argnames='state')
+    self.step = jax.jit(self._step, donate_argnames='slots')
+    self._prepared = jax.jit(self._prepare, static_argnames=('window', 'past'))
+    self._put = jax.jit(_put, donate_argnames='slots')
 
-  def init(self, window: Window, is_used_B: np.ndarray) -> State:
-    """δ = 0 everywhere; unused slots of the batch count as done."""
+  def enter(
+    self, params: Any, rows: RowBatch, slots: Slots | None, at: np.ndarray, block: Block
+  ) -> Slots:
+    """Lets edits into free slots, with δ = 0.
+
+    Args:
+      params: of the model.
+      rows: of the edits, R of them; those behind the first `len(at)` are padding.
+      slots: what is at work; None starts with nothing.
+      at: a free slot for each edit.
+      block: has the sizes.
+    """
+    rows = jax.device_put(rows)
+    window = self._prepared(params, rows, window=block.window, past=block.past)
+    entering = Slots(rows, window, self._start(window))
+    if slots is None:
+      slots = jax.tree.map(lambda x: jnp.zeros((block.size, *x.shape[1:]), x.dtype), entering)
+      free = dataclasses.replace(slots.state, is_done_B=jnp.ones((block.size,), bool))
+      slots = dataclasses.replace(slots, state=free)
+    # A slot that does not exist takes the padding.
+    at_R = np.full(len(rows.kl_start_B), block.size, np.int32)
+    at_R[: len(at)] = at
+    return self._put(slots, entering, at_R)
+
+  def _start(self, window: Window) -> State:
     delta_BxD = jax.tree.map(jnp.zeros_like, window.init_BxD)
-    num_edits = len(is_used_B)
+    num_edits = len(window.kl_start_BxV)
+    shape = (num_edits, self.objective.num_steps, len(TRACE_COLUMNS))
     return State(
       delta_BxD=delta_BxD,
       moments=jax.vmap(self.adam.init)(delta_BxD),
       nll_factor_B=jnp.full((num_edits,), self.objective.nll_factor, jnp.float32),
-      is_done_B=~jnp.asarray(is_used_B),
+      is_done_B=jnp.zeros((num_edits,), bool),
       num_evals_B=jnp.zeros((num_edits,), jnp.int32),
+      trace_BxEx7=jnp.full(shape, jnp.nan, jnp.float32),
     )
 
   def _prepare(self, params, rows: RowBatch, *, window: int, past: int) -> Window:
@@ -260,14 +297,10 @@ class TargetOptimiser:
     )
     return terms.nll + terms.kl + terms.decay, terms
 
-  def _step(self, params, window: Window, rows: RowBatch, state: State) -> tuple[State, jax.Array]:
-    """One evaluation, then one Adam step for the edits that do not stop at it.
-
-    Returns:
-      The new state and the evaluation's trace [B, 7] (`TRACE_COLUMNS`), NaN for edits that had
-      stopped before.
-    """
+  def _step(self, params, slots: Slots) -> Slots:
+    """One evaluation, then one Adam step for the edits that do not stop at it."""
     objective = self.objective
+    rows, window, state = slots.rows, slots.window, slots.state
     grad = jax.vmap(jax.value_and_grad(self._loss, has_aux=True), in_axes=(0, None, 0, 0, 0))
     (loss_B, terms), grad_BxD = grad(state.delta_BxD, params, window, rows, state.nll_factor_B)
     trace_Bx7 = jnp.stack(
@@ -275,7 +308,11 @@ class TargetOptimiser:
       + [terms.is_all_top.astype(jnp.float32), state.nll_factor_B],
       axis=-1,
     )
-    trace_Bx7 = jnp.where(state.is_done_B[:, None], jnp.nan, trace_Bx7)
+    # Behind the end of the array for edits that had stopped before: nothing is written there.
+    at_B = jnp.where(state.is_done_B, objective.num_steps, state.num_evals_B)
+    trace_BxEx7 = jax.vmap(lambda trace, at, row: trace.at[at].set(row, mode='drop'))(
+      state.trace_BxEx7, at_B, trace_Bx7
+    )
 
     stops_B = state.num_evals_B + 1 >= objective.num_steps
     if objective.stop_loss is not None:
@@ -302,13 +339,21 @@ class TargetOptimiser:
     def keep(old, new):
       return jnp.where(stays_B.reshape((-1,) + (1,) * (old.ndim - 1)), old, new)
 
-    return State(
-      delta_BxD=jax.tree.map(keep, state.delta_BxD, moved),
-      moments=jax.tree.map(keep, state.moments, moments),
-      nll_factor_B=jnp.where(stays_B, state.nll_factor_B, nll_factor_B),
-      is_done_B=stays_B,
-      num_evals_B=state.num_evals_B + (~state.is_done_B).astype(jnp.int32),
-    ), trace_Bx7
+    return dataclasses.replace(
+      slots,
+      state=State(
+        delta_BxD=jax.tree.map(keep, state.delta_BxD, moved),
+        moments=jax.tree.map(keep, state.moments, moments),
+        nll_factor_B=jnp.where(stays_B, state.nll_factor_B, nll_factor_B),
+        is_done_B=stays_B,
+        num_evals_B=state.num_evals_B + (~state.is_done_B).astype(jnp.int32),
+        trace_BxEx7=trace_BxEx7,
+      ),
+    )
+
+
+def _put(slots: Slots, entering: Slots, at_R: jax.Array) -> Slots:
+  return jax.tree.map(lambda old, new: old.at[at_R].set(new, mode='drop'), slots, entering)
 
 
 def safe_norm(x: jax.Array) -> jax.Array:

@@ -1,14 +1,15 @@
 """Rows of edits: texts and positions, and the padded arrays of their blocks."""
 
-import numpy as np
+import dataclasses
+
 import pytest
 
 from helpers import editing
 from jedit.data.edit_rows import (
-  block_arrays,
   check_contexts,
   cut_blocks,
   encode_edits,
+  fill_arrays,
   position,
   window_start,
 )
@@ -63,7 +64,10 @@ def test_blocks_hold_every_edit_once(batch_size, tokens):
   blocks = cut_blocks(rows, tokens, batch_size, num_steps=20)
   assert sorted(i for block in blocks for i in block.indices) == list(range(len(rows)))
   for block in blocks:
-    assert 0 < len(block.indices) <= block.size <= batch_size
+    assert block.fill <= block.size <= batch_size
+    # Slots and rounds are shared out evenly: no more than a slot per round runs empty.
+    rounds = -(-len(block.indices) // block.size)
+    assert 0 <= rounds * block.size - len(block.indices) <= max(rounds, len(blocks))
     for text in (text for i in block.indices for text in rows[i].with_target):
       start = window_start(text, tokens)
       assert start == min(getattr(text, token) for token in tokens)
@@ -78,13 +82,12 @@ def test_blocks_hold_every_edit_once(batch_size, tokens):
 def test_arrays_point_at_the_tokens(tokens):
   _, rows = _rows()
   for block in cut_blocks(rows, tokens, 3, num_steps=20):
-    arrays = block_arrays(rows, block, tokens)
+    block = dataclasses.replace(block, fill=len(block.indices) + 1)
+    arrays = fill_arrays([rows[i] for i in block.indices], block, tokens)
     count = len(rows[0].with_target)
-    assert arrays.token_BxPxT.shape == (block.size, count, block.num_tokens)
-    assert arrays.label_BxPxJ.shape == (block.size, count, block.num_targets)
-    np.testing.assert_array_equal(arrays.is_used_B, np.arange(block.size) < len(block.indices))
-    padded = [*block.indices, *[block.indices[0]] * (block.size - len(block.indices))]
-    for b, i in enumerate(padded):
+    assert arrays.token_BxPxT.shape == (block.fill, count, block.num_tokens)
+    assert arrays.label_BxPxJ.shape == (block.fill, count, block.num_targets)
+    for b, i in enumerate([*block.indices, block.indices[0]]):
       assert arrays.kl_start_B[b] == rows[i].kl.subject_last
       assert tuple(arrays.kl_token_BxT[b, : len(rows[i].kl.ids)]) == rows[i].kl.ids
       for p, text in enumerate(rows[i].with_target):

@@ -10,6 +10,7 @@ import pytest
 from helpers import editing
 from helpers.editing import relative
 from jedit import methods, optimise
+from jedit.data import edit_rows
 from jedit.data.prompts import encode
 from jedit.editor import edit, find_targets
 from jedit.language_model import LanguageModel
@@ -209,6 +210,7 @@ def _count_blocks(monkeypatch, die_after=None):
 
 
 def test_a_killed_edit_goes_on_with_the_same_bits(tmp_path, monkeypatch):
+  monkeypatch.setattr(edit_rows, '_ROUNDS_PER_BLOCK', 1)  # a block for each edit
   whole = _edit(batch_size=1)
   store = tmp_path / 'targets'
   with monkeypatch.context() as patch:

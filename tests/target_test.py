@@ -14,7 +14,7 @@ from jedit.data.prompts import pad
 from jedit.models import AddAt, functions
 from jedit.optimise import optimise_targets
 from jedit.recipe import Delta, Objective
-from jedit.target import TRACE_COLUMNS, PlacedDelta, safe_norm
+from jedit.target import TRACE_COLUMNS, PlacedDelta, TargetOptimiser, safe_norm
 
 NUM_TOKENS, NUM_TARGETS = 40, 8  # what the plain loop pads every row to
 
@@ -225,6 +225,37 @@ def test_batches_do_not_change_targets():
     np.testing.assert_allclose(parts.trace, whole.trace, rtol=0, atol=1e-4)
   backwards = optimise(rows[::-1], 3)
   np.testing.assert_allclose(backwards.delta['block'][::-1], whole.delta['block'], atol=1e-4)
+
+
+def test_edits_that_stop_make_room_for_those_that_wait(monkeypatch):
+  """Slots are refilled in the middle of a block, and nobody's result knows."""
+  lm = editing.language_model('gptj')
+  deltas, objective = CASES['gptj_memit']
+  rows = encode_edits(lm.tokenizer, [*editing.REQUESTS[:4]] * 4, editing.CONTEXTS)
+  run, read_out = functions(lm.config)
+  entered, enter = [], TargetOptimiser.enter
+
+  def optimise(batch_size):
+    return optimise_targets(
+      run, read_out, lm.config.num_layers, lm.params, rows, deltas, objective, batch_size=batch_size
+    )
+
+  whole = optimise(16)
+  assert whole.num_steps.min() < whole.num_steps.max() == objective.num_steps
+
+  def counted(self, params, rows, slots, at, block):
+    entered.append(len(at))
+    return enter(self, params, rows, slots, at, block)
+
+  monkeypatch.setattr(TargetOptimiser, 'enter', counted)
+  few = optimise(3)
+  assert sum(entered) == 16 and max(entered) == 1
+  np.testing.assert_array_equal(few.num_steps, whole.num_steps)
+  np.testing.assert_allclose(few.trace, whole.trace, rtol=0, atol=5e-4)
+  for i in range(16):
+    assert relative(few.delta['block'][i], whole.delta['block'][i]) < 3e-4
+  again = optimise(3)
+  np.testing.assert_array_equal(again.delta['block'], few.delta['block'])
 
 
 def test_the_norm_has_a_gradient_at_zero():

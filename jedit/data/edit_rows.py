@@ -14,6 +14,8 @@ Contexts = tuple[tuple[str, ...], ...]
 
 # Window tokens run in vain, over all steps, that a compiled program of their own is worth.
 _PADDING_PER_PROGRAM = 2**17
+_ROUNDS_PER_BLOCK = 8  # what is lost to a kill, against slots that run empty at a block's end
+_FILLS_PER_BATCH = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,8 @@ class Block:
 
   Attributes:
     indices: which edits, as positions in the list of requests; fewer than `size` in a last block.
-    size: B, slots of the batch.
+    size: B, slots: edits optimised at once.
+    fill: edits that enter together.
     window: S, tokens from the window's start to the last one that is read.
     past: tokens before the window.
     num_tokens: T of the complete rows.
@@ -102,6 +105,7 @@ class Block:
 
   indices: tuple[int, ...]
   size: int
+  fill: int
   window: int
   past: int
   num_tokens: int
@@ -117,8 +121,8 @@ def cut_blocks(
   Args:
     rows: all edits.
     tokens: where δ are added: 'subject_last', 'prompt_last' or both.
-    batch_size: the largest B; blocks share the edits of a shape evenly, so that little of the
-      last is empty.
+    batch_size: the largest B; blocks, and rounds of their slots, share the edits of a shape
+      evenly, so that little of the last is empty.
     num_steps: how often a block is run, which decides when a shape of its own pays.
   """
   windows = []
@@ -130,18 +134,20 @@ def cut_blocks(
   blocks: list[Block] = []
   for window, indices in group_by_length(windows, smallest=1, padding=padding):
     texts = [text for i in indices for text in rows[i].with_target]
-    size = -(-len(indices) // -(-len(indices) // batch_size))
+    num_edits = -(-len(indices) // -(-len(indices) // (_ROUNDS_PER_BLOCK * batch_size)))
+    size = -(-num_edits // -(-num_edits // batch_size))
     shape = Block(
       indices=(),
       size=size,
+      fill=-(-size // _FILLS_PER_BATCH),
       window=window,
       past=bucket(max(window_start(text, tokens) for text in texts)),
       num_tokens=bucket(max(len(text.ids) - 1 for text in texts)),
       num_targets=bucket(max(len(text.target_ids) for text in texts), smallest=1),
       kl_tokens=bucket(max(len(rows[i].kl.ids) for i in indices)),
     )
-    for first in range(0, len(indices), size):
-      part = tuple(indices[first : first + size])
+    for first in range(0, len(indices), num_edits):
+      part = tuple(indices[first : first + num_edits])
       blocks.append(dataclasses.replace(shape, indices=part))
   return blocks
 
@@ -152,8 +158,8 @@ def window_start(text: Encoded, tokens: Sequence[str]) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockArrays:
-  """The arrays of a block; unused slots repeat the first edit. See `jedit.target.RowBatch`."""
+class FillArrays:
+  """The arrays of a fill, filled up with its first edit; see `jedit.target.RowBatch`."""
 
   token_BxPxT: np.ndarray
   start_BxP: np.ndarray
@@ -163,13 +169,11 @@ class BlockArrays:
   label_mask_BxPxJ: np.ndarray
   kl_token_BxT: np.ndarray
   kl_start_B: np.ndarray
-  is_used_B: np.ndarray
 
 
-def block_arrays(rows: Sequence[EditRows], block: Block, tokens: Sequence[str]) -> BlockArrays:
-  """Fills the padded arrays of a block; positions are relative to each row's window."""
-  edits = [rows[i] for i in block.indices]
-  edits += [edits[0]] * (block.size - len(edits))
+def fill_arrays(edits: Sequence[EditRows], block: Block, tokens: Sequence[str]) -> FillArrays:
+  """The padded arrays of at most `block.fill` edits; positions are relative to rows' windows."""
+  edits = [*edits, *[edits[0]] * (block.fill - len(edits))]
   texts = [text for edit in edits for text in edit.with_target]
   count = len(edits[0].with_target)
 
@@ -184,7 +188,7 @@ def block_arrays(rows: Sequence[EditRows], block: Block, tokens: Sequence[str]) 
   index_J = np.arange(block.num_targets, dtype=np.int32)
   mask_NxJ = index_J[None] < target_N[:, None]
   kl_token_BxT, _ = pad([edit.kl.ids for edit in edits], block.kl_tokens)
-  return BlockArrays(
+  return FillArrays(
     token_BxPxT=per_edit(token_NxT),
     start_BxP=per_edit(start_N),
     token_at_BxP={
@@ -196,5 +200,4 @@ def block_arrays(rows: Sequence[EditRows], block: Block, tokens: Sequence[str]) 
     label_mask_BxPxJ=per_edit(mask_NxJ),
     kl_token_BxT=kl_token_BxT,
     kl_start_B=np.array([position(edit.kl, 'subject_last') for edit in edits], np.int32),
-    is_used_B=np.arange(block.size) < len(block.indices),
   )
