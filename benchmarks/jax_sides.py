@@ -14,9 +14,10 @@ from material import Material
 
 import jedit
 from jedit.data.prompts import pad
-from jedit.editor import BATCH_SIZE, find_targets
+from jedit.editor import find_targets
 from jedit.models import AddAt, functions, site
 from jedit.models.layers import matmul_precision
+from jedit.optimise import choose_batch_size
 from jedit.optimise import Targets
 from jedit.recipe import Objective
 from jedit.runner.clock import CompileClock
@@ -129,7 +130,8 @@ class WholeRows:
     rows = material.rows()
     length = [max(len(text.ids) for text in edit.with_target) for edit in rows]
     order = sorted(range(len(rows)), key=length.__getitem__)
-    size = min(material.batch_size or BATCH_SIZE[jax.default_backend()], len(rows))
+    fits = choose_batch_size(self.lm.config, rows, 0)
+    size = min(material.batch_size or fits, len(rows))
     parts = [order[first : first + size] for first in range(0, len(rows), size)]
     self.batches = [(part, self._rows([rows[i] for i in part], size)) for part in parts]
 

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, overload
 
-import jax
 import numpy as np
 from absl import logging
 
@@ -19,7 +18,7 @@ from jedit.language_model import LanguageModel
 from jedit.log import Timers
 from jedit.methods import Method
 from jedit.models import functions
-from jedit.optimise import Targets, optimise_targets
+from jedit.optimise import Targets, choose_batch_size, optimise_targets
 from jedit.patch import Patch, Update
 from jedit.provenance import describe
 from jedit.recipe import Recipe
@@ -27,9 +26,6 @@ from jedit.second_moment import SecondMoments
 from jedit.target import PlacedDelta
 from jedit.types import Request, UserError
 from jedit.writing import Kernel, write_region
-
-# Edits optimised at once: a CPU is fastest while a batch fits its caches.
-BATCH_SIZE = {'cpu': 32, 'gpu': 128, 'tpu': 128}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,7 +118,7 @@ def edit(
       `seed` when None.
     seed: of the sampling.
     batch_size: edits whose targets are optimised at once; bounds memory, not the result. None
-      takes `BATCH_SIZE` of the device.
+      takes what fits the device.
     store: directory for finished targets; a run that is repeated after a kill goes on from them.
     earlier_keys: by (kernel, layer), keys [N, F] of earlier edits: they are preserved, too. A
       sequence of edits gives those of `Details.keys`.
@@ -230,20 +226,21 @@ def _stage_targets(
   signature: str,
 ) -> Targets:
   """Optimises what stage `number` optimises together."""
-  batch_size = BATCH_SIZE[jax.default_backend()] if batch_size is None else batch_size
-  if batch_size < 1:
+  if batch_size is not None and batch_size < 1:
     raise UserError(f'batch_size is {batch_size}; give at least 1.')
   run, read_out = functions(lm.config)
   regions = map(method.region, method.stages[number])
+  placed = tuple(PlacedDelta(d, r.layers[-1], r.token) for r in regions for d in r.deltas)
+  first_layer = min(each.layer for each in placed)
   return optimise_targets(
     run,
     read_out,
     lm.config.num_layers,
     params,
     rows,
-    tuple(PlacedDelta(d, r.layers[-1], r.token) for r in regions for d in r.deltas),
+    placed,
     method.objective,
-    batch_size=batch_size,
+    batch_size=batch_size or choose_batch_size(lm.config, rows, first_layer),
     store=None if store is None else pathlib.Path(store) / f'stage-{number}',
     signature=signature,
   )

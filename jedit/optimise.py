@@ -9,17 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jedit.checkpoint import read_tensors, write_tensors
-from jedit.data.edit_rows import Block, EditRows, cut_blocks, fill_arrays
+from jedit.data.edit_rows import Block, EditRows, cut_blocks, fill_arrays, window_start
 from jedit.log import Progress
-from jedit.recipe import Objective
+from jedit.models import ModelConfig
+from jedit.recipe import TOKENS, Objective
 from jedit.target import TRACE_COLUMNS, PlacedDelta, RowBatch, Slots, State, TargetOptimiser
 from jedit.types import UserError
 
 # Steps between two looks at which edits have stopped: a look waits for the device.
 _STEPS_PER_LOOK = 5
+_HOST_BATCH = 32  # a CPU is fastest while a batch fits its caches
+_LARGEST_BATCH = 256  # more edits at once gain nothing on an accelerator and wait for the slowest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,6 +67,34 @@ class Targets:
       trace=self.trace[edits],
       num_programs=self.num_programs,
     )
+
+
+def choose_batch_size(config: ModelConfig, rows: Sequence[EditRows], first_layer: int) -> int:
+  """Edits to optimise at once: a power of 2 that fits the device's free memory.
+
+  Counted per edit are what the backward pass keeps of every block above the δ, the stored keys
+  and values, and the logits, for the longest rows; half of the free memory is left alone.
+
+  Args:
+    config: sizes and dtype of the model.
+    rows: texts of the edits.
+    first_layer: the lowest block with a δ.
+  """
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if 'bytes_limit' not in stats:
+    return _HOST_BATCH
+  texts = [text for edit in rows for text in edit.with_target]
+  num_prompts = len(rows[0].with_target) + 1  # and the KL row
+  window = max(len(text.ids) - window_start(text, TOKENS) for text in texts)
+  past = max(window_start(text, TOKENS) for text in texts)
+  num_targets = max(len(text.target_ids) for text in texts)
+  itemsize = jnp.dtype(config.dtype).itemsize
+  heads = config.num_kv_heads * config.head_dim
+  kept = (10 * config.width + 3 * config.ffn_width) * window + 2 * heads * past
+  layers = config.num_layers - first_layer
+  per_edit = num_prompts * (layers * kept * itemsize + 3 * 4 * num_targets * config.vocab_size)
+  fits = (stats['bytes_limit'] - stats.get('bytes_in_use', 0)) // (2 * per_edit)
+  return 2 ** int(np.log2(min(max(fits, 1), _LARGEST_BATCH)))
 
 
 def optimise_targets(

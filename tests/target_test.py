@@ -1,6 +1,7 @@
 """Targets found on windows are those of a plain loop over whole rows."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from helpers.editing import relative
 from jedit.data.edit_rows import encode_edits
 from jedit.data.prompts import pad
 from jedit.models import AddAt, functions
-from jedit.optimise import optimise_targets
+from jedit.optimise import choose_batch_size, optimise_targets
 from jedit.recipe import Delta, Objective
 from jedit.target import TRACE_COLUMNS, PlacedDelta, TargetOptimiser, safe_norm
 
@@ -256,6 +257,22 @@ def test_edits_that_stop_make_room_for_those_that_wait(monkeypatch):
     assert relative(few.delta['block'][i], whole.delta['block'][i]) < 3e-4
   again = optimise(3)
   np.testing.assert_array_equal(again.delta['block'], few.delta['block'])
+
+
+def test_the_batch_fits_the_device(monkeypatch):
+  lm = editing.language_model('gptj')
+  rows = encode_edits(lm.tokenizer, editing.REQUESTS, editing.CONTEXTS)
+
+  def chosen(**stats):
+    device = types.SimpleNamespace(memory_stats=lambda: stats or None)
+    monkeypatch.setattr(jax, 'local_devices', lambda: [device])
+    return choose_batch_size(lm.config, rows, 1)
+
+  assert chosen() == 32
+  sizes = [chosen(bytes_limit=limit, bytes_in_use=1000) for limit in (1000, 2**22, 2**26, 2**40)]
+  assert sizes[0] == 1 and sizes[-1] == 256
+  assert 1 < sizes[1] < sizes[2] < 256
+  assert all(size & (size - 1) == 0 for size in sizes)
 
 
 def test_the_norm_has_a_gradient_at_zero():

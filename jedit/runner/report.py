@@ -86,9 +86,14 @@ def _sentences(summary: Mapping[str, Any]) -> list[str]:
   for stage in summary['targets']:
     found.append(
       f'Targets ({", ".join(stage["regions"])}): the new answer has probability '
-      f'{stage["probability"]:.2f} after {stage["evaluations"]:.0f} evaluations, mean of all edits.'
+      f'{stage["probability"]:.2f} after {stage["evaluations"]:.0f} evaluations, mean of all '
+      f'edits; {_programs(stage["programs"])}.'
     )
   return found
+
+
+def _programs(count: int) -> str:
+  return '1 step program was compiled' if count == 1 else f'{count} step programs were compiled'
 
 
 def _times(seconds: Mapping[str, float]) -> str:

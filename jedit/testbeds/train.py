@@ -213,9 +213,7 @@ def fit(
     def loss(params: Any) -> jax.Array:
       token_NxT, weight_NxT, segment_NxT, name_NxT = rows
       hidden, _ = forward(model, params, token_NxT, stop=barrier, segment_NxT=segment_NxT)
-      hidden, _ = forward(
-        model, params, hidden_NxTxD=hidden, start=barrier, segment_NxT=name_NxT
-      )
+      hidden, _ = forward(model, params, hidden_NxTxD=hidden, start=barrier, segment_NxT=name_NxT)
       logits_NxTxV = head(model, params, hidden[:, :-1])
       nll_NxT = optax.softmax_cross_entropy_with_integer_labels(logits_NxTxV, token_NxT[:, 1:])
       return (nll_NxT * weight_NxT[:, :-1]).sum() / weight_NxT.sum()
