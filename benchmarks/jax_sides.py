@@ -17,8 +17,7 @@ from jedit.data.prompts import pad
 from jedit.editor import find_targets
 from jedit.models import AddAt, functions, site
 from jedit.models.layers import matmul_precision
-from jedit.optimise import choose_batch_size
-from jedit.optimise import Targets
+from jedit.optimise import Targets, choose_batch_size
 from jedit.recipe import Objective
 from jedit.runner.clock import CompileClock
 from jedit.target import safe_norm

@@ -52,11 +52,12 @@ class RegionRows:
     token = region.token
     self.num_edits, self.compared_on = len(rows), region.compared_on
     self.weight_P = _context_weights(contexts, region.key_average)
-    with_context = [text for edit in rows for text in edit.without_target]
-    bare = [edit.bare for edit in rows]
+    # The first context is the bare prompt; only its rows look ahead, so they climb apart.
+    with_context = [text for edit in rows for text in edit.without_target[1:]]
     self.context_rows = ClimbingRows(
       forward, [text.ids[: position(text, token) + 1] for text in with_context]
     )
+    bare = [edit.bare for edit in rows]
     self.bare_rows = ClimbingRows(forward, [text.ids[: position(text, token) + 1] for text in bare])
 
   def climb(self, params: Any, layer: int) -> None:
@@ -65,21 +66,23 @@ class RegionRows:
 
   def keys(self, params: Any, layer: int, kernel: str) -> tuple[np.ndarray, np.ndarray]:
     """Averaged keys and keys of the bare prompts, [B, F] float64 each."""
-    place = KERNEL_INPUT[kernel]
-    bare_BxF = self.bare_rows.read(params, layer, place).astype(np.float64)
-    return self._mean(params, layer, place), bare_BxF
+    return self._mean_and_bare(params, layer, KERNEL_INPUT[kernel])
 
   def values(self, params: Any, layer: int, place: str) -> np.ndarray:
     """Present values of a place, [B, D] float64, on the prompts that the region compares on."""
     if self.compared_on == 'contexts':
-      return self._mean(params, layer, place)
+      return self._mean_and_bare(params, layer, place)[0]
     return self.bare_rows.read(params, layer, place).astype(np.float64)
 
-  def _mean(self, params: Any, layer: int, place: str) -> np.ndarray:
-    """Weighted mean over the contexts of each edit."""
+  def _mean_and_bare(self, params: Any, layer: int, place: str) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean over the contexts of each edit, and the value on its bare prompt."""
+    bare_BxD = self.bare_rows.read(params, layer, place).astype(np.float64)
+    if len(self.weight_P) == 1:
+      return bare_BxD, bare_BxD
     value_NxD = self.context_rows.read(params, layer, place).astype(np.float64)
-    value_BxPxD = value_NxD.reshape(self.num_edits, len(self.weight_P), -1)
-    return np.einsum('bpd,p->bd', value_BxPxD, self.weight_P)
+    value_BxPxD = value_NxD.reshape(self.num_edits, len(self.weight_P) - 1, -1)
+    mean_BxD = np.einsum('bpd,p->bd', value_BxPxD, self.weight_P[1:])
+    return mean_BxD + self.weight_P[0] * bare_BxD, bare_BxD
 
 
 def write_region(
