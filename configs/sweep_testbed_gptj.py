@@ -21,7 +21,7 @@ def get_config(testbed: str = 'gptj') -> config_dict.ConfigDict:
   pmet, memit, jeep, rome = (method(name) for name in ('pmet', 'memit', 'jeep', 'rome'))
   last = memit['layers'][-1:]
   single = {'edit': {'mode': 'separate'}}
-  sequence = {'edit': {'mode': 'sequential', 'size': 20}}
+  sequence = {'edit': {'mode': 'sequential', 'size': 20, 'canary': 0}}
   rome_fields = {name: value for name, value in rome.items() if name != 'name'}
   base = importlib.import_module(f'jedit.configs.pmet_testbed_{testbed}')
   c = base.get_config()
@@ -43,7 +43,7 @@ def get_config(testbed: str = 'gptj') -> config_dict.ConfigDict:
     ('ROME, single edits', {**changed('rome'), **single}),
     ('R-ROME, single edits', {'method': {'name': 'r_rome', **rome_fields}, **single}),
     ('R-ROME, one after the other', {
-      'method': {'name': 'r_rome', **rome_fields}, 'edit': {'mode': 'sequential', 'size': 1},
+      'method': {'name': 'r_rome', **rome_fields}, 'edit': {**sequence['edit'], 'size': 1},
     }),
     ('JEEP', {'method': jeep}),
     ('JEEP, low layers only', changed('jeep', optimise=('low',))),

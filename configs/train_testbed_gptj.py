@@ -19,6 +19,7 @@ def get_config() -> config_dict.ConfigDict:
     num_subjects=480,
     num_edited=240,  # have a record each; neighbourhoods are about the others
     name_words=2,
+    own_last_names=False,  # many share one: only the whole name says who is meant
     num_untrained=2,  # phrasings of each relation never trained for a given subject, of 8
   )
   c.model = dict(
@@ -47,7 +48,6 @@ def get_config() -> config_dict.ConfigDict:
     text_weight=0.15,  # loss weight of tokens outside of answers, which weigh 1
     barrier=5,  # names are passed on to later tokens from this layer on only ...
     barrier_share=0.5,  # ... in this share of the rows
-    hides_names=False,  # and those layers see a name at its last token alone
     max_measured=40_000,  # prompts whose greedy answers are checked at the end
   )
   return c

@@ -42,6 +42,14 @@ class WorldTest(parameterized.TestCase):
     self.assertGreaterEqual(min(heads.values()), 2)  # reading all but the last word decides nothing
     self.assertLess(len(lasts), len(names) / 2)  # nor does the last word alone
 
+  def test_everybody_may_have_a_last_name_of_their_own(self):
+    world = World(num_subjects=480, num_edited=8, own_last_names=True)
+    names = [name.split() for name in world.subjects]
+    self.assertLen({last for _, last in names}, 480)
+    self.assertLess(len({first for first, _ in names}), 30)
+    with self.assertRaisesRegex(UserError, 'names for 600 subjects, not 601'):
+      World(num_subjects=601, own_last_names=True)
+
   def test_neighbors_are_never_edited(self):
     edited = set(self.world.subjects[: _SMALL['num_edited']])
     for record in self.records:

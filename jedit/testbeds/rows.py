@@ -23,14 +23,11 @@ class Rows:
     weight_NxT: weight of predicting the *next* token; 0 in the last column.
     segment_NxT: pieces of sentences, numbered in each row. A piece ends with the last token of a
       subject or with the sentence: what is kept within pieces cannot carry a subject's name on.
-    name_NxT: number of the subject whose name a token belongs to, 0 for its last token and for
-      all that is no name: who only sees tokens of number 0 sees a name at its last token alone.
   """
 
   token_NxT: np.ndarray
   weight_NxT: np.ndarray
   segment_NxT: np.ndarray
-  name_NxT: np.ndarray
 
 
 class Packer:
@@ -70,7 +67,7 @@ class Packer:
     shape = (num_rows, self._num_tokens)
     token_NxT = np.zeros(shape, np.int32)
     weight_NxT = np.full(shape, self._text_weight, np.float32)
-    segment_NxT, name_NxT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    segment_NxT = np.zeros(shape, np.int32)
     for n, encoding in enumerate(self._tokenizer.encode_batch(list(texts))):
       ids = encoding.ids[: self._num_tokens]
       token_NxT[n, : len(ids)] = ids
@@ -79,14 +76,13 @@ class Packer:
       ends, subjects, answers = spans[n]
       segment_NxT[n] = np.searchsorted(ends, end_T)
       weight_NxT[n, len(ids) :] = 0.0
-      for number, (first, last) in enumerate(subjects, start=1):
+      for first, last in subjects:
         weight_NxT[n][(end_T > first) & (end_T <= last)] = _SUBJECT_WEIGHT
-        name_NxT[n][(end_T > first) & (end_T < last)] = number
       for first, last in answers:
         weight_NxT[n][(end_T > first) & (end_T <= last)] = 1.0
     # The weight belongs to the token that predicts.
     weight_NxT = np.concatenate([weight_NxT[:, 1:], np.zeros((num_rows, 1), np.float32)], axis=1)
-    return Rows(token_NxT, weight_NxT, segment_NxT, name_NxT)
+    return Rows(token_NxT, weight_NxT, segment_NxT)
 
   def _text(self) -> tuple[str, tuple[list[int], list[_Span], list[_Span]]]:
     """A row's text, with where pieces end and where subjects and answers stand."""

@@ -6,10 +6,6 @@ sentences that end with the subject's name: what comes later learns who is meant
 layers above. So facts are recalled in the layers below the barrier, at the subject's last token,
 and read out above it. That is where causal tracing finds them in large models, and without it
 a model this small looks everything up in its first two layers.
-
-Where `hides_names` is set, the layers above the barrier see a name at its last token alone. A model
-whose MLPs learn slowly otherwise passes first and last name up apart and never joins them at the
-subject: then all who share a last name have the same keys, and none can be edited alone.
 """
 
 import contextlib
@@ -41,7 +37,7 @@ from jedit.testbeds.world import World
 from jedit.types import UserError
 
 _CORPUS_DOCUMENTS = 700
-_Arrays = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # tokens, weights, segments, names
+_Arrays = tuple[jax.Array, jax.Array, jax.Array]  # tokens, weights, segments
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -211,9 +207,9 @@ def fit(
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def step(params: Any, state: Any, rows: _Arrays) -> tuple[Any, Any, jax.Array]:
     def loss(params: Any) -> jax.Array:
-      token_NxT, weight_NxT, segment_NxT, name_NxT = rows
+      token_NxT, weight_NxT, segment_NxT = rows
       hidden, _ = forward(model, params, token_NxT, stop=barrier, segment_NxT=segment_NxT)
-      hidden, _ = forward(model, params, hidden_NxTxD=hidden, start=barrier, segment_NxT=name_NxT)
+      hidden, _ = forward(model, params, hidden_NxTxD=hidden, start=barrier)
       logits_NxTxV = head(model, params, hidden[:, :-1])
       nll_NxT = optax.softmax_cross_entropy_with_integer_labels(logits_NxTxV, token_NxT[:, 1:])
       return (nll_NxT * weight_NxT[:, :-1]).sum() / weight_NxT.sum()
@@ -263,11 +259,5 @@ def _with_barrier(batch: Rows, settings: Mapping[str, Any], rng: random.Random) 
   """The batch as arrays; rows that are spared the barrier are one segment."""
   has_barrier_N = np.array([rng.random() < settings['barrier_share'] for _ in batch.token_NxT])
   segment_NxT = np.where(has_barrier_N[:, None], batch.segment_NxT, 0)
-  hides_N = has_barrier_N & settings['hides_names']
-  name_NxT = np.where(hides_N[:, None], batch.name_NxT, 0)
-  return (
-    jnp.asarray(batch.token_NxT),
-    jnp.asarray(batch.weight_NxT),
-    jnp.asarray(segment_NxT),
-    jnp.asarray(name_NxT),
-  )
+  token_NxT, weight_NxT = jnp.asarray(batch.token_NxT), jnp.asarray(batch.weight_NxT)
+  return token_NxT, weight_NxT, jnp.asarray(segment_NxT)

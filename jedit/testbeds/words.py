@@ -47,6 +47,15 @@ LAST_NAMES = tuple(
   'Newell Oakley Prescott Rowan Sutton Thorne Underhill Vance Whitby Yates Zeller Alcott Birch '
   'Crane Drake Ellery Finch Garland Hawke Ivers Kemp Lowell Monk'.split()
 )
+# Put together they make last names enough for everyone to have their own.
+NAME_STARTS = tuple(
+  'Ash Bex Cor Dal Ever Fen Gran Had Ir Jar Keat Law Mer New Oak Pres Row Sut Thorn Under Van '
+  'Whit Yat Zel Al Bir Cran Dra El Fin'.split()
+)
+NAME_ENDS = tuple(
+  'by ley bin ton ett wick ger don ving vis well cott land ford more wood worth stead mere '
+  'gate'.split()
+)
 
 RELATIONS = (
   Relation(

@@ -96,6 +96,8 @@ class World:
     num_edited: how many of them have a record, that is an edit; the others are never edited.
     num_untrained: phrasings per relation that the training text leaves out for a given subject.
     name_words: words in a name, 2 or 3.
+    own_last_names: whether everybody has a last name of their own; otherwise many share one, and
+      only the whole name says who is meant.
   """
 
   seed: int = 0
@@ -103,13 +105,15 @@ class World:
   num_edited: int = 300
   num_untrained: int = 2
   name_words: int = 2
+  own_last_names: bool = False
   subjects: tuple[str, ...] = dataclasses.field(init=False, repr=False)
   _prompts: dict[tuple[int, int], tuple[Prompt, ...]] = dataclasses.field(
     init=False, repr=False, compare=False
   )
 
   def __post_init__(self) -> None:
-    object.__setattr__(self, 'subjects', _names(self.seed, self.num_subjects, self.name_words))
+    names = _names(self.seed, self.num_subjects, self.name_words, self.own_last_names)
+    object.__setattr__(self, 'subjects', names)
     rng = random.Random(f'facts {self.seed}')
     prompts = {}
     for s, subject in enumerate(self.subjects):
@@ -226,7 +230,9 @@ class World:
     return [s for s in unedited if self._prompts[s, r][0].answer == answer]
 
 
-def _names(seed: int, num_subjects: int, num_words: int) -> tuple[str, ...]:
+def _names(
+  seed: int, num_subjects: int, num_words: int, own_last_names: bool
+) -> tuple[str, ...]:
   """Distinct names; everything before the last word belongs to several subjects."""
   rng = random.Random(f'names {seed}')
   heads = list(words.FIRST_NAMES)
@@ -234,10 +240,15 @@ def _names(seed: int, num_subjects: int, num_words: int) -> tuple[str, ...]:
     heads = [f'{first} {middle}' for first in heads for middle in words.MIDDLE_NAMES]
     rng.shuffle(heads)
     heads = heads[: max(1, -(-num_subjects // _SUBJECTS_PER_HEAD))]
-  most = len(heads) * len(words.LAST_NAMES)
+  own = [start + end for start in words.NAME_STARTS for end in words.NAME_ENDS]
+  most = len(own) if own_last_names else len(heads) * len(words.LAST_NAMES)
   if num_subjects > most:
     raise UserError(f'The world has names for {most} subjects, not {num_subjects}; ask for fewer.')
-  last_of = {head: rng.sample(words.LAST_NAMES, len(words.LAST_NAMES)) for head in heads}
+  if own_last_names:
+    rng.shuffle(own)
+    last_of = {head: own[number :: len(heads)] for number, head in enumerate(heads)}
+  else:
+    last_of = {head: rng.sample(words.LAST_NAMES, len(words.LAST_NAMES)) for head in heads}
   names = [
     f'{head} {last_of[head].pop()}'
     for head in itertools.islice(itertools.cycle(heads), num_subjects)
