@@ -55,7 +55,9 @@ class RegionRows:
     # The first context is the bare prompt; only its rows look ahead, so they climb apart.
     with_context = [text for edit in rows for text in edit.without_target[1:]]
     self.context_rows = ClimbingRows(
-      forward, [text.ids[: position(text, token) + 1] for text in with_context]
+      forward,
+      [text.ids[: position(text, token) + 1] for text in with_context],
+      groups=[*range(len(self.weight_P) - 1)] * len(rows),  # rows of one context begin alike
     )
     bare = [edit.bare for edit in rows]
     self.bare_rows = ClimbingRows(forward, [text.ids[: position(text, token) + 1] for text in bare])

@@ -60,6 +60,38 @@ def test_climbing_rows_read_what_whole_passes_read(family, monkeypatch):
     climbing.climb(params, 1)
 
 
+@pytest.mark.parametrize('family', ['gptj', 'llama'])
+def test_shared_beginnings_change_nothing(family, monkeypatch):
+  monkeypatch.setattr(climb, '_CHUNK_TOKENS', 48)
+  lm = editing.language_model(family)
+  forward, _ = functions(lm.config)
+  starts = ([3, 5, 7, 2, 9, 4], [3, 6, 1])
+  groups = [0, 1, 0, 1, 0, 1, 1]
+  ends = [row[:4] for row in _rows(lm.config.vocab_size)]
+  rows = [starts[g] + end for g, end in zip(groups, ends, strict=True)]
+  climbing = ClimbingRows(forward, rows, groups)
+  assert climbing._shared is not None
+  assert sum(chunk.token_NxT.shape[1] for chunk in climbing._chunks) < sum(map(len, rows))
+  params = lm.params
+  for layer in (1, 2):
+    climbing.climb(params, layer)
+    params = _scaled(params, layer)
+    for ahead in range(layer, 3):
+      ours = climbing.read(params, ahead, 'mlp_in')
+      theirs = _expected(forward, params, rows, ahead, 'mlp_in')
+      np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_beginnings_are_shared_where_that_saves_work():
+  beginnings = climb._beginnings
+  long = [[1, 2, 3, 4, 5, row] for row in range(4)]
+  assert beginnings(long, [0] * 4) == [(1, 2, 3, 4, 5)]
+  assert beginnings(long, None) == [] and beginnings([], []) == []
+  assert beginnings([[1, 2, 3]] * 3, [0] * 3) == [(1, 2)], 'the token that is read stays'
+  assert beginnings([[1, 2, 3], [4, 2, 3]], [0, 0]) == []
+  assert beginnings(long[:1], [0]) == [], 'one row shares with nobody'
+
+
 def test_layers_below_are_not_run_again():
   lm = editing.language_model('gptj')
   forward, _ = functions(lm.config)
