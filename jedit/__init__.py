@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from jedit import methods
+  from jedit.batches import edit_separately, edit_sequentially
   from jedit.editor import edit
   from jedit.evals.evaluate import evaluate
   from jedit.language_model import LanguageModel, load
@@ -28,6 +29,8 @@ _HOME = {
   'SecondMoments': 'second_moment',
   'UserError': 'types',
   'edit': 'editor',
+  'edit_separately': 'batches',
+  'edit_sequentially': 'batches',
   'evaluate': 'evals.evaluate',
   'load': 'language_model',
   'preset': 'presets',
@@ -44,6 +47,8 @@ __all__ = [
   'SecondMoments',
   'UserError',
   'edit',
+  'edit_separately',
+  'edit_sequentially',
   'evaluate',
   'load',
   'methods',
