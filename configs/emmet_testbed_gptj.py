@@ -5,20 +5,10 @@ python -m jedit.main --config=configs/emmet_testbed_gptj.py --config.data.num_ed
 
 from ml_collections import config_dict
 
-from jedit.configs import pmet_testbed_gptj
+from jedit.configs import memit_testbed_gptj
 
 
 def get_config() -> config_dict.ConfigDict:
-  c = pmet_testbed_gptj.get_config()
-  c.method = dict(
-    name='emmet',
-    layers=(2, 3, 4),
-    cov_weight=20.0,
-    key_ridge=0.1,
-    learning_rate=0.3,
-    num_steps=80,
-    clip_factor=5.0,
-    weight_decay=0.01,
-    kl_factor=0.0625,
-  )
+  c = memit_testbed_gptj.get_config()
+  c.method.update(name='emmet', key_ridge=0.1)
   return c

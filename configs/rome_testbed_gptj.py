@@ -1,23 +1,16 @@
-r"""ROME, single edits on the shipped GPT-J testbed.
+r"""ROME, single edits, on the shipped GPT-J testbed.
 
 python -m jedit.main --config=configs/rome_testbed_gptj.py --config.data.num_edits=200
 """
 
 from ml_collections import config_dict
 
-from jedit.configs import pmet_testbed_gptj
+from jedit.configs import memit_testbed_gptj
 
 
 def get_config() -> config_dict.ConfigDict:
-  c = pmet_testbed_gptj.get_config()
+  c = memit_testbed_gptj.get_config()
   c.edit.mode = 'separate'
-  c.method = dict(
-    name='rome',
-    layers=(4,),
-    learning_rate=0.3,
-    num_steps=80,
-    clip_factor=5.0,
-    weight_decay=0.01,
-    kl_factor=0.0625,
-  )
+  del c.method.cov_weight
+  c.method.update(name='rome', layers=(4,))
   return c
