@@ -11,5 +11,5 @@ from jedit.configs import alphaedit_testbed_gptj
 def get_config() -> config_dict.ConfigDict:
   c = alphaedit_testbed_gptj.get_config()
   c.model.name = 'testbed-llama'
-  c.method.update(layers=(1, 2, 3))
+  c.method.layers = (1, 2, 3)
   return c

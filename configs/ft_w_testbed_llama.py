@@ -11,5 +11,5 @@ from jedit.configs import ft_w_testbed_gptj
 def get_config() -> config_dict.ConfigDict:
   c = ft_w_testbed_gptj.get_config()
   c.model.name = 'testbed-llama'
-  c.method.learning_rate = 3e-3
+  c.method.layers = (3,)
   return c

@@ -11,5 +11,5 @@ from jedit.configs import jeep_testbed_gptj
 def get_config() -> config_dict.ConfigDict:
   c = jeep_testbed_gptj.get_config()
   c.model.name = 'testbed-llama'
-  c.method.update(layers_low=(1, 2, 3), layers_high=(5, 6))
+  c.method.update(layers_low=(1, 2, 3), layers_high=(4,))
   return c

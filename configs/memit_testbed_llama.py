@@ -11,5 +11,5 @@ from jedit.configs import memit_testbed_gptj
 def get_config() -> config_dict.ConfigDict:
   c = memit_testbed_gptj.get_config()
   c.model.name = 'testbed-llama'
-  c.method.update(layers=(0, 1, 2, 3, 4), cov_weight=60.0, learning_rate=1.5, num_steps=60)
+  c.method.layers = (1, 2, 3)
   return c

@@ -1,4 +1,4 @@
-r"""ROME, single edits on the shipped LLaMA testbed.
+r"""ROME, single edits, on the shipped LLaMA testbed.
 
 python -m jedit.main --config=configs/rome_testbed_llama.py --config.data.num_edits=200
 """
@@ -11,5 +11,5 @@ from jedit.configs import rome_testbed_gptj
 def get_config() -> config_dict.ConfigDict:
   c = rome_testbed_gptj.get_config()
   c.model.name = 'testbed-llama'
-  c.method.update(layers=(3,))
+  c.method.layers = (3,)
   return c
