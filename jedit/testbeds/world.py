@@ -230,9 +230,7 @@ class World:
     return [s for s in unedited if self._prompts[s, r][0].answer == answer]
 
 
-def _names(
-  seed: int, num_subjects: int, num_words: int, own_last_names: bool
-) -> tuple[str, ...]:
+def _names(seed: int, num_subjects: int, num_words: int, own_last_names: bool) -> tuple[str, ...]:
   """Distinct names; everything before the last word belongs to several subjects."""
   rng = random.Random(f'names {seed}')
   heads = list(words.FIRST_NAMES)
