@@ -29,6 +29,8 @@ def group_by_length(
   Returns:
     (padded length, indices of the rows), ascending.
   """
+  if not lengths:
+    return []
   by_length: dict[int, list[int]] = {}
   for index, length in enumerate(lengths):
     by_length.setdefault(bucket(length, smallest), []).append(index)

@@ -117,7 +117,7 @@ class _Shared:
     self._token_GxT, self._length_G = pad(rows, max(map(len, rows)))
     self._layer, self._hidden_GxTxD = 0, None
 
-  def climb(self, params, layer: int) -> None:
+  def climb(self, params: Mapping[str, Any], layer: int) -> None:
     hidden_GxTxD = self._states(params)
     for below in range(self._layer, layer):
       hidden_GxTxD, _ = _shared_block(
@@ -125,7 +125,7 @@ class _Shared:
       )
     self._layer, self._hidden_GxTxD = layer, hidden_GxTxD
 
-  def pasts(self, params, stop: int) -> list[Past]:
+  def pasts(self, params: Mapping[str, Any], stop: int) -> list[Past]:
     """Keys and values in every block from the present one to `stop`, which is left out."""
     found, hidden_GxTxD = [], self._states(params)
     for layer in range(self._layer, stop):

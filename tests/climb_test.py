@@ -82,6 +82,13 @@ def test_shared_beginnings_change_nothing(family, monkeypatch):
       np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
+def test_no_rows_give_no_values():
+  lm = editing.language_model('gptj')
+  climbing = ClimbingRows(functions(lm.config)[0], [], groups=[])
+  climbing.climb(lm.params, 1)
+  assert climbing._chunks == [] and climbing._shared is None
+
+
 def test_beginnings_are_shared_where_that_saves_work():
   beginnings = climb._beginnings
   long = [[1, 2, 3, 4, 5, row] for row in range(4)]

@@ -116,9 +116,10 @@ def test_kernels_are_what_is_written():
 @pytest.mark.parametrize('name', methods.METHODS)
 def test_methods_are_found_by_name_and_document_their_fields(name):
   make = methods.METHODS[name]
-  layers = dict(layers_low=(1, 2), layers_high=(4,)) if name == 'jeep' else dict(layers=(1, 2))
-  method = methods.get(name, **layers)
-  assert method == make(**layers) and method.name == name
+  needed = dict(layers_low=(1, 2), layers_high=(4,)) if name == 'jeep' else dict(layers=(1, 2))
+  needed |= dict(norm_bound=1e-3) if name == 'ft_l' else {}
+  method = methods.get(name, **needed)
+  assert method == make(**needed) and method.name == name
   hash(method)  # compiled programs are kept by it
   for field, parameter in inspect.signature(make).parameters.items():
     assert parameter.kind is parameter.KEYWORD_ONLY
@@ -128,7 +129,7 @@ def test_methods_are_found_by_name_and_document_their_fields(name):
 @pytest.mark.parametrize(
   ('name', 'fields', 'words'),
   [
-    ('rime', dict(layers=(1,)), "no method 'rime'; choose one of emmet, jeep, memit, pmet, rome"),
+    ('rime', dict(layers=(1,)), "no method 'rime'; choose one of alphaedit, emmet, ft, .*, rome"),
     ('memit', dict(layers=(1,), lr=0.1), "memit has no field 'lr'; it has layers, cov_weight"),
     ('memit', {}, 'memit needs layers; give it'),
     ('jeep', dict(layers_low=(1,)), 'jeep needs layers_high'),

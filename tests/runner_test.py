@@ -282,10 +282,10 @@ def _sentence_for_file(made, path):
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    (dict(task='fly'), "no task 'fly'; choose one of edit, stats, train, evaluate, export"),
+    (dict(task='fly'), "no task 'fly'; choose one of edit, stats, train, sweep, evaluate, export"),
     (dict(sed=1), "The config has no field 'sed'; it has task, seed"),
     (dict(model__pth='x'), "section model has no field 'pth'; it has name, path, dtype"),
-    (dict(method__name='nosuch'), "no method 'nosuch'; choose one of emmet"),
+    (dict(method__name='nosuch'), "no method 'nosuch'; choose one of alphaedit, emmet"),
     (dict(method__lr=1), "Method pmet has no field 'lr'"),
     (dict(method__layers=(1, 2)), 'layers is (1, 2), but the model has layers 0 to 1'),
     (dict(method__layers=1), 'method.layers is 1; give a tuple'),
