@@ -259,10 +259,8 @@ def _check_method(
   """Whatever can be known before the long work starts."""
   config = lm.config
   method.check_layers(config.num_layers)
-  size = {'mlp': config.ffn_width, 'attn': config.num_heads * config.head_dim}
-  for region in method.regions:
-    for write in region.writes:
-      region.solver.check_size(num_edits, size[write.kernel])
+  size = config.key_sizes
+  method.check_edits(num_edits, size)
   if not method.uses_moments:
     return
   if stats is None:

@@ -136,6 +136,9 @@ class FineTuning:
         'choose layers inside it.'
       )
 
+  def check_edits(self, num_edits: int, key_sizes: Mapping[str, int]) -> None:
+    """Any number of edits can be trained on."""
+
 
 def fine_tune(
   lm: LanguageModel, requests: Sequence[Request], method: FineTuning, *, seed: int = 0

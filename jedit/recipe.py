@@ -252,6 +252,17 @@ class Recipe:
           'choose layers inside it.'
         )
 
+  def check_edits(self, num_edits: int, key_sizes: Mapping[str, int]) -> None:
+    """Raises UserError if so many edits cannot be written at once.
+
+    Args:
+      num_edits: of one batch.
+      key_sizes: dimensions of each kernel's keys.
+    """
+    for region in self.regions:
+      for write in region.writes:
+        region.solver.check_size(num_edits, key_sizes[write.kernel])
+
 
 def _choice(field: str, value: str, choices: tuple[str, ...]) -> None:
   if value not in choices:

@@ -115,6 +115,14 @@ def test_fine_tuning_runs_without_second_moments(made):
     runner.run(config, made / 'tuned_stats')
 
 
+def test_a_batch_that_the_method_cannot_write_leaves_nothing(made):
+  rome = dict(name='rome', layers=(1,), num_steps=4)
+  for edit in ({}, dict(mode='sequential', size=2)):
+    with pytest.raises(UserError, match='one edit at a time'):
+      runner.run(_config(made, rome, **edit), made / 'mistake')
+    assert not os.path.exists(made / 'mistake')
+
+
 @pytest.mark.parametrize(
   ('edit', 'words'),
   [

@@ -80,6 +80,8 @@ def test_a_sweep_runs_its_cells_once_and_shares_what_they_share(made, monkeypatc
     ({'A': {'method': {'spread': 'odd'}}}, "In the cell 'A': spread is 'odd'"),
     ({'A': {'methods': {'spread': 'odd'}}}, "In the cell 'A': The config has no field 'methods'"),
     ({'A': {}, 'B': {'model': {'dtype': 'bfloat16'}}}, "'A' and 'B' differ in model"),
+    ({'A': {}, 'B': {'data': {'num_edits': 99}}}, "In the cell 'B': 99 records are asked for"),
+    ({'A': {'method': dict(name='rome', layers=(1,))}}, "In the cell 'A': .*one edit at a time"),
     ({'A b': {}, 'A_b': {}}, "Two cells have the directory 'a_b'"),
     ((('A', {}), ('A', {})), "Two cells have the directory 'a'"),
     ((('A', 3),), 'no pair of a name'),

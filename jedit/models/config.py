@@ -72,6 +72,11 @@ class ModelConfig:
         'the first number must be a multiple of the second.'
       )
 
+  @property
+  def key_sizes(self) -> dict[str, int]:
+    """F of the kernels that can be written."""
+    return {'mlp': self.ffn_width, 'attn': self.num_heads * self.head_dim}
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:

@@ -49,8 +49,7 @@ def _edit(config: ml_collections.ConfigDict, path: str) -> None:
 
 def _edit_model(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None:
   method = settings.required_method
-  method.check_layers(lm.config.num_layers)
-  records = inputs.load_selection(settings)
+  records = _checked_records(lm, settings)
   documents = inputs.load_documents(settings) if method.uses_moments else []
   if settings.contexts:
     inputs.load_contexts(settings.contexts)
@@ -68,6 +67,16 @@ def _edit_model(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None
     records = records[: patch.provenance['num_edits']]  # a sequence may have been stopped
     parts = [(slice(0, len(records)), patch)]
   _measure(lm, [(part, [patch]) for part, patch in parts], records, settings, workdir)
+
+
+def _checked_records(lm: LanguageModel, settings: Settings) -> list[Record]:
+  """The records of an edit, once all that can be known says that the method can write them."""
+  method, edit = settings.required_method, settings.edit
+  method.check_layers(lm.config.num_layers)
+  records = inputs.load_selection(settings)
+  at_once = len(records) if edit.mode == 'together' else min(edit.size, len(records))
+  method.check_edits(at_once, lm.config.key_sizes)
+  return records
 
 
 def _stats(config: ml_collections.ConfigDict, path: str) -> None:
@@ -132,8 +141,11 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
   first = next(iter(settings.values()))
   lm = inputs.load_model(first.model)
   methods = [each.required_method for each in settings.values()]
-  for method in methods:
-    method.check_layers(lm.config.num_layers)
+  for name, each in settings.items():
+    try:
+      _checked_records(lm, each)
+    except UserError as error:
+      raise UserError(f'In the cell {name!r}: {error}') from error
   needy = any(method.uses_moments for method in methods)
   documents = inputs.load_documents(first) if needy else []
   whole.begin({'seed': first.seed, 'model': inputs.describe_model(lm, first)})
