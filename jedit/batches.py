@@ -3,15 +3,16 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jedit.checkpoint import read_tensors, write_tensors
 from jedit.contexts import sample_contexts
-from jedit.data.edit_rows import check_contexts
+from jedit.data.edit_rows import Contexts, check_contexts
 from jedit.editor import edit, find_targets
 from jedit.language_model import LanguageModel
-from jedit.log import Timers
+from jedit.log import Timers, to_json
 from jedit.methods import Method
 from jedit.patch import Patch
 from jedit.provenance import describe
@@ -78,9 +79,11 @@ def edit_separately(
         lm, requests, method, contexts=groups, batch_size=batch_size, store=_below(store, 'targets')
       )
   seconds: Mapping[str, float] = timers.seconds  # goes to the first batch
+  shared = _shared(groups, stats)
   for number, part in enumerate(parts):
     folder = _below(store, f'batch-{number:05d}')
-    patch = _stored_patch(folder, lm, requests[part], method, seed)
+    origin = {**describe(lm, requests[part], method, seed), **shared}
+    patch = _stored_patch(folder, origin)
     if patch is None:
       patch, details = edit(
         lm,
@@ -94,7 +97,7 @@ def edit_separately(
         targets=None if targets is None else targets.part(part),
         details=True,
       )
-      _keep(folder, patch)
+      patch = _keep(folder, patch, origin)
       seconds = {name: seconds.get(name, 0.0) + s for name, s in details.seconds.items()}
     yield Batch(part, patch, lm.apply(patch), seconds)
     seconds = {}
@@ -134,9 +137,11 @@ def edit_sequentially(
   """
   groups = sample_contexts(lm, seed) if contexts is None else check_contexts(contexts)
   earlier: dict[Kernel, np.ndarray] = {}
+  shared = {**_shared(groups, stats), 'accumulate_keys': accumulate_keys}
   for number, part in enumerate(_parts(requests, size)):
     folder = _below(store, f'batch-{number:05d}')
-    patch = _stored_patch(folder, lm, requests[part], method, seed)
+    origin = {**describe(lm, requests[part], method, seed), **shared}
+    patch = _stored_patch(folder, origin)
     if patch is not None and folder is not None:
       keys, seconds = _stored_keys(folder), {}
     else:
@@ -153,7 +158,7 @@ def edit_sequentially(
         details=True,
       )
       keys, seconds = details.keys, details.seconds
-      _keep(folder, patch, keys if accumulate_keys else {})
+      patch = _keep(folder, patch, origin, keys if accumulate_keys else {})
     if accumulate_keys:
       for kernel, key_BxF in keys.items():
         known = [earlier[kernel]] if kernel in earlier else []
@@ -174,19 +179,22 @@ def _below(store: pathlib.Path | None, name: str) -> pathlib.Path | None:
   return None if store is None else pathlib.Path(store) / name
 
 
-def _stored_patch(
-  folder: pathlib.Path | None,
-  lm: LanguageModel,
-  requests: Sequence[Request],
-  method: Method,
-  seed: int,
-) -> Patch | None:
-  """The patch of a finished batch, which is written last, if it is one of this edit."""
+def _shared(contexts: Contexts, stats: SecondMoments | None) -> dict[str, Any]:
+  """What all batches depend on besides model, requests and method, as JSON-able values."""
+  return to_json(
+    {
+      'contexts': contexts,
+      'second_moments': None if stats is None else dict(stats.provenance),
+    }
+  )
+
+
+def _stored_patch(folder: pathlib.Path | None, origin: Mapping[str, Any]) -> Patch | None:
+  """The patch of a finished batch, which is written last, if it has this origin."""
   if folder is None or not (folder / _PATCH).is_file():
     return None
   patch = Patch.load(folder / _PATCH)
-  wanted = describe(lm, requests, method, seed)
-  return patch if all(patch.provenance.get(name) == wanted[name] for name in wanted) else None
+  return patch if all(patch.provenance.get(name) == origin[name] for name in origin) else None
 
 
 def _stored_keys(folder: pathlib.Path) -> dict[Kernel, np.ndarray]:
@@ -195,10 +203,16 @@ def _stored_keys(folder: pathlib.Path) -> dict[Kernel, np.ndarray]:
 
 
 def _keep(
-  folder: pathlib.Path | None, patch: Patch, keys: Mapping[Kernel, np.ndarray] | None = None
-) -> None:
-  if folder is None:
-    return
-  if keys is not None:
-    write_tensors(folder / _KEYS, {f'{name}:{layer}': key for (name, layer), key in keys.items()})
-  patch.save(folder / _PATCH)
+  folder: pathlib.Path | None,
+  patch: Patch,
+  origin: Mapping[str, Any],
+  keys: Mapping[Kernel, np.ndarray] | None = None,
+) -> Patch:
+  """The patch with all of its origin in the provenance; stored where there is a folder."""
+  patch = dataclasses.replace(patch, provenance={**patch.provenance, **origin})
+  if folder is not None:
+    if keys is not None:
+      tensors = {f'{name}:{layer}': key_BxF for (name, layer), key_BxF in keys.items()}
+      write_tensors(folder / _KEYS, tensors)
+    patch.save(folder / _PATCH)
+  return patch

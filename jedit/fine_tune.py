@@ -10,7 +10,6 @@ nothing is shuffled and nothing drawn.
 
 import dataclasses
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -27,6 +26,7 @@ from jedit.language_model import LanguageModel
 from jedit.log import Progress
 from jedit.models import functions, kernel_path
 from jedit.patch import Patch, Update
+from jedit.provenance import describe
 from jedit.types import Request, UserError
 
 # What is trained in a layer, as the start of the parameters' paths.
@@ -188,16 +188,7 @@ def fine_tune(
     if not np.isfinite(change).all():
       raise UserError(f'The change of {"/".join(path)} is not finite; lower learning_rate.')
     updates['/'.join(path)] = Update(dense=change)
-  provenance = {
-    'model': lm.fingerprint,
-    'patches_before': [patch.id for patch in lm.patches],
-    'method': dataclasses.asdict(method),
-    'num_edits': len(requests),
-    'requests': hashlib.sha256(repr(requests).encode()).hexdigest()[:16],
-    'epoch_losses': losses,
-    'seed': seed,
-    'jax': jax.__version__,
-  }
+  provenance = {**describe(lm, requests, method, seed), 'epoch_losses': losses}
   return Patch(updates, provenance)
 
 

@@ -144,7 +144,9 @@ def write_region(
         residual_BxD = (z[write.delta].astype(np.float64) - value_BxD) / divisor
         with timers('solve'):
           _check_residual(residual_BxD, kernel, rows)
-          cov_FxF = stats.covariance(*kernel) if stats and region.solver.uses_cov else None
+          cov_FxF = None
+          if stats is not None and region.solver.uses_cov:
+            cov_FxF = stats.covariance(*kernel)
           try:
             left_FxB = region.solver(
               cov_FxF, key_BxF, bare_key_BxF, (earlier_keys or {}).get(kernel)

@@ -138,6 +138,22 @@ def test_killed_batches_go_on_with_the_same_bits(tmp_path, monkeypatch, mode, se
 
 
 @pytest.mark.parametrize('mode', [edit_separately, edit_sequentially])
+def test_stored_fine_tuning_is_not_repeated(tmp_path, monkeypatch, mode):
+  method = methods.ft_w(layers=(1,), num_epochs=2)
+  first = [batch.patch.id for batch in _run(mode, method, 2, store=tmp_path)]
+  monkeypatch.setattr(batches, 'edit', None)  # whoever edits again fails
+  assert [batch.patch.id for batch in _run(mode, method, 2, store=tmp_path)] == first
+
+
+def test_stored_batches_of_other_settings_are_made_anew(tmp_path):
+  """Keys that were not kept are not taken for none."""
+  _run(edit_sequentially, ALPHAEDIT, 2, store=tmp_path)
+  again = _run(edit_sequentially, ALPHAEDIT, 2, store=tmp_path, accumulate_keys=True)
+  whole = _run(edit_sequentially, ALPHAEDIT, 2, accumulate_keys=True)
+  assert [batch.patch.id for batch in again] == [batch.patch.id for batch in whole]
+
+
+@pytest.mark.parametrize('mode', [edit_separately, edit_sequentially])
 def test_mistakes_are_sentences(mode):
   with pytest.raises(UserError, match='size of a batch is 0; give at least 1'):
     _run(mode, MEMIT, 0)

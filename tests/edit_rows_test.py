@@ -13,7 +13,8 @@ from jedit.data.edit_rows import (
   position,
   window_start,
 )
-from jedit.data.prompts import encode
+from jedit.data.prompts import encode, load_tokenizer
+from jedit.data.requests import load_records
 from jedit.types import Request, UserError
 
 TOKENS = ('subject_last', 'prompt_last')
@@ -100,6 +101,18 @@ def test_arrays_point_at_the_tokens(tokens):
         assert tuple(arrays.label_BxPxJ[b, p][mask_J]) == text.target_ids
         read = start + arrays.read_at_BxPxJ[b, p][mask_J]
         assert list(read) == list(range(text.target_start - 1, len(text.ids) - 1))
+
+
+def test_thousands_of_edits_need_few_shapes(shared):
+  """Real texts in a real tokenizer: as many programs as shapes, and at most twelve."""
+  tokenizer = load_tokenizer(shared / 'data' / 'tokenizers' / 'gpt2')
+  records = load_records(shared / 'data' / 'counterfact' / 'counterfact_edit_10k.json')
+  rows = encode_edits(tokenizer, [record.request for record in records], editing.CONTEXTS)
+  for tokens, batch_size in ((TOKENS[:1], 32), (TOKENS[:1], 256), (TOKENS, 32)):
+    blocks = cut_blocks(rows, tokens, batch_size, num_steps=30)
+    shapes = {dataclasses.replace(block, indices=()) for block in blocks}
+    assert 2 <= len(shapes) <= 12
+    assert sum(len(block.indices) for block in blocks) == len(records) > 9_000
 
 
 def test_braces_in_subjects_and_targets_are_text():

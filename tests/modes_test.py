@@ -113,6 +113,7 @@ def test_fine_tuning_runs_without_second_moments(made):
   config.task = 'stats'
   with pytest.raises(UserError, match='ft_w needs no second moments'):
     runner.run(config, made / 'tuned_stats')
+  assert not os.path.exists(made / 'tuned_stats')
 
 
 def test_a_batch_that_the_method_cannot_write_leaves_nothing(made):

@@ -373,11 +373,8 @@ def test_requests_that_cannot_all_hold_are_warned_of(made, tmp_path, monkeypatch
   (tmp_path / 'records.json').write_text(json.dumps(records))
   said = []
   monkeypatch.setattr(logging, 'warning', lambda text, *values: said.append(text % values))
-  settings = runner.read_settings(
-    _changed(made, data__records=str(tmp_path / 'records.json')).to_dict()
-  )
-  runner.inputs.load_selection(settings)
-  assert any('different targets at once' in text for text in said), said
+  runner.run(_changed(made, data__records=str(tmp_path / 'records.json')), tmp_path / 'run')
+  assert len([text for text in said if 'different targets at once' in text]) == 1, said
   assert any('record 12 has target' in text for text in said), said
 
 

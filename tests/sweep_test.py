@@ -72,6 +72,12 @@ def test_a_sweep_runs_its_cells_once_and_shares_what_they_share(made, monkeypatc
   assert 'Cell 5 of 5: MEMIT' in (text := capsys.readouterr().out) and 'Cell 1 of' not in text
   assert (workdir / 'cells' / 'pmet' / 'summary.json').stat().st_mtime_ns == stamp
 
+  # A cell of this name with other fields is refused before anything is done.
+  other = _config(made, {'PMET': {'method': {'num_steps': 3}}})
+  with pytest.raises(UserError, match='cells/pmet holds the run of another config: method.num_st'):
+    runner.run(other, workdir)
+  assert 'Cell' not in capsys.readouterr().out
+
 
 @pytest.mark.parametrize(
   ('cells', 'words'),

@@ -83,13 +83,14 @@ def _stats(config: ml_collections.ConfigDict, path: str) -> None:
   """Second moments alone; an `edit` in the same workdir goes on from them."""
   settings, workdir = _open(config.to_dict(), path)
   method = settings.required_method
+  if not method.uses_moments:
+    raise UserError(f'Method {method.name} needs no second moments; choose another method or task.')
   lm = inputs.load_model(settings.model)
   method.check_layers(lm.config.num_layers)
   documents = inputs.load_documents(settings)
   workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings)})
   moments = stages.second_moments(lm, documents, [method], settings, workdir)
-  if moments is None:
-    raise UserError(f'Method {method.name} needs no second moments; choose another method or task.')
+  assert moments is not None, 'the method uses them'
   print(
     f'Second moments of {len(moments.cov)} kernels over {moments.num_tokens} tokens are in '
     f'{settings.statistics.file or workdir / stages.STATISTICS_FILE}.'
@@ -139,6 +140,11 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
   sweep.check_shared(settings)
   whole = Workdir(path, values)
   first = next(iter(settings.values()))
+  shared = stages.shared_files(first, whole)
+  opened = {
+    name: _open(sweep.with_shared(cell, shared), str(whole / 'cells' / sweep.folder(name)))
+    for name, cell in cells.items()
+  }
   lm = inputs.load_model(first.model)
   methods = [each.required_method for each in settings.values()]
   for name, each in settings.items():
@@ -148,14 +154,13 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
       raise UserError(f'In the cell {name!r}: {error}') from error
   needy = any(method.uses_moments for method in methods)
   documents = inputs.load_documents(first) if needy else []
+  if first.contexts:
+    inputs.load_contexts(first.contexts)
   whole.begin({'seed': first.seed, 'model': inputs.describe_model(lm, first)})
   stages.second_moments(lm, documents, methods, first, whole)
   stages.contexts(lm, first, whole)
   summaries = {}
-  for number, (name, cell) in enumerate(cells.items(), start=1):
-    shared = stages.shared_files(first, whole)
-    cell = {**cell, **shared, 'statistics': {**cell.get('statistics', {}), **shared['statistics']}}
-    cell_settings, workdir = _open(cell, str(whole / 'cells' / sweep.folder(name)))
+  for number, (name, (cell_settings, workdir)) in enumerate(opened.items(), start=1):
     if not (workdir / SUMMARY_FILE).is_file():
       print(f'Cell {number} of {len(cells)}: {name}', flush=True)
       _edit_model(lm, cell_settings, workdir)

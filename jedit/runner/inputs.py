@@ -7,12 +7,10 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from absl import logging
-
 from jedit import checkpoint
 from jedit.data.corpus import read_corpus
 from jedit.data.edit_rows import Contexts, check_contexts
-from jedit.data.requests import find_conflicts, load_records, select
+from jedit.data.requests import load_records, select
 from jedit.language_model import LanguageModel, load
 from jedit.patch import Patch
 from jedit.runner.settings import Data, Model, Settings
@@ -31,7 +29,7 @@ def load_model(model: Model) -> LanguageModel:
 
 
 def load_selection(settings: Settings) -> list[Record]:
-  """The records of the run; says what stands in the way of editing them together.
+  """The records of the run.
 
   Raises:
     UserError: for a file that cannot be used, or one with fewer records.
@@ -39,10 +37,7 @@ def load_selection(settings: Settings) -> list[Record]:
   data = settings.data
   records = load_records(_records_file(settings), data.kind or None)  # type: ignore[arg-type]
   seed = settings.seed if data.selection == 'random' else None
-  chosen = select(records, data.num_edits, seed)
-  for sentence in find_conflicts(record.request for record in chosen).sentences():
-    logging.warning('%s', sentence)
-  return chosen
+  return select(records, data.num_edits, seed)
 
 
 def _records_file(settings: Settings) -> pathlib.Path:

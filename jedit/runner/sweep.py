@@ -62,6 +62,12 @@ def check_shared(settings: Mapping[str, Settings]) -> None:
         )
 
 
+def with_shared(cell: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+  """The cell's config with the files that the sweep makes for all cells."""
+  statistics = {**cell.get('statistics', {}), **shared['statistics']}
+  return {**cell, **shared, 'statistics': statistics}
+
+
 def folder(name: str) -> str:
   """A cell's name as that of a directory."""
   return ''.join(char if char.isalnum() or char in '-_.' else '_' for char in name.lower())
