@@ -85,9 +85,6 @@ def _environment() -> Iterator[None]:
   os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
   # Sides share one accelerator: none may take all of its memory beforehand.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  # PyTorch's threads burn the cores they wait for: on a machine with other work the baseline took
-  # six times as long without this.
-  os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
   try:
     yield
   finally:

@@ -193,8 +193,7 @@ def _run_block(
       slots = optimiser.enter(params, _row_batch(optimiser, edits, block, tokens), slots, at, block)
       free = free[len(chosen) :]
     assert slots is not None
-    for _ in range(steps_per_look):
-      slots = optimiser.step(params, slots)
+    slots = optimiser.steps(params, slots, steps_per_look)
     steps += steps_per_look
     is_done_B = np.asarray(slots.state.is_done_B) & (in_slot_B >= 0)
     if is_done_B.any():

@@ -140,8 +140,8 @@ class TargetOptimiser:
     self.first_layer = min(placed.layer for placed in deltas)
     self.layers = tuple(range(self.first_layer, num_layers))
     self.adam = optax.adam(objective.learning_rate, b1=0.9, b2=0.999, eps=1e-8)
-    self.step = jax.jit(self._step, donate_argnames='slots')
-    self._prepared = jax.jit(self._prepare, static_argnames=('window', 'past'))
+    self.steps = jax.jit(self._steps, donate_argnames='slots')
+    self._entering = jax.jit(self._enter, static_argnames=('window', 'past'))
     self._put = jax.jit(_put, donate_argnames='slots')
 
   def enter(
@@ -156,9 +156,7 @@ class TargetOptimiser:
       at: a free slot for each edit.
       block: has the sizes.
     """
-    rows = jax.device_put(rows)
-    window = self._prepared(params, rows, window=block.window, past=block.past)
-    entering = Slots(rows, window, self._start(window))
+    entering = self._entering(params, rows, window=block.window, past=block.past)
     if slots is None:
       slots = jax.tree.map(lambda x: jnp.zeros((block.size, *x.shape[1:]), x.dtype), entering)
       free = dataclasses.replace(slots.state, is_done_B=jnp.ones((block.size,), bool))
@@ -167,6 +165,10 @@ class TargetOptimiser:
     at_R = np.full(len(rows.kl_start_B), block.size, np.int32)
     at_R[: len(at)] = at
     return self._put(slots, entering, at_R)
+
+  def _enter(self, params, rows: RowBatch, *, window: int, past: int) -> Slots:
+    fixed = self._prepare(params, rows, window=window, past=past)
+    return Slots(rows, fixed, self._start(fixed))
 
   def _start(self, window: Window) -> State:
     delta_BxD = jax.tree.map(jnp.zeros_like, window.init_BxD)
@@ -297,10 +299,27 @@ class TargetOptimiser:
     )
     return terms.nll + terms.kl + terms.decay, terms
 
-  def _step(self, params, slots: Slots) -> Slots:
+  def _steps(self, params, slots: Slots, count: jax.Array) -> Slots:
+    """So many evaluations, fewer where all edits stop before.
+
+    In one program, which keeps its memory from one evaluation to the next: fresh pages for what
+    the backward pass keeps took a fifth of the time on a CPU.
+    """
+
+    def goes_on(carry):
+      index, state = carry
+      return (index < count) & ~state.is_done_B.all()
+
+    def body(carry):
+      index, state = carry
+      return index + 1, self._step(params, slots.rows, slots.window, state)
+
+    _, state = jax.lax.while_loop(goes_on, body, (jnp.zeros((), jnp.int32), slots.state))
+    return dataclasses.replace(slots, state=state)
+
+  def _step(self, params, rows: RowBatch, window: Window, state: State) -> State:
     """One evaluation, then one Adam step for the edits that do not stop at it."""
     objective = self.objective
-    rows, window, state = slots.rows, slots.window, slots.state
     grad = jax.vmap(jax.value_and_grad(self._loss, has_aux=True), in_axes=(0, None, 0, 0, 0))
     (loss_B, terms), grad_BxD = grad(state.delta_BxD, params, window, rows, state.nll_factor_B)
     trace_Bx7 = jnp.stack(
@@ -339,16 +358,13 @@ class TargetOptimiser:
     def keep(old, new):
       return jnp.where(stays_B.reshape((-1,) + (1,) * (old.ndim - 1)), old, new)
 
-    return dataclasses.replace(
-      slots,
-      state=State(
-        delta_BxD=jax.tree.map(keep, state.delta_BxD, moved),
-        moments=jax.tree.map(keep, state.moments, moments),
-        nll_factor_B=jnp.where(stays_B, state.nll_factor_B, nll_factor_B),
-        is_done_B=stays_B,
-        num_evals_B=state.num_evals_B + (~state.is_done_B).astype(jnp.int32),
-        trace_BxEx7=trace_BxEx7,
-      ),
+    return State(
+      delta_BxD=jax.tree.map(keep, state.delta_BxD, moved),
+      moments=jax.tree.map(keep, state.moments, moments),
+      nll_factor_B=jnp.where(stays_B, state.nll_factor_B, nll_factor_B),
+      is_done_B=stays_B,
+      num_evals_B=state.num_evals_B + (~state.is_done_B).astype(jnp.int32),
+      trace_BxEx7=trace_BxEx7,
     )
 
 

@@ -12,8 +12,9 @@ from jedit.types import Request, UserError
 
 Contexts = tuple[tuple[str, ...], ...]
 
-# Window tokens run in vain, over all steps, that a compiled program of their own is worth.
-_PADDING_PER_PROGRAM = 2**17
+# Window tokens run in vain, over all steps, that a compiled program of their own is worth: it
+# is compiled once and kept on disk, they are run every time.
+_PADDING_PER_PROGRAM = 2**15
 _ROUNDS_PER_BLOCK = 8  # what is lost to a kill, against slots that run empty at a block's end
 _FILLS_PER_BATCH = 4
 
