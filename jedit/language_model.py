@@ -13,6 +13,7 @@ import transformers
 
 from jedit.buckets import bucket
 from jedit.data.prompts import load_tokenizer, pad
+from jedit.mesh import fetch, place_rows
 from jedit.models import ModelConfig, forward, head
 from jedit.models.convert import Export, fingerprint, load_directory, save_directory
 from jedit.models.generate import generate
@@ -99,8 +100,8 @@ class LanguageModel:
     """
     rows = self._encode(texts)
     token_NxT, length_N = pad(rows, bucket(max(map(len, rows))))
-    logits_NxV = _last_logits(self.config, self.params, token_NxT, length_N)
-    return np.asarray(logits_NxV)
+    arrays = place_rows(self.params, (token_NxT, length_N))
+    return fetch(_last_logits(self.config, self.params, *arrays))
 
   def generate(
     self,
