@@ -84,7 +84,7 @@ def name_table(config: ModelConfig) -> dict[str, tuple[str, str, tuple[int, ...]
       ours = path.replace('{}', str(layer))
       if ours in expected:
         shape = expected[ours][::-1] if kind == 'kernel' else expected[ours]
-        table[name.replace('{}', str(layer))] = (ours, kind, shape)
+        table[config.stored_name(name.replace('{}', str(layer)))] = (ours, kind, shape)
   nameless = sorted(expected.keys() - {path for path, _, _ in table.values()})
   if nameless:
     raise ValueError(f'The name table of {config.family} lacks {", ".join(nameless)}.')
@@ -114,6 +114,7 @@ def load_directory(
   config = FAMILIES[hf_config['model_type']].read_config(hf_config, dtype)
   with contextlib.ExitStack() as stack:
     tensors = _open_tensors(path, stack)
+    config = _with_renames(config, tensors)
     config, hf_config = _untie_if_different(config, hf_config, tensors)
     table = name_table(config)
     _check_names(path, config, table, tensors)
@@ -189,6 +190,13 @@ def _open(path: pathlib.Path, stack: contextlib.ExitStack) -> Any:
     ) from error
 
 
+def _with_renames(config: ModelConfig, tensors: Mapping[str, Any]) -> ModelConfig:
+  """Follows the file where it begins names in another way than the family's table."""
+  renames = FAMILIES[config.family].renames
+  used = tuple((ours, _) for ours, _ in renames if not any(n.startswith(ours) for n in tensors))
+  return dataclasses.replace(config, renames=used)
+
+
 def _untie_if_different(
   config: ModelConfig, hf_config: dict[str, Any], tensors: Mapping[str, Any]
 ) -> tuple[ModelConfig, dict[str, Any]]:
@@ -196,7 +204,7 @@ def _untie_if_different(
 
   transformers does the same. A stored head that equals the embedding is the usual case.
   """
-  names = {path: name for name, path, _ in FAMILIES[config.family].names}
+  names = {path: config.stored_name(name) for name, path, _ in FAMILIES[config.family].names}
   head, embedding = names['head/kernel'], names['embed/embedding']
   if not config.tie_head or head not in tensors or embedding not in tensors:
     return config, hf_config
@@ -215,7 +223,8 @@ def _check_names(
   family = FAMILIES[config.family]
   ignored = [re.compile(pattern) for pattern in family.ignored]
   if config.tie_head:  # stored as well as tied, and equal to the embedding
-    ignored += [re.compile(re.escape(n)) for n, ours, _ in family.names if ours == 'head/kernel']
+    heads = [config.stored_name(name) for name, ours, _ in family.names if ours == 'head/kernel']
+    ignored += [re.compile(re.escape(name)) for name in heads]
   strangers = [name for name in tensors if name not in table]
   unknown = sorted(n for n in strangers if not any(rule.fullmatch(n) for rule in ignored))
   missing = sorted(table.keys() - tensors.keys())
