@@ -181,6 +181,7 @@ class LanguageModel:
     rows = [list(ids) for ids in self.tokenizer(list(texts))['input_ids']] if texts else []
     if not rows or not all(rows):
       raise UserError('There is an empty text; give at least one token in each.')
+    self.config.check_length(max(map(len, rows)))
     return rows
 
 

@@ -124,6 +124,7 @@ def statistics(
     raise UserError('There is no layer or no site to take second moments of; give some.')
   documents = read_corpus(corpus) if isinstance(corpus, str | os.PathLike) else list(corpus)
   row_tokens = row_tokens or min(lm.config.max_positions, 512)
+  lm.config.check_length(row_tokens)
   digest = hashlib.sha256()
   for document in documents:
     digest.update(document.encode() + b'\0')

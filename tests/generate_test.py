@@ -153,6 +153,15 @@ def test_a_bfloat16_model_with_an_edited_float32_kernel_generates():
   assert len(new) == 4
 
 
+def test_rows_end_with_the_positions_that_a_model_has_learned():
+  config, params = tiny.model('gpt2')
+  row = [1] * (config.max_positions - 2)
+  assert len(generate(config, params, [row], max_new_tokens=2)[0]) == 2
+  assert len(generate(config, params, [row], max_new_tokens=9, max_length=len(row) + 1)[0]) == 1
+  with pytest.raises(UserError, match='would have 65 tokens, the model has positions for 64'):
+    generate(config, params, [row], max_new_tokens=3)
+
+
 @pytest.mark.parametrize(
   ('rows', 'settings', 'words'),
   [

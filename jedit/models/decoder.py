@@ -157,9 +157,6 @@ class Decoder(nn.Module):
     num_rows, num_tokens = x_NxTxD.shape[:2]
     index_T = jnp.arange(num_tokens)
     mask_NxTxS = (index_T[None, :] <= index_T[:, None])[None]
-    reach = self.config.sliding_window
-    if reach is not None:
-      mask_NxTxS = mask_NxTxS & (position_NxT[:, :, None] - position_NxT[:, None, :] < reach)
     if segment_NxT is not None:
       mask_NxTxS = mask_NxTxS & (segment_NxT[:, :, None] == segment_NxT[:, None, :])
     mask_NxTxS = jnp.broadcast_to(mask_NxTxS, (num_rows, num_tokens, num_tokens))
@@ -168,12 +165,12 @@ class Decoder(nn.Module):
       layers = {layer: (past.key[layer], past.value[layer]) for layer in past.key}
       size = next(iter(past.key.values())).shape[1]
       exists_NxS = jnp.arange(size)[None, :] < past.length_N[:, None]
-      exists_NxTxS = exists_NxS[:, None, :]
-      if reach is not None:
-        past_S = jnp.arange(size)
-        exists_NxTxS = exists_NxTxS & (position_NxT[:, :, None] - past_S[None, None, :] < reach)
-      exists_NxTxS = jnp.broadcast_to(exists_NxTxS, (num_rows, num_tokens, size))
+      exists_NxTxS = jnp.broadcast_to(exists_NxS[:, None, :], (num_rows, num_tokens, size))
       mask_NxTxS = jnp.concatenate([exists_NxTxS, mask_NxTxS], axis=-1)
+    window = self.config.sliding_window
+    if window is not None:  # the last of the tokens that could be seen, which stand in order
+      rank_NxTxS = jnp.cumsum(mask_NxTxS[..., ::-1], axis=-1)[..., ::-1]
+      mask_NxTxS = mask_NxTxS & (rank_NxTxS <= window)
     rope = self.config.rope
     cos, sin = (None, None) if rope is None else rotary_tables(rope, position_NxT)
     return View(cos_NxTxR=cos, sin_NxTxR=sin, mask_NxTxS=mask_NxTxS, past=layers)

@@ -65,6 +65,7 @@ def generate(
     raise ValueError(f'{len(row_ids)} row_ids for {len(rows)} rows.')
   room = [max_new_tokens if max_length is None else max_length - len(row) for row in rows]
   room = [max(0, min(max_new_tokens, left)) for left in room]
+  config.check_length(max([len(row) + left for row, left in zip(rows, room, strict=True)] or [0]))
   new: list[list[int]] = [[] for _ in rows]
   stop_Z = jnp.asarray(np.asarray(stop_ids, np.int32))
   for indices in _batches(rows, room, batch_size):
