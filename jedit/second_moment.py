@@ -92,9 +92,9 @@ class SecondMoments:
     first = parts[0]
     runs: list[list[int]] = []
     for other in parts:
-      if not other.num_tokens or 'parts' not in other.provenance:
+      if 'parts' not in other.provenance:
         raise UserError(
-          'Second moments whose text and tokens are unknown cannot be merged; use them alone.'
+          'Second moments whose text is unknown cannot be merged; use them as they are.'
         )
       if other.cov.keys() != first.cov.keys():
         raise UserError('The second moments are of different kernels; merge those of the same.')
@@ -154,11 +154,9 @@ class SecondMoments:
       cov[kernel, layer], count = _read_archive(file, sizes[kernel])
       counts.add(count)
       names[f'{kernel}/{layer}'] = file.name
-    return cls(
-      cov,
-      counts.pop() if len(counts) == 1 else 0,
-      {'model': lm.fingerprint, 'archives': names},
-    )
+    num_tokens = counts.pop() if len(counts) == 1 else 0
+    provenance = {'model': lm.fingerprint, 'archives': names, 'num_tokens': num_tokens}
+    return cls(cov, num_tokens, {**provenance, 'preset': 'published'})
 
 
 def read_moments(

@@ -60,7 +60,7 @@ def test_merged_moments_are_weighted_by_tokens():
     (_part(1.0, 9, 2, dtype='bfloat16'), "dtype is None in one and 'bfloat16'"),
     (_part(1.0, 9, 1), 'of the parts 1/3, 1/3 of the corpus, which overlap'),
     (_part(1.0, 9, 1, parts=[[2, 4]]), 'of the parts 1/3, 2/4 of the corpus, which overlap'),
-    (_part(1.0, 0, 2), 'whose text and tokens are unknown'),
+    (SecondMoments(_PART.cov, 9), 'whose text is unknown'),
     (dataclasses.replace(_PART, cov={('attn', 1): np.eye(2)}), 'of different kernels'),
   ],
 )

@@ -58,6 +58,8 @@ def load_documents(settings: Settings) -> Corpus | None:
   """
   wanted = settings.statistics
   if wanted.file and is_archive(wanted.file):
+    if not pathlib.Path(wanted.file).exists():
+      raise UserError(f'There is no {wanted.file}; give a file in statistics.file that exists.')
     return None
   beside = settings.model.directory / 'corpus.txt'
   if wanted.dataset:
