@@ -61,7 +61,7 @@ def statistics(
     row_tokens: tokens of a packed row; the model's positions, at most 512, when None.
     batch_tokens: tokens run at once.
     max_document_tokens: longer documents are cut; None cuts at a row.
-    fast: stops after 10 tokens for each component of the longest key, which the result says; draw
+    fast: stops after 10 tokens for each component of the model's longest key, and says so; draw
       the documents at random.
     cache: file that keeps the result, for runs that share model, corpus and settings: kernels
       that it lacks are added to it, and a run that was killed goes on from its last save.
@@ -94,7 +94,7 @@ def statistics(
     batch_tokens=batch_tokens,
     max_document_tokens=max_document_tokens,
   )
-  max_tokens = _FAST_TOKENS * max(lm.config.key_sizes[name] for name in sites) if fast else None
+  max_tokens = _FAST_TOKENS * max(lm.config.key_sizes.values()) if fast else None
   provenance = to_json(
     {
       'model': lm.fingerprint,
