@@ -174,6 +174,7 @@ def edit(
   provenance = {
     **describe(lm, requests, method, seed),
     'contexts': [list(group) for group in groups],
+    'second_moments': None if stats is None else dict(stats.provenance),
     'targets': [
       {'regions': list(names), **found.reached()}
       for names, found in zip(method.stages, stages, strict=True)

@@ -35,6 +35,7 @@ ROOMS = (
   'jedit.patch',
   'jedit.language_model',
   'jedit.second_moment jedit.provenance',
+  'jedit.accumulate',
   'jedit.climb jedit.target',
   'jedit.optimise jedit.writing jedit.fine_tune',
   'jedit.methods',

@@ -50,7 +50,7 @@ def _edit(config: ml_collections.ConfigDict, path: str) -> None:
 def _edit_model(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None:
   method = settings.required_method
   records = _checked_records(lm, settings)
-  documents = inputs.load_documents(settings) if method.uses_moments else []
+  documents = inputs.load_documents(settings) if method.uses_moments else None
   if settings.contexts:
     inputs.load_contexts(settings.contexts)
   workdir.begin(
@@ -153,7 +153,7 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
     except UserError as error:
       raise UserError(f'In the cell {name!r}: {error}') from error
   needy = any(method.uses_moments for method in methods)
-  documents = inputs.load_documents(first) if needy else []
+  documents = inputs.load_documents(first) if needy else None
   if first.contexts:
     inputs.load_contexts(first.contexts)
   whole.begin({'seed': first.seed, 'model': inputs.describe_model(lm, first)})

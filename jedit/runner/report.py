@@ -35,9 +35,20 @@ def summarize(
     **table.to_summary(),
     'mode': settings.edit.mode,
     'stopped': ' '.join(p['stopped'] for p in provenances if p.get('stopped')),
+    'statistics': _statistics(provenances),
     'targets': _reached([each for p in provenances for each in p.get('targets', ())]),
     'seconds': dict.fromkeys(_ALWAYS, 0.0) | dict(seconds),
   }
+
+
+def _statistics(provenances: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+  """Tokens and kind of the second moments, which all edits of a run share."""
+  for provenance in provenances:
+    for each in provenance.get('merged', (provenance,)):
+      found = each.get('second_moments')
+      if found:
+        return {'tokens': found.get('num_tokens'), 'preset': found.get('preset')}
+  return None
 
 
 def _reached(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -77,6 +88,12 @@ def _title(summary: Mapping[str, Any]) -> str:
 def _sentences(summary: Mapping[str, Any]) -> list[str]:
   """What the table does not say."""
   found = [summary['stopped']] if summary['stopped'] else []
+  moments = summary['statistics']
+  if moments and moments['preset'] == 'fast':
+    found.append(
+      f'The second moments are of the fast preset: {moments["tokens"]} tokens; numbers to compare '
+      'with others need the full text.'
+    )
   kept = summary['metrics'].get('unedited_kept', {}).get('after')
   if kept and kept['n']:
     found.append(

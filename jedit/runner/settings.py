@@ -5,6 +5,7 @@ A field that a config leaves out has its default; one that does not exist is an 
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,21 +99,55 @@ class Statistics:
   """Second moments of the keys to preserve.
 
   Attributes:
-    corpus: text file or directory of them; empty takes the corpus.txt of a testbed's directory.
+    corpus: text, JSON lines or parquet, as a file or a directory of files; with no dataset either,
+      the corpus.txt of a testbed's directory.
+    dataset: a dataset of the Hugging Face hub instead.
+    dataset_config: its config, such as a Wikipedia dump.
+    column: field of the text in a dataset, JSON lines or parquet.
+    streaming: reads the dataset while it goes instead of storing it first.
+    max_documents: how many are drawn; 0 takes all.
+    seed: draws documents and their order.
+    part: '2/8' takes the second eighth of them, for `SecondMoments.merge`; empty takes all.
+    fast: stops after 10 tokens per component of a key.
+    max_document_tokens: longer documents are cut; 0 cuts at a row.
     file: where the moments are kept, for runs that share them; empty keeps them in the workdir.
-    max_documents: the corpus is cut to its first documents; 0 takes all.
+      Finished ones from elsewhere: a `.npz` archive, a directory of these, or, where no text is
+      given, a file of `SecondMoments.save`.
     row_tokens: tokens of a packed row; 0 takes the model's positions, at most 512.
     batch_tokens: tokens that go through the model together.
   """
 
   corpus: str = ''
-  file: str = ''
+  dataset: str = ''
+  dataset_config: str = ''
+  column: str = 'text'
+  streaming: bool = False
   max_documents: int = 0
+  seed: int = 0
+  part: str = ''
+  fast: bool = False
+  max_document_tokens: int = 0
+  file: str = ''
   row_tokens: int = 0
   batch_tokens: int = 8192
 
   def __post_init__(self) -> None:
-    _at_least('statistics', self, max_documents=0, row_tokens=0, batch_tokens=1)
+    _at_least(
+      'statistics', self, max_documents=0, max_document_tokens=0, row_tokens=0, batch_tokens=1
+    )
+    if self.corpus and self.dataset:
+      raise UserError('The config has statistics.corpus and statistics.dataset; give one of them.')
+    if self.streaming and not self.dataset:
+      raise UserError('statistics.streaming is for a statistics.dataset; name one.')
+    number, count = self.divided
+    if not 1 <= number <= count:
+      raise UserError(f"statistics.part is {self.part!r}; give one such as '2/8', or none.")
+
+  @property
+  def divided(self) -> tuple[int, int]:
+    """Number of the part, from 1, and of all parts; zeros for what is no part."""
+    match = re.fullmatch(r'(\d+)/(\d+)', self.part or '1/1')
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from jedit import checkpoint
+from jedit.accumulate import statistics
 from jedit.batches import edit_separately, edit_sequentially
 from jedit.contexts import sample_contexts
+from jedit.data.corpus import Corpus
 from jedit.data.edit_rows import Contexts
 from jedit.editor import edit as edit_requests
 from jedit.evals.evaluate import Sample, Table, evaluate_apart, sample_texts
@@ -23,7 +25,7 @@ from jedit.runner.damage import DamageMonitor
 from jedit.runner.inputs import PATCH_FILE, Question, load_contexts
 from jedit.runner.settings import Settings
 from jedit.runner.workdir import Workdir
-from jedit.second_moment import SecondMoments, statistics
+from jedit.second_moment import SecondMoments, read_moments
 from jedit.types import Record
 
 STATISTICS_FILE = 'statistics.safetensors'
@@ -38,24 +40,33 @@ _SAMPLES = 'samples.json'
 
 def second_moments(
   lm: LanguageModel,
-  documents: Sequence[str],
+  documents: Corpus | None,
   methods: Sequence[Method],
   settings: Settings,
   workdir: Workdir,
 ) -> SecondMoments | None:
-  """Second moments of every kernel that the methods write, in one pass; None if they need none."""
+  """Second moments of every kernel that the methods write; None if they need none.
+
+  In one pass over the documents, or, without any, from the file that the settings name.
+  """
   needy = [method for method in methods if method.uses_moments]
   if not needy:
     return None
   wanted = settings.statistics
+  layers = sorted({layer for method in needy for layer in method.layers})
+  sites = sorted({site for method in needy for site in method.sites})
   with workdir.stage('statistics'):
+    if documents is None:
+      return read_moments(wanted.file, lm, layers, sites)
     return statistics(
       lm,
       documents,
-      layers=sorted({layer for method in needy for layer in method.layers}),
-      sites=sorted({site for method in needy for site in method.sites}),
+      layers=layers,
+      sites=sites,
       row_tokens=wanted.row_tokens or None,
       batch_tokens=wanted.batch_tokens,
+      max_document_tokens=wanted.max_document_tokens or None,
+      fast=wanted.fast,
       cache=wanted.file or workdir / STATISTICS_FILE,
     )
 
@@ -85,7 +96,7 @@ def contexts(lm: LanguageModel, settings: Settings, workdir: Workdir) -> Context
 def patch(
   lm: LanguageModel,
   records: Sequence[Record],
-  documents: Sequence[str],
+  documents: Corpus | None,
   settings: Settings,
   workdir: Workdir,
 ) -> Patch:
@@ -122,7 +133,7 @@ def patch(
 def separate_patches(
   lm: LanguageModel,
   records: Sequence[Record],
-  documents: Sequence[str],
+  documents: Corpus | None,
   settings: Settings,
   workdir: Workdir,
 ) -> list[tuple[slice, Patch]]:
