@@ -9,6 +9,7 @@ A site is `'<layer>/<place>'`:
   block_out   the residual stream after the block
   attn_key    rotated attention keys of every token, with attn_value what a cache stores
   attn_value  attention values of every token
+  attn_cache  keys and values of a whole row, where the pass has a cache
 
 An intervention is an argument and a recording a return value; jit drops what nobody asked for.
 """
