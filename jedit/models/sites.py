@@ -15,6 +15,7 @@ An intervention is an argument and a recording a return value; jit drops what no
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ class Sites:
     self.taps = frozenset(taps)
     self.seen: dict[str, jax.Array] = {}
 
-  def __call__(self, layer: int, place: str, x: jax.Array) -> jax.Array:
+  def __call__(self, layer: int, place: str, x: Any) -> Any:
     """Applies the edit registered here, then records the value if it is tapped."""
     name = site(layer, place)
     if name in self.edits:
