@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import harness  # noqa: F401 (its flags)
 import numpy as np
 from absl import app, flags
 from processes import Here, Process
@@ -29,21 +30,14 @@ SIDES = {
   'engine': 'generation_sides:Engine',
   'transformers': 'generation_sides:Transformers',
 }
+_ROUNDS = 5
 
-_PRESET = flags.DEFINE_enum(
-  'preset',
-  'small',
-  ('small', 'tiny'),
-  "small: GPT-J's depth and proportions for a laptop; tiny: for tests.",
-)
-_SIDES = flags.DEFINE_multi_enum('side', list(SIDES), list(SIDES), 'What is timed.')
+for _name in ('preset', 'sides', 'rounds', 'seed', 'out'):
+  flags.declare_key_flag(_name)  # of the harness
 _NUM_PROMPTS = flags.DEFINE_integer('num_prompts', 64, 'Prompts, in one batch.', lower_bound=1)
 _NUM_NEW = flags.DEFINE_integer('num_new', 64, 'New tokens of each prompt.', lower_bound=1)
 _SHORTEST = flags.DEFINE_integer('shortest', 5, 'Tokens of the shortest prompt.', lower_bound=1)
 _LONGEST = flags.DEFINE_integer('longest', 24, 'Tokens of the longest prompt.', lower_bound=1)
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Times that each side runs, in turn.', lower_bound=1)
-_SEED = flags.DEFINE_integer('seed', 0, 'Of weights and prompts.')
-_OUT = flags.DEFINE_string('out', '', 'JSON file for the figures; empty prints only.')
 
 
 def run(
@@ -53,7 +47,7 @@ def run(
   num_prompts: int = 64,
   num_new: int = 64,
   lengths: tuple[int, int] = (5, 24),
-  rounds: int = 5,
+  rounds: int = _ROUNDS,
   seed: int = 0,
   start: Callable[..., Process | Here] = Process,
 ) -> dict[str, Any]:
@@ -162,20 +156,24 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'There is no argument {argv[1]!r}; use the flags.')
   if _SHORTEST.value > _LONGEST.value:
     raise app.UsageError('--shortest is above --longest; give lengths from short to long.')
+  given = flags.FLAGS
+  sides = given.sides or list(SIDES)
+  if not set(sides) <= set(SIDES):
+    raise app.UsageError(f'--sides={",".join(sides)}: choose from {", ".join(SIDES)}.')
   report = run(
-    _PRESET.value,
-    sides=[name for name in SIDES if name in _SIDES.value],
+    given.preset,
+    sides=[name for name in SIDES if name in sides],
     num_prompts=_NUM_PROMPTS.value,
     num_new=_NUM_NEW.value,
     lengths=(_SHORTEST.value, _LONGEST.value),
-    rounds=_ROUNDS.value,
-    seed=_SEED.value,
+    rounds=given.rounds or _ROUNDS,
+    seed=given.seed,
   )
   print(table(report))
-  if _OUT.value:
+  if given.out:
     from jedit.checkpoint import write_json
 
-    write_json(_OUT.value, report)
+    write_json(given.out, report)
 
 
 if __name__ == '__main__':
