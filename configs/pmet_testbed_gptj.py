@@ -12,8 +12,9 @@ def get_config() -> config_dict.ConfigDict:
   c.seed = 0
   c.model = dict(
     name='testbed-gptj',
-    path='',  # a Hugging Face directory; empty for the shipped model of this name
+    path='',  # a Hugging Face directory or hub id; empty for the shipped model of this name
     dtype='float32',
+    revision='',  # of a model of the hub; empty for its main branch
   )
   c.data = dict(
     records='',  # a CounterFact, zsRE or EasyEdit file; empty for the records beside the model
@@ -62,5 +63,5 @@ def get_config() -> config_dict.ConfigDict:
     new_tokens=30,
   )
   c.patches = ''  # evaluate, export: files or workdirs; empty for the patch in the workdir
-  c.export = dict(path='', dtype='')  # empty for `model` in the workdir, and the model's dtype
+  c.export = dict(path='', dtype='')  # empty for `model` in the workdir, and dtypes as loaded
   return c

@@ -26,6 +26,7 @@ from jedit.data.corpus import Corpus, read_corpus
 from jedit.data.packing import PackedText
 from jedit.language_model import LanguageModel
 from jedit.log import Progress, format_bytes, note, to_json
+from jedit.memory import free_host_bytes
 from jedit.models import functions, site
 from jedit.models.sites import KERNEL_INPUT
 from jedit.second_moment import Kernel, SecondMoments
@@ -293,7 +294,7 @@ class MemoryPlan:
   def check(self) -> None:
     """Raises UserError where the sums do not fit."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    places = [('host', self.host, free_memory())]
+    places = [('host', self.host, free_host_bytes())]
     if 'bytes_limit' in stats:
       places.append(
         ('device', self.device, stats['bytes_limit'] - stats.get('bytes_in_use', 0)),
@@ -318,16 +319,6 @@ def _activations(step: jax.stages.Compiled) -> str:
   analysis = step.memory_analysis()
   size = getattr(analysis, 'temp_size_in_bytes', 0)
   return f', a batch {format_bytes(size)} beside the parameters' if size else ''
-
-
-def free_memory() -> int | None:
-  """Bytes that this host can still give, where it tells."""
-  try:
-    lines = pathlib.Path('/proc/meminfo').read_text().splitlines()
-  except OSError:
-    return None
-  fields = dict(line.split(':', 1) for line in lines)
-  return int(fields['MemAvailable'].split()[0]) * 1024 if 'MemAvailable' in fields else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,13 @@ A site is `'<layer>/<place>'`:
   block_out   the residual stream after the block
   attn_key    rotated attention keys of every token, with attn_value what a cache stores
   attn_value  attention values of every token
+  attn_cache  keys and values of a whole row, where the pass has a cache
 
 An intervention is an argument and a recording a return value; jit drops what nobody asked for.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +85,7 @@ class Sites:
     self.taps = frozenset(taps)
     self.seen: dict[str, jax.Array] = {}
 
-  def __call__(self, layer: int, place: str, x: jax.Array) -> jax.Array:
+  def __call__(self, layer: int, place: str, x: Any) -> Any:
     """Applies the edit registered here, then records the value if it is tapped."""
     name = site(layer, place)
     if name in self.edits:

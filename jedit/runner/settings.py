@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jedit import methods
+from jedit.hub import find_directory
 from jedit.methods import Method
 from jedit.testbeds import NAMES, testbed_directory
 from jedit.types import UserError
@@ -31,28 +32,31 @@ class Model:
 
   Attributes:
     name: for tables; 'testbed-gptj' and 'testbed-llama' are the shipped models.
-    path: Hugging Face directory; empty takes the shipped model of this name.
+    path: Hugging Face directory, or id of a model on the Hugging Face hub; empty takes the shipped
+      model of this name.
     dtype: of weights and activations.
+    revision: branch, tag or commit on the hub; empty takes the main branch.
   """
 
   name: str = 'testbed-gptj'
   path: str = ''
   dtype: str = 'float32'
+  revision: str = ''
 
   @property
   def directory(self) -> pathlib.Path:
-    """Where the model is.
+    """Where the model is; one of the hub is downloaded where it is not there yet.
 
     Raises:
-      UserError: without a path, for a name that is not shipped.
+      UserError: without a path, for a name that is not shipped, and for a model that is not found.
     """
     if self.path:
-      return pathlib.Path(self.path)
+      return find_directory(self.path, self.revision or None)
     shipped = [_TESTBED + name for name in NAMES]
     if self.name not in shipped:
       raise UserError(
-        f'model.path is empty and no model {self.name!r} is shipped; give the path of a Hugging '
-        f'Face directory, or name {" or ".join(shipped)}.'
+        f'model.path is empty and no model {self.name!r} is shipped; give a Hugging Face directory '
+        f'or the id of a model on the hub, or name {" or ".join(shipped)}.'
       )
     return testbed_directory(self.name.removeprefix(_TESTBED))
 
@@ -206,7 +210,7 @@ class Export:
 
   Attributes:
     path: directory to be; empty takes `model` in the workdir.
-    dtype: of the stored tensors; empty takes that of the model.
+    dtype: of the stored tensors; empty keeps each as it was, see `LanguageModel.export`.
   """
 
   path: str = ''
