@@ -5,10 +5,11 @@ TPUs, which only imitate it, it is float32 and float64 residuals taken on the ho
 gives. The diagonal is scaled to about 1 first, by powers of two, which round nothing.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -46,12 +47,19 @@ def memory(device: jax.Device) -> int:
   return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // max(sharing, 1)
 
 
+@contextlib.contextmanager
+def float64_alone() -> Iterator[None]:
+  """Float64, and devices chosen here even where the caller has entered a mesh."""
+  with jax.enable_x64(True), jax.set_mesh(Mesh(np.empty((), object), ())):
+    yield
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Factor:
   """A = C + ridge I + KᵀK as a Cholesky factor, with C and K beside it for residuals.
 
-  Float64 arrays are only themselves inside `jax.enable_x64(True)`, which `solve` and `times` want
-  around them.
+  Float64 arrays are only themselves inside `float64_alone`, which `solve` and `times` want around
+  them.
 
   Attributes:
     cov_FxF: C in its own dtype.
@@ -81,7 +89,7 @@ class Factor:
     """
     dtype, wide = working_dtype(device), wide_device(device)
     scale_F = equilibration(cov_FxF, ridge, key_NxF)
-    with jax.enable_x64(True):
+    with float64_alone():
       kept = _put(cov_FxF, ridge, key_NxF, scale_F, wide)
       sent = kept
       if dtype != jnp.float64:
@@ -92,7 +100,8 @@ class Factor:
   @functools.cached_property
   def is_definite(self) -> bool:
     """Whether A is positive definite, as far as the factor's dtype tells; waits for it."""
-    return bool(np.isfinite(np.asarray(self.lower_FxF[-1, -1])))
+    with float64_alone():
+      return bool(jnp.isfinite(self.lower_FxF[-1, -1]))
 
   @property
   def devices(self) -> set[jax.Device]:
@@ -131,7 +140,7 @@ class Factor:
     best, last = x_FxB, np.inf
     for _ in range(_MOST_REFINEMENTS):
       error_FxB = rhs_FxB - self.times(x_FxB)
-      error = float(jnp.linalg.norm(error_FxB) / jnp.linalg.norm(rhs_FxB))
+      error = self._scaled_norm(error_FxB) / self._scaled_norm(rhs_FxB)
       if not error < last:  # true for NaN
         break
       best, last = x_FxB, error
@@ -139,6 +148,10 @@ class Factor:
         break
       x_FxB = x_FxB + self._solve_once(error_FxB)
     return best
+
+  def _scaled_norm(self, x_FxB: jax.Array) -> float:
+    """‖D x‖: dimensions of any size count alike."""
+    return float(jnp.linalg.norm(self.scale_F[:, None] * x_FxB))
 
   def _solve_once(self, rhs_FxB: jax.Array) -> jax.Array:
     """With the factor as it is."""
@@ -165,7 +178,7 @@ class ShardedFactor(Factor):
     block = _block(size, mesh.size)
     filled = padded_size(size, mesh.size, block)
     scale_F = equilibration(cov_FxF, ridge, key_NxF)
-    with jax.enable_x64(True):
+    with float64_alone():
       cov, ridge_, key, scale = _put(cov_FxF, ridge, key_NxF, scale_F, host)
       rows_GxF = shard_rows(_fill(np.asarray(cov_FxF), filled), mesh, block)
       number_G = shard_rows(np.arange(filled)[:, None], mesh, block)[:, 0]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from jedit.linalg import Factor, make_factor, memory, product, wide_device
+from jedit.linalg import Factor, float64_alone, make_factor, memory, product, wide_device
 
 
 class _Keepable(Protocol):
@@ -61,12 +61,12 @@ class Preserved:
 
   def spread(self, key_BxF: np.ndarray) -> np.ndarray:
     """M⁻¹ Kᵀ, [F, B] float64."""
-    with jax.enable_x64(True):
+    with float64_alone():
       return np.asarray(_with_rest(*self._spread(key_BxF), len(key_BxF)))
 
   def left(self, key_BxF: np.ndarray, key_ridge: float) -> np.ndarray:
     """M⁻¹ Kᵀ (K M⁻¹ Kᵀ + key_ridge I)⁻¹, [F, B] float64; for 1 that is (M + KᵀK)⁻¹ Kᵀ."""
-    with jax.enable_x64(True):
+    with float64_alone():
       return np.asarray(_left(*self._spread(key_BxF), len(key_BxF), key_ridge))
 
   def _spread(self, key_BxF: np.ndarray) -> tuple[jax.Array, jax.Array]:
@@ -82,7 +82,7 @@ class Spectrum:
 
   Attributes:
     eigenvalue_F: ascending, float64.
-    vector_FxF: one in each column, float64; see `jedit.linalg.Factor` about `jax.enable_x64`.
+    vector_FxF: one in each column, float64; as of `jedit.linalg.Factor`.
     identities: what `identity` gave last, by size.
   """
 
@@ -92,7 +92,7 @@ class Spectrum:
 
   @classmethod
   def of(cls, cov_FxF: np.ndarray, device: jax.Device) -> 'Spectrum':
-    with jax.enable_x64(True):
+    with float64_alone():
       return cls(*_eigh(jax.device_put(cov_FxF, wide_device(device))))
 
   @property
@@ -109,13 +109,13 @@ class Spectrum:
 
   def into(self, key_NxF: np.ndarray, num_vectors: int) -> np.ndarray:
     """Coordinates of rows along the first eigenvectors, [N, G] float64."""
-    with jax.enable_x64(True):
+    with float64_alone():
       vector_GxF = self.vector_FxF[:, :num_vectors].T
       return np.asarray(product(vector_GxF, jax.device_put(key_NxF.T, *self.devices))).T
 
   def out_of(self, x_GxB: np.ndarray) -> np.ndarray:
     """Columns from their coordinates, [F, B] float64."""
-    with jax.enable_x64(True):
+    with float64_alone():
       vector_FxG = self.vector_FxF[:, : len(x_GxB)]
       return np.asarray(product(vector_FxG, jax.device_put(x_GxB, *self.devices)))
 
@@ -158,7 +158,7 @@ def preserve(
 def moment_times(cov_FxF: np.ndarray, x_FxB: np.ndarray) -> np.ndarray:
   """C x, float64, on the device that has C beside a factor; it is sent there otherwise."""
   known, _, factor = _kept.get((id(cov_FxF), Factor), (lambda: None, (), None))
-  with jax.enable_x64(True):
+  with float64_alone():
     if factor is not None and known() is cov_FxF:
       return np.asarray(factor.cov_times(jax.device_put(x_FxB, factor.wide)))
     wide = wide_device(_least_used())
@@ -168,7 +168,7 @@ def moment_times(cov_FxF: np.ndarray, x_FxB: np.ndarray) -> np.ndarray:
 def solve_whole(cov_FxF: np.ndarray, key_NxF: np.ndarray, rhs_FxB: np.ndarray) -> np.ndarray:
   """(C + KᵀK)⁻¹ rhs, [F, B] float64, with a factor of its own, which is not kept."""
   factor = make_factor(cov_FxF, 0.0, key_NxF, _least_used())
-  with jax.enable_x64(True):
+  with float64_alone():
     return np.asarray(factor.solve(jax.device_put(rhs_FxB, factor.wide)))
 
 

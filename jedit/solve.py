@@ -117,13 +117,21 @@ class LeastSquares:
     _check_definite(left_FxB, 'raise cov_weight')
     return left_FxB
 
-  def residual(self, cov_FxF, key_BxF, left_FxB, earlier_key_NxF=None) -> float:
+  def residual(
+    self,
+    cov_FxF: np.ndarray,
+    key_BxF: np.ndarray,
+    left_FxB: np.ndarray,
+    earlier_key_NxF: np.ndarray | None = None,
+  ) -> float:
     """Of (λC + EᵀE + KᵀK) X = Kᵀ."""
     product_FxB = self.cov_weight * moment_times(cov_FxF, left_FxB)
     product_FxB += _gram_times(earlier_key_NxF, left_FxB) + _gram_times(key_BxF, left_FxB)
     return _relative(product_FxB - key_BxF.T, key_BxF.T)
 
-  def prepare(self, cov_FxF, num_edits, earlier_key_NxF) -> None:
+  def prepare(
+    self, cov_FxF: np.ndarray, num_edits: int, earlier_key_NxF: np.ndarray | None
+  ) -> None:
     if _is_small(num_edits, len(cov_FxF)) and preserved.has_room(cov_FxF):
       preserve(cov_FxF, 0.0, _weighted(self.cov_weight, earlier_key_NxF))
 
@@ -167,7 +175,13 @@ class EqualityConstrained:
     _check_definite(left_FxB, 'raise cov_ridge')
     return left_FxB
 
-  def residual(self, cov_FxF, key_BxF, left_FxB, earlier_key_NxF=None) -> float:
+  def residual(
+    self,
+    cov_FxF: np.ndarray,
+    key_BxF: np.ndarray,
+    left_FxB: np.ndarray,
+    earlier_key_NxF: np.ndarray | None = None,
+  ) -> float:
     """Of C' X = Kᵀ Y with the multipliers Y that K X + key_ridge Y = I and this imply.
 
     Without a key ridge Y is Xᵀ C' X; with one, key_ridge C' X + KᵀK X = Kᵀ has Y taken out.
@@ -182,7 +196,9 @@ class EqualityConstrained:
       wanted_FxB = key_BxF.T
     return _relative(product_FxB - wanted_FxB, wanted_FxB)
 
-  def prepare(self, cov_FxF, num_edits, earlier_key_NxF) -> None:
+  def prepare(
+    self, cov_FxF: np.ndarray, num_edits: int, earlier_key_NxF: np.ndarray | None
+  ) -> None:
     del num_edits
     if preserved.has_room(cov_FxF):
       ridge = self.cov_ridge / self.cov_weight
@@ -220,14 +236,22 @@ class RankOne:
     _check_definite(left_Fx1, 'set use_cov to False')
     return left_Fx1
 
-  def residual(self, cov_FxF, key_BxF, left_FxB, earlier_key_NxF=None) -> float:
+  def residual(
+    self,
+    cov_FxF: np.ndarray | None,
+    key_BxF: np.ndarray,
+    left_FxB: np.ndarray,
+    earlier_key_NxF: np.ndarray | None = None,
+  ) -> float:
     """Of (C + EᵀE) X = k c, with the number c that fits best."""
-    product_Fx1 = moment_times(cov_FxF, left_FxB) if self.uses_cov else left_FxB
+    product_Fx1 = left_FxB if cov_FxF is None else moment_times(cov_FxF, left_FxB)
     product_Fx1 = product_Fx1 + _gram_times(earlier_key_NxF, left_FxB)
     wanted_Fx1 = key_BxF.T @ (key_BxF @ product_Fx1) / np.square(key_BxF).sum()
     return _relative(product_Fx1 - wanted_Fx1, wanted_Fx1)
 
-  def prepare(self, cov_FxF, num_edits, earlier_key_NxF) -> None:
+  def prepare(
+    self, cov_FxF: np.ndarray, num_edits: int, earlier_key_NxF: np.ndarray | None
+  ) -> None:
     del num_edits
     if self.uses_cov and preserved.has_room(cov_FxF):
       preserve(cov_FxF, 0.0, earlier_key_NxF)
@@ -262,7 +286,13 @@ class NullSpace:
     _check_definite(left_FxB, 'raise ridge')
     return left_FxB
 
-  def residual(self, cov_FxF, key_BxF, left_FxB, earlier_key_NxF=None) -> float:
+  def residual(
+    self,
+    cov_FxF: np.ndarray,
+    key_BxF: np.ndarray,
+    left_FxB: np.ndarray,
+    earlier_key_NxF: np.ndarray | None = None,
+  ) -> float:
     """Of (P (KᵀK + EᵀE) + ridge I) X = P Kᵀ."""
     spectrum, num_free = preserved.spectrum(cov_FxF), self._num_free(cov_FxF)
     pulled_FxB = _gram_times(key_BxF, left_FxB) + _gram_times(earlier_key_NxF, left_FxB)
@@ -271,7 +301,9 @@ class NullSpace:
     product_FxB, wanted_FxB = np.split(free_FxJ, 2, axis=1)
     return _relative(product_FxB + self.ridge * left_FxB - wanted_FxB, wanted_FxB)
 
-  def prepare(self, cov_FxF, num_edits, earlier_key_NxF) -> None:
+  def prepare(
+    self, cov_FxF: np.ndarray, num_edits: int, earlier_key_NxF: np.ndarray | None
+  ) -> None:
     del num_edits, earlier_key_NxF
     if preserved.has_room(cov_FxF):
       preserved.spectrum(cov_FxF)

@@ -34,7 +34,8 @@ for cov in covs:
 found['used'] = [
   sorted(device.id for device in factor.devices) for *_, factor in preserved._kept.values()
 ]
-alone = [LeastSquares(1.0)(cov, key_BxF, key_BxF) for cov in covs]
+for cov in covs:
+  LeastSquares(1.0)(cov, key_BxF, key_BxF)
 found['prepared'] = len(preserved._kept)
 
 # The same in blocks over all devices; 90 rows fill no whole number of blocks.
@@ -42,7 +43,8 @@ cov, key_BxF, earlier = moment(90), rng.normal(size=(5, 90)), rng.normal(size=(2
 solver = EqualityConstrained(2.0, 0.1, 0.1)
 whole = solver(cov.copy(), key_BxF, key_BxF, earlier)
 linalg.fits = lambda device, size: False
-left = solver(cov, key_BxF, key_BxF, earlier)
+with jax.set_mesh(jax.make_mesh((8,), ('model',))):  # as a caller with a sharded model has
+  left = solver(cov, key_BxF, key_BxF, earlier)
 found['errors']['float64'] = float(abs(left - whole).max() / abs(left).max())
 found['errors']['residual'] = solver.residual(cov, key_BxF, left, earlier)
 ((*_, factor),) = [kept for kept in preserved._kept.values() if kept[0]() is cov]
