@@ -119,12 +119,13 @@ class LeastSquares:
 
   def residual(
     self,
-    cov_FxF: np.ndarray,
+    cov_FxF: np.ndarray | None,
     key_BxF: np.ndarray,
     left_FxB: np.ndarray,
     earlier_key_NxF: np.ndarray | None = None,
   ) -> float:
     """Of (λC + EᵀE + KᵀK) X = Kᵀ."""
+    assert cov_FxF is not None
     product_FxB = self.cov_weight * moment_times(cov_FxF, left_FxB)
     product_FxB += _gram_times(earlier_key_NxF, left_FxB) + _gram_times(key_BxF, left_FxB)
     return _relative(product_FxB - key_BxF.T, key_BxF.T)
@@ -177,7 +178,7 @@ class EqualityConstrained:
 
   def residual(
     self,
-    cov_FxF: np.ndarray,
+    cov_FxF: np.ndarray | None,
     key_BxF: np.ndarray,
     left_FxB: np.ndarray,
     earlier_key_NxF: np.ndarray | None = None,
@@ -186,6 +187,7 @@ class EqualityConstrained:
 
     Without a key ridge Y is Xᵀ C' X; with one, key_ridge C' X + KᵀK X = Kᵀ has Y taken out.
     """
+    assert cov_FxF is not None
     key_ridge = self.key_ridge if len(key_BxF) > 1 else 0.0
     product_FxB = self.cov_weight * moment_times(cov_FxF, left_FxB) + self.cov_ridge * left_FxB
     product_FxB += _gram_times(earlier_key_NxF, left_FxB)
@@ -288,12 +290,13 @@ class NullSpace:
 
   def residual(
     self,
-    cov_FxF: np.ndarray,
+    cov_FxF: np.ndarray | None,
     key_BxF: np.ndarray,
     left_FxB: np.ndarray,
     earlier_key_NxF: np.ndarray | None = None,
   ) -> float:
     """Of (P (KᵀK + EᵀE) + ridge I) X = P Kᵀ."""
+    assert cov_FxF is not None
     spectrum, num_free = preserved.spectrum(cov_FxF), self._num_free(cov_FxF)
     pulled_FxB = _gram_times(key_BxF, left_FxB) + _gram_times(earlier_key_NxF, left_FxB)
     both_FxJ = np.concatenate([pulled_FxB, key_BxF.T], axis=1)

@@ -169,12 +169,11 @@ def test_devices_without_float64_refine(solver, monkeypatch):
   key_BxF, earlier_NxF = _keys(num_edits) * scale_F, _keys(11, seed=4) * scale_F
   wide = solver(cov_FxF.copy(), key_BxF, key_BxF, earlier_NxF)
   monkeypatch.setattr(linalg, 'working_dtype', lambda device: np.float32)
+  preserved._kept.clear()
   cov_FxF = cov_FxF.copy()
   refined = solver(cov_FxF, key_BxF, key_BxF, earlier_NxF)
-  for *_, kept in preserved._kept.values():
-    if isinstance(kept, linalg.Factor) and len(kept.cov_FxF) == SIZE:
-      last = kept.lower_FxF.dtype
-  assert last == np.float32
+  kept = [value for *_, value in preserved._kept.values() if isinstance(value, linalg.Factor)]
+  assert [factor.lower_FxF.dtype for factor in kept] == [np.float32]
   np.testing.assert_allclose(refined, wide, rtol=0, atol=1e-10 * np.abs(wide).max())
   assert solver.residual(cov_FxF, key_BxF, refined, earlier_NxF) < 1e-9
 
