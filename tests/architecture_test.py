@@ -17,6 +17,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 # and everything below it; names on one line may import each other, without cycles.
 ROOMS = (
   'jedit.types jedit.configs',
+  'jedit.block_cholesky',
+  'jedit.linalg',
+  'jedit.preserved',
   'jedit.solve',
   'jedit.recipe',
   'jedit.mesh jedit.buckets',

@@ -16,6 +16,7 @@ import numpy as np
 from flax import struct
 
 from jedit.buckets import bucket
+from jedit.mesh import fetch, place_rows
 from jedit.models.config import ModelConfig
 from jedit.models.decoder import forward, head, past_taps
 from jedit.models.layers import Cache
@@ -69,27 +70,30 @@ def generate(
   room = [max(0, min(max_new_tokens, left)) for left in room]
   config.check_length(max([len(row) + left for row, left in zip(rows, room, strict=True)] or [0]))
   new: list[list[int]] = [[] for _ in rows]
-  stop_Z = jnp.asarray(np.asarray(stop_ids, np.int32))
+  stop_Z = np.asarray(stop_ids, np.int32)
   for indices in _batches(rows, room, batch_size):
     num_rows = min(batch_size, 1 << (len(indices) - 1).bit_length())
     filler = [indices[0]] * (num_rows - len(indices))
     token_NxT = np.zeros((num_rows, bucket(max(len(rows[i]) for i in indices))), np.int32)
     for n, i in enumerate(indices + filler):
       token_NxT[n, : len(rows[i])] = rows[i]
-    out_NxM, count_N = _decode(
-      config,
-      params,
+    arrays = (
       token_NxT,
       np.array([len(rows[i]) for i in indices + filler], np.int32),
       np.array([room[i] for i in indices] + [0] * len(filler), np.int32),
       np.array([row_ids[i] % 2**32 for i in indices + filler], np.uint32),
+    )
+    out_NxM, count_N = _decode(
+      config,
+      params,
+      *place_rows(params, arrays),
       stop_Z,
       np.uint32(seed % 2**32),
       np.float32(temperature),
       num_new=bucket(max(room)),
       top_k=top_k,
     )
-    out_NxM, count_N = jax.device_get((out_NxM, count_N))
+    out_NxM, count_N = fetch((out_NxM, count_N))
     for n, i in enumerate(indices):
       new[i] = out_NxM[n, : count_N[n]].tolist()
   return new
