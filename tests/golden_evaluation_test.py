@@ -195,6 +195,15 @@ class GoldenEvaluationTest(parameterized.TestCase):
         np.testing.assert_allclose(values[name], 100 * np.array(wanted), atol=1e-9, err_msg=name)
       self._assert_summary(metrics.summarize(values), case['summary'])
 
+  @parameterized.parameters(*([(folder,) for folder in _CASES] or [(None,)]))
+  def test_aggregation_over_runs(self, folder):
+    for case in _json(folder, 'aggregate.json')['across_runs']:
+      found = [metrics.summarize_runs(column) for column in np.array(case['values']).T]
+      np.testing.assert_allclose([f['mean'] for f in found], case['mean'], rtol=1e-12)
+      np.testing.assert_allclose([f['ci95'] for f in found], case['half_width'], rtol=1e-9)
+      self.assertEqual({f['n'] for f in found}, {len(case['values'])})
+      self.assertEqual(metrics.rounded_score(case['mean']), case['score_integer'])
+
 
 if __name__ == '__main__':
   absltest.main()
