@@ -33,6 +33,13 @@ PARTS = ('efficacy', 'paraphrase', 'neighborhood')
 SUCCESS = PARTS
 MAGNITUDE = tuple(f'{part}_magnitude' for part in PARTS)
 ACCURACY = tuple(f'{part}_acc' for part in PARTS)
+GENERATION = (
+  'fluency',
+  'fluency_without_prompt',
+  'consistency',
+  'essence',
+  'free_generation_acc',
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -173,19 +173,19 @@ class TfIdf:
       np.save(file, self.idf_W)
     checkpoint.write_json(pathlib.Path(vocabulary), self.columns)
 
-  def cosine(self, one: str, other: str) -> float:
-    """Similarity of two texts, 0 to 1; nan where one has no word of the vocabulary."""
-    a, b = self._weights(one), self._weights(other)
-    norm = math.hypot(*a.values()) * math.hypot(*b.values())
-    if norm == 0:
-      return math.nan
-    return math.fsum(weight * b.get(column, 0.0) for column, weight in a.items()) / norm
-
-  def _weights(self, text: str) -> dict[int, float]:
-    """Counts x idf by column."""
+  def weights(self, text: str) -> dict[int, float]:
+    """Counts x idf of the words of a text, by column; those of joined texts are their sums."""
     counts = collections.Counter(vector_words(text))
     known = ((self.columns[word], count) for word, count in counts.items() if word in self.columns)
     return {column: count * float(self.idf_W[column]) for column, count in known}
+
+
+def cosine(one: Mapping[int, float], other: Mapping[int, float]) -> float:
+  """Similarity of the weights of two texts, 0 to 1; nan where one text has no known word."""
+  norm = math.hypot(*one.values()) * math.hypot(*other.values())
+  if norm == 0:
+    return math.nan
+  return math.fsum(weight * other.get(column, 0.0) for column, weight in one.items()) / norm
 
 
 def vector_words(text: str) -> list[str]:
