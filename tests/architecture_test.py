@@ -39,6 +39,7 @@ ROOMS = (
   'jedit.editor',
   'jedit.batches',
   'jedit.evals',
+  'jedit.probes',
   'jedit.testbeds',
   'jedit',
   'jedit.runner',

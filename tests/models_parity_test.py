@@ -111,6 +111,8 @@ def _torch_sites(model, token_NxT, length_N):
     watch(attn.out_proj if is_gptj else attn.o_proj, 'attn_in', 'attn_out', layer)
     watch(mlp.fc_out if is_gptj else mlp.down_proj, 'mlp_in', 'mlp_out', layer)
     watch(block, None, 'block_out', layer)
+    watch(block.ln_1 if is_gptj else block.input_layernorm, None, 'attn_normed', layer)
+    watch(block.ln_1 if is_gptj else block.post_attention_layernorm, None, 'mlp_normed', layer)
   mask_NxT = np.arange(token_NxT.shape[1])[None] < np.asarray(length_N)[:, None]
   with torch.no_grad():
     out = model(

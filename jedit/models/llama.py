@@ -35,9 +35,9 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_NxTxD: jax.Array, view: View, sites: Sites) -> jax.Array:
     eps = self.config.norm_eps
-    normed = RMSNorm(eps, name='attn_norm')(x_NxTxD)
+    normed = sites(self.layer, 'attn_normed', RMSNorm(eps, name='attn_norm')(x_NxTxD))
     x_NxTxD = x_NxTxD + Attention(self.config, self.layer, name='attn')(normed, view, sites)
-    normed = RMSNorm(eps, name='mlp_norm')(x_NxTxD)
+    normed = sites(self.layer, 'mlp_normed', RMSNorm(eps, name='mlp_norm')(x_NxTxD))
     x_NxTxD = x_NxTxD + MLP(self.config, self.layer, name='mlp')(normed, sites)
     return sites(self.layer, 'block_out', x_NxTxD)
 
