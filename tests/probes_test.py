@@ -80,7 +80,9 @@ def test_words_and_the_rest_share_the_probability_that_the_true_object_leaves(lm
     total, named = total + found.words_ZxQxSxN[name] * len(tokens), named | tokens
   is_rest_N = ~np.isin(found.first_token_OxN[0], list(named))
   num_rest_N = lm.config.vocab_size - len(named) - is_rest_N
-  total = total + found.words_ZxQxSxN['rest'] * num_rest_N + found.prob_ZxQxOxSxN[:, :, 0] * is_rest_N
+  total = (
+    total + found.words_ZxQxSxN['rest'] * num_rest_N + found.prob_ZxQxOxSxN[:, :, 0] * is_rest_N
+  )
   np.testing.assert_allclose(total, 1, rtol=1e-5)
 
 

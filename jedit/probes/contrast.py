@@ -7,8 +7,8 @@ objects part is where editing is to intervene. Figure 5 adds sets of words.
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp

@@ -8,8 +8,8 @@ stands before, and in what turns a state into words, so every form is computed.
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
