@@ -19,7 +19,7 @@ ROOMS = (
   'jedit.types jedit.configs',
   'jedit.solve',
   'jedit.recipe',
-  'jedit.log jedit.buckets',
+  'jedit.log jedit.buckets jedit.tables',
   'jedit.checkpoint',
   'jedit.models.config jedit.models.sites',
   'jedit.models.layers',

@@ -19,6 +19,7 @@ from jedit.language_model import LanguageModel
 from jedit.log import Progress, read_jsonl, to_json
 from jedit.methods import Method
 from jedit.patch import Patch, merge
+from jedit.runner import probing
 from jedit.runner.damage import DamageMonitor
 from jedit.runner.inputs import PATCH_FILE, Question, load_contexts
 from jedit.runner.settings import Settings
@@ -208,6 +209,24 @@ def evaluate(
     _write_lines(workdir / _UNEDITED, _unedited_rows(table, questions))
     _write_lines(workdir / _RECORDS, table.to_records())
   return _read_table(read_jsonl(workdir / _RECORDS), read_jsonl(workdir / _UNEDITED))
+
+
+def probe(
+  name: str,
+  lm: LanguageModel,
+  records: Sequence[Record],
+  settings: Settings,
+  words: Mapping[str, Sequence[str]],
+  workdir: Workdir,
+) -> dict[str, Any]:
+  """What one probe found; see `probing.measure`."""
+  file = workdir / 'probes' / f'{name}.json'
+  if not file.is_file():
+    requests = [record.request for record in records]
+    with workdir.stage(name):
+      found = probing.measure(name, lm, requests, settings.probe, words=words, seed=settings.seed)
+    checkpoint.write_json(file, found)
+  return checkpoint.read_json(file)
 
 
 def _unedited_rows(table: Table, questions: Sequence[Question]) -> list[dict[str, Any]]:
