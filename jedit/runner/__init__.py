@@ -197,10 +197,9 @@ def _probe(config: ml_collections.ConfigDict, path: str) -> None:
       'patches': {'ids': [patch.id for patch in patches]},
     }
   )
-  found = {
-    name: stages.probe(name, probed, records, settings, words, workdir)
-    for name in settings.probe.names
-  }
+  for name in settings.probe.names:
+    stages.probe(name, probed, records, settings, words, workdir)
+  found = stages.finished_probes(workdir)
   print(probe_views.write(workdir.path, f'{settings.model.name} from within', found))
 
 

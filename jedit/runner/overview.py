@@ -144,7 +144,7 @@ def _curves(summaries: Summaries) -> dict[str, dict[int, Mapping[str, Any]]]:
   for name, summary in summaries.items():
     edits = summary['edits_per_model']
     number = f'(?:{edits}|{edits:,})'
-    bare = re.sub(rf'[\s,(_-]*\b{number}\b(?:[\s_-]*edits?)?\)?', '', name).strip(' ,_-')
+    bare = re.sub(rf'[\s,(_-]*(?<!\d){number}(?!\d)(?:[\s_-]*edits?)?\)?', '', name).strip(' ,_-')
     series.setdefault(bare or summary['method'], {})[edits] = summary
   if not any(len(points) > 1 for points in series.values()):
     return {}

@@ -30,6 +30,11 @@ img {{ max-width: 100%; height: auto; }}
 figcaption, .note {{ color: #555; font-size: .9rem; }}
 pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px; }}
 summary {{ cursor: pointer; }}
+@media (max-width: 36rem) {{
+  body {{ padding: .75rem; }}
+  table {{ font-size: 13px; }}
+  th, td {{ padding: .2rem .35rem; }}
+}}
 </style></head><body>
 <h1>{title}</h1>
 {body}

@@ -16,7 +16,7 @@ from jedit.types import UserError
 _TESTBED = 'testbed-'
 _MODES = ('together', 'separate', 'sequential')
 _SELECTIONS = ('first', 'random')
-_PROBES = ('similarity', 'contrast', 'tracing')
+PROBES = ('similarity', 'contrast', 'tracing')
 
 
 def _at_least(section: str, values: Any, **least: int) -> None:
@@ -190,10 +190,10 @@ class Probe:
   def __post_init__(self) -> None:
     _at_least('probe', self, top_k=1, window=1, noise=0, draws=1)
     for name in self.names:
-      if name not in _PROBES:
-        raise UserError(f'There is no probe {name!r}; choose of {", ".join(_PROBES)}.')
+      if name not in PROBES:
+        raise UserError(f'There is no probe {name!r}; choose of {", ".join(PROBES)}.')
     if not self.names:
-      raise UserError(f'probe.probes is empty; choose of {", ".join(_PROBES)}.')
+      raise UserError(f'probe.probes is empty; choose of {", ".join(PROBES)}.')
 
   @property
   def names(self) -> tuple[str, ...]:
