@@ -86,6 +86,7 @@ def _sentence(config, workdir):
 def test_a_run_leaves_every_file(finished):
   present = set(os.listdir(finished))
   more = {'provenance.json', 'summary.json', 'report.html', 'seconds.json', 'targets'}
+  more |= {'metrics.csv', 'metrics.tex', 'shifts.png', 'shifts.svg'}
   assert present == {*STABLE, *more}
   rows = [json.loads(line) for line in (finished / 'records.jsonl').read_text().splitlines()]
   assert [row['case_id'] for row in rows] == [10, 11, 12, 13]
@@ -117,8 +118,8 @@ def test_provenance_says_what_the_run_started_from(made, finished):
 
 def test_the_report_needs_nothing_else(finished):
   page = (finished / 'report.html').read_text()
-  assert 'neighborhood' in page and 'Record' not in page
-  assert not re.findall(r'(?:src|href)=|https?://', page)
+  assert 'neighborhood' in page and 'Record(' not in page
+  assert not re.findall(r'(?:src|href)="(?!data:)|https?://', page)
 
 
 def test_a_finished_run_is_read_back(made, finished, tmp_path, monkeypatch, capsys):

@@ -132,9 +132,12 @@ class Decoder(nn.Module):
       raise ValueError(f'Blocks {start} to {stop - 1} have no site {", ".join(sorted(unseen))}.')
     return x_NxTxD, sites.seen
 
-  def logits(self, hidden: jax.Array) -> jax.Array:
-    """Final norm and vocabulary layer over hidden states [..., D]: float32 logits [..., V]."""
-    normed = self.final_norm(hidden)
+  def logits(self, hidden: jax.Array, *, final_norm: bool = True) -> jax.Array:
+    """Final norm and vocabulary layer over hidden states [..., D]: float32 logits [..., V].
+
+    Without the norm, states of any layer are read as they are (the logit lens).
+    """
+    normed = self.final_norm(hidden) if final_norm else hidden
     if not self.config.tie_head:
       logits = self.head(normed)
     else:
@@ -190,9 +193,13 @@ def forward(
   return returned
 
 
-def head(config: ModelConfig, params: Any, hidden: jax.Array) -> jax.Array:
+def head(
+  config: ModelConfig, params: Any, hidden: jax.Array, *, final_norm: bool = True
+) -> jax.Array:
   """`Decoder.logits` as a pure function of the parameters."""
-  logits: Any = Decoder(config).apply({'params': params}, hidden, method='logits')
+  logits: Any = Decoder(config).apply(
+    {'params': params}, hidden, final_norm=final_norm, method='logits'
+  )
   return logits
 
 

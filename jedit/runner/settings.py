@@ -18,12 +18,17 @@ from jedit.types import UserError
 _TESTBED = 'testbed-'
 _MODES = ('together', 'separate', 'sequential')
 _SELECTIONS = ('first', 'random')
+PROBES = ('similarity', 'contrast', 'tracing')
 
 
 def _at_least(section: str, values: Any, **least: int) -> None:
   for name, bound in least.items():
     if getattr(values, name) < bound:
       raise UserError(f'{section}.{name} is {getattr(values, name)}; give at least {bound}.')
+
+
+def _separated(names: str) -> list[str]:
+  return [name.strip() for name in names.split(',') if name.strip()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +223,40 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
+class Probe:
+  """What is looked at inside of the model, for the task `probe`; `data` says on which records.
+
+  Attributes:
+    probes: of 'similarity' (PMET), 'contrast' (JEEP) and 'tracing' (ROME), separated by commas.
+    top_k: words that the Jaccard similarity compares.
+    words: JSON file with sets of words by name that the contrast follows, too; empty for none.
+    window: layers whose MLP or attention outputs tracing puts back together.
+    noise: standard deviation of tracing's noise, in those of the embeddings.
+    draws: of the noise for each record.
+  """
+
+  probes: str = 'similarity, contrast, tracing'
+  top_k: int = 50
+  words: str = ''
+  window: int = 3
+  noise: float = 3.0
+  draws: int = 4
+
+  def __post_init__(self) -> None:
+    _at_least('probe', self, top_k=1, window=1, noise=0, draws=1)
+    for name in self.names:
+      if name not in PROBES:
+        raise UserError(f'There is no probe {name!r}; choose of {", ".join(PROBES)}.')
+    if not self.names:
+      raise UserError(f'probe.probes is empty; choose of {", ".join(PROBES)}.')
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """The probes, each once."""
+    return tuple(dict.fromkeys(_separated(self.probes)))
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
   """A config, checked.
 
@@ -227,7 +266,8 @@ class Settings:
     method: None where the config has no such section.
     contexts: a contexts.json to use instead of sampling; empty samples.
     patches: for the tasks `evaluate` and `export`: patch files or workdirs, separated by commas;
-      empty takes the patch of the workdir.
+      empty takes the patch of the workdir. For `probe`, empty probes the unedited model.
+    workdirs: for the task `compare`: those of finished runs, separated by commas.
   """
 
   task: str = 'edit'
@@ -241,7 +281,9 @@ class Settings:
   edit: Edit = Edit()
   evaluation: Evaluation = Evaluation()
   export: Export = Export()
+  probe: Probe = Probe()
   patches: str = ''
+  workdirs: str = ''
 
   @property
   def required_method(self) -> Method:
@@ -254,6 +296,11 @@ class Settings:
       known = ', '.join(methods.METHODS)
       raise UserError(f'The config has no method; give it a section with a name, one of {known}.')
     return self.method
+
+  @property
+  def compared(self) -> list[str]:
+    """The workdirs to compare."""
+    return _separated(self.workdirs)
 
   @property
   def dataset(self) -> str:

@@ -21,9 +21,10 @@ from jedit.language_model import LanguageModel
 from jedit.log import Progress, read_jsonl, to_json
 from jedit.methods import Method
 from jedit.patch import Patch, merge
+from jedit.runner import probing
 from jedit.runner.damage import DamageMonitor
 from jedit.runner.inputs import PATCH_FILE, Question, load_contexts
-from jedit.runner.settings import Settings
+from jedit.runner.settings import PROBES, Settings
 from jedit.runner.workdir import Workdir
 from jedit.second_moment import SecondMoments, read_moments
 from jedit.types import Record
@@ -32,6 +33,7 @@ STATISTICS_FILE = 'statistics.safetensors'
 DAMAGE_FILE = 'damage.jsonl'
 
 _BATCHES = 'batches'
+_PROBES = 'probes'
 _CONTEXTS = 'contexts.json'
 _RECORDS = 'records.jsonl'
 _UNEDITED = 'unedited.jsonl'
@@ -219,6 +221,29 @@ def evaluate(
     _write_lines(workdir / _UNEDITED, _unedited_rows(table, questions))
     _write_lines(workdir / _RECORDS, table.to_records())
   return _read_table(read_jsonl(workdir / _RECORDS), read_jsonl(workdir / _UNEDITED))
+
+
+def probe(
+  name: str,
+  lm: LanguageModel,
+  records: Sequence[Record],
+  settings: Settings,
+  words: Mapping[str, Sequence[str]],
+  workdir: Workdir,
+) -> None:
+  """Runs one probe and keeps what it found; see `probing.measure`."""
+  file = workdir / _PROBES / f'{name}.json'
+  if not file.is_file():
+    requests = [record.request for record in records]
+    with workdir.stage(name):
+      found = probing.measure(name, lm, requests, settings.probe, words=words, seed=settings.seed)
+    checkpoint.write_json(file, found)
+
+
+def finished_probes(workdir: Workdir) -> dict[str, Any]:
+  """What the probes of this and earlier runs found, by name."""
+  files = {name: workdir / _PROBES / f'{name}.json' for name in PROBES}
+  return {name: checkpoint.read_json(file) for name, file in files.items() if file.is_file()}
 
 
 def _unedited_rows(table: Table, questions: Sequence[Question]) -> list[dict[str, Any]]:
