@@ -1,0 +1,206 @@
+"""What `statistics.py` runs; that name belongs to Python's own module for every import."""
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import harness  # noqa: F401 (its flags)
+import numpy as np
+from absl import app, flags
+from processes import Here, Process
+
+SIDES = {'engine': 'statistics_sides:Engine', 'baseline': 'statistics_sides:Baseline'}
+_ROUNDS = 3
+
+for _name in ('preset', 'sides', 'rounds', 'seed', 'out'):
+  flags.declare_key_flag(_name)  # of the harness
+_NUM_TOKENS = flags.DEFINE_integer('num_tokens', 32_768, 'Of all documents.', lower_bound=1)
+_BATCH_TOKENS = flags.DEFINE_integer('batch_tokens', 4096, 'Run at once.', lower_bound=512)
+_DEVICES = flags.DEFINE_list(
+  'devices', None, 'Meshes data x model of fake CPU devices, as 4x2, to compile for; none is timed.'
+)
+
+
+def run(
+  preset: str,
+  *,
+  sides: Sequence[str] = tuple(SIDES),
+  num_tokens: int,
+  batch_tokens: int,
+  rounds: int = _ROUNDS,
+  seed: int = 0,
+  start: Callable[..., Process | Here] = Process,
+) -> dict[str, Any]:
+  """Times the sides in turn.
+
+  Args:
+    preset: of `material.PRESETS`.
+    sides: names in `SIDES`.
+    num_tokens: of all documents, at least.
+    batch_tokens: run at once, padding included.
+    rounds: times that each side runs.
+    seed: of weights and documents.
+    start: `Process`, or `Here` to stay in this process.
+
+  Returns:
+    What is written as JSON.
+  """
+  with tempfile.TemporaryDirectory() as scratch:
+    directory = pathlib.Path(scratch)
+    maker = start('statistics_sides:prepare')
+    facts = maker.call(None, directory, preset, num_tokens, seed)
+    maker.close()
+    running: dict[str, Process | Here] = {}
+    try:
+      warm = {}
+      for name in sides:
+        running[name] = start(SIDES[name], directory, preset, batch_tokens)
+        warm[name] = running[name].call('warm_up')
+      found: dict[str, list] = {name: [] for name in sides}
+      ceilings = []
+      for number in range(rounds):
+        for name in sides if number % 2 == 0 else reversed(sides):
+          ceilings.append(running[name].call('ceiling'))
+          found[name].append(running[name].call('round'))
+      memory = {name: side.call('memory') for name, side in running.items()}
+    finally:
+      for side in running.values():
+        side.close()
+  ceiling = float(max(ceilings))
+  report: dict[str, Any] = {
+    'benchmark': 'statistics',
+    'preset': preset,
+    'rounds': rounds,
+    'seed': seed,
+    'batch_tokens': batch_tokens,
+    'cpus': os.cpu_count(),
+    **facts,
+    'ceiling_flop_per_second': ceiling,
+    'sides': {},
+  }
+  for name in sides:
+    seconds = [each['seconds'] for each in found[name]]
+    middle = float(np.median(seconds))
+    report['sides'][name] = {
+      'seconds': {'median': middle, 'min': min(seconds), 'max': max(seconds), 'rounds': seconds},
+      'tokens_per_second': facts['num_tokens'] / middle,
+      'share_of_ceiling': facts['flop'] / middle / ceiling,
+      **warm[name],
+      'num_tokens': found[name][0]['num_tokens'],
+      'peak_bytes': memory[name],
+    }
+  if len(sides) > 1:
+    ours, theirs = (found[name][0]['traces'] for name in SIDES)
+    median = {name: side['seconds']['median'] for name, side in report['sides'].items()}
+    report['times_faster'] = median['baseline'] / median['engine']
+    report['difference'] = max(abs(ours[layer] / theirs[layer] - 1) for layer in ours)
+  return report
+
+
+def table(report: Mapping[str, Any]) -> str:
+  """The report for people."""
+  lines = [
+    f'statistics, preset {report["preset"]}: {report["num_documents"]} documents of up to '
+    f'{report["longest"]} tokens, {report["num_tokens"]:,} in all, {report["rounds"]} rounds',
+    f'{report["cpus"]} CPUs; matrix products reach '
+    f'{report["ceiling_flop_per_second"] / 1e9:,.0f} GFLOP/s; needed are '
+    f'{report["flop"] / report["num_tokens"] / 1e6:,.1f} MFLOP per token',
+    '',
+    f'{"":10}{"seconds":>10}{"(min .. max)":>18}{"tokens/s":>10}{"of ceiling":>12}'
+    f'{"compile s":>11}{"MB":>8}',
+  ]
+  for name, side in report['sides'].items():
+    seconds, compiling = side['seconds'], side['compile_seconds']
+    spread = f'({seconds["min"]:.2f} .. {seconds["max"]:.2f})'
+    lines.append(
+      f'{name:10}{seconds["median"]:10.2f}{spread:>18}{side["tokens_per_second"]:10,.0f}'
+      f'{100 * side["share_of_ceiling"]:11.1f}%'
+      + (f'{"-":>11}' if compiling is None else f'{compiling:11.1f}')
+      + f'{side["peak_bytes"]["process"] / 1e6:8,.0f}'
+    )
+  if 'times_faster' in report:
+    lines += [
+      '',
+      f'engine is {report["times_faster"]:.2f} times as fast as baseline; traces differ by '
+      f'{report["difference"]:.1e} at most',
+    ]
+  return '\n'.join(lines)
+
+
+def scale(preset: str, meshes: Sequence[tuple[int, int]], seed: int = 0) -> list[dict[str, Any]]:
+  """FLOP, sent bytes and kept sums of each device: one batch shared by all, or one for each.
+
+  Args:
+    preset: of `material.PRESETS`.
+    meshes: (data, model).
+    seed: of weights.
+  """
+  rows = []
+  most = max(data for data, _ in meshes)
+  with tempfile.TemporaryDirectory() as scratch:
+    directory = pathlib.Path(scratch)
+    maker = Process('statistics_sides:prepare')
+    maker.call(None, directory, preset, 2000, seed)
+    maker.close()
+    for data, model in meshes:
+      before = os.environ.get('XLA_FLAGS', '')
+      fake = f'--xla_force_host_platform_device_count={data * model}'
+      os.environ['XLA_FLAGS'] = f'{before} {fake}'
+      side = Process('statistics_sides:moved')
+      os.environ['XLA_FLAGS'] = before
+      for kind, num_rows in (('strong', most), ('weak', data)):
+        found = side.call(None, directory, preset, data, model, num_rows)
+        rows.append({'data': data, 'model': model, 'scaling': kind, 'rows': num_rows, **found})
+      side.close()
+  return rows
+
+
+def scale_table(rows: Sequence[Mapping[str, Any]]) -> str:
+  """The report of `scale` for people."""
+  lines = [
+    f'{"mesh":>8}{"scaling":>10}{"tokens":>9}{"MFLOP/token/device":>20}{"bytes sent/token":>18}'
+    f'{"sums MB":>9}  by'
+  ]
+  for row in rows:
+    tokens = 512 * row['rows']
+    by = ', '.join(f'{name} {size / 1e6:.1f} MB' for name, size in row['bytes'].items())
+    lines.append(
+      f'{row["data"]:>5}x{row["model"]:<2}{row["scaling"]:>10}{tokens:9,}'
+      f'{row["flop"] / tokens / 1e6:20.2f}{sum(row["bytes"].values()) / tokens:18,.0f}'
+      f'{row["sum_bytes"] / 1e6:9.1f}  {by or "-"}'
+    )
+  return '\n'.join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+  """`absl.app` entry point."""
+  if len(argv) > 1:
+    raise app.UsageError(f'There is no argument {argv[1]!r}; use the flags.')
+  given = flags.FLAGS
+  report: Any
+  if _DEVICES.value is not None:
+    try:
+      meshes = [(int(data), int(model)) for data, model in (m.split('x') for m in _DEVICES.value)]
+    except ValueError as error:
+      raise app.UsageError('--devices are meshes like 4x2, separated by commas.') from error
+    report = scale(given.preset, meshes, given.seed)
+    print(scale_table(report))
+  else:
+    sides = given.sides or list(SIDES)
+    if not set(sides) <= set(SIDES):
+      raise app.UsageError(f'--sides={",".join(sides)}: choose from {", ".join(SIDES)}.')
+    report = run(
+      given.preset,
+      sides=[name for name in SIDES if name in sides],
+      num_tokens=_NUM_TOKENS.value,
+      batch_tokens=_BATCH_TOKENS.value,
+      rounds=given.rounds or _ROUNDS,
+      seed=given.seed,
+    )
+    print(table(report))
+  if given.out:
+    from jedit.checkpoint import write_json
+
+    write_json(given.out, report)
