@@ -142,7 +142,7 @@ def statistics(
   if cache is not None:
     moments = dataclasses.replace(moments, cov={**known, **moments.cov})
     moments.save(cache)
-    shutil.rmtree(cache.with_suffix('.partial'), ignore_errors=True)
+    _remove(cache.with_suffix('.partial'))
   return moments
 
 
@@ -373,7 +373,7 @@ class _Saves:
     """What there is to go on from; sums of another pass are removed."""
     if self._store is None or not self._store.is_dir():
       return None
-    saved = [int(folder.name) for folder in self._store.iterdir() if folder.name.isdigit()]
+    saved = [int(state.parent.name) for state in self._store.glob(f'[0-9]*/{_STATE}')]
     if saved:
       folder = self._store / str(max(saved))
       state = read_json(folder / _STATE)
@@ -383,7 +383,7 @@ class _Saves:
           tensors, _ = read_tensors(folder / f'{number}.safetensors')
           sums[name] = (tensors['sum'], tensors['lost'])
         return _Place(state['num_tokens'], state['end']), sums
-    shutil.rmtree(self._store)
+    _remove(self._store)
     return None
 
   def maybe(self, at: _Place, sums: _Sums) -> None:
@@ -404,3 +404,10 @@ class _Saves:
         shutil.rmtree(other, ignore_errors=True)  # another process may be quicker
     now = time.monotonic()
     self._due = now + max(_SECONDS_PER_SAVE, _WORK_PER_SAVE * (now - started))
+
+
+def _remove(store: pathlib.Path) -> None:
+  """Removes what was saved: first what makes it count, since a kill may come between."""
+  for state in store.glob(f'*/{_STATE}'):
+    state.unlink()
+  shutil.rmtree(store, ignore_errors=True)

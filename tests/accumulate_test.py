@@ -155,6 +155,10 @@ def test_a_stopped_pass_goes_on_where_it_was_saved(tmp_path, monkeypatch):
   other = accumulate(forward, lm.params, text, kernels, store, {'corpus': 'other'})
   assert text.starts[-1] == 0
   np.testing.assert_array_equal(other.cov['mlp', 0], whole.cov['mlp', 0])
+  # Nor with those that a kill left half removed.
+  next(store.glob('*/state.json')).unlink()
+  accumulate(forward, lm.params, text, kernels, store, {'corpus': 'other'})
+  assert text.starts[-1] == 0
 
 
 # Saves after every batch; the arguments are the store and the file of the result.

@@ -63,7 +63,7 @@ def test_text_is_a_file_or_a_directory(tmp_path):
 
 
 def test_json_lines_and_parquet_are_corpora(tmp_path):
-  for kind in ('jsonl', 'parquet'):
+  for kind in ('jsonl', 'json', 'parquet'):
     path = _write(tmp_path, kind)
     corpus = read_corpus(path, 'body')
     assert list(corpus.read()) == list(DOCUMENTS)

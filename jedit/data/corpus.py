@@ -15,7 +15,8 @@ import numpy as np
 
 from jedit.types import UserError
 
-_LOADERS = {'.parquet': 'parquet', '.jsonl': 'json'}  # of `datasets`, by the end of a file's name
+# Of `datasets`, by the end of a file's name.
+_LOADERS = {'.parquet': 'parquet', '.jsonl': 'json', '.json': 'json'}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,8 +95,8 @@ def read_corpus(path: str | os.PathLike[str], column: str = 'text') -> Corpus:
   """Documents of a file, or of all such files of a directory.
 
   Args:
-    path: plain text (`.txt`, or any name of a single file) with one document per line, `.jsonl`
-      or `.parquet`; a directory holds files of one of these kinds.
+    path: plain text (`.txt`, or any name of a single file) with one document per line, `.jsonl`,
+      `.json` or `.parquet`; a directory holds files of one of these kinds.
     column: field of the text in JSON lines and parquet.
 
   Raises:
