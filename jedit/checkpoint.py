@@ -1,7 +1,8 @@
 """Files that are either whole or absent: JSON, safetensors, and directories built beside.
 
 Everything is written under a temporary name in the directory where it belongs and renamed when
-it is complete and on disk, so that a run that is killed leaves nothing half-written.
+it is complete and on disk, so that a run that is killed leaves nothing half-written. Of several
+processes the first one writes; what the others write is thrown away, and all wait for it.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -18,6 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from jedit.log import to_json
+from jedit.mesh import is_first_process, wait_for_all
 from jedit.types import UserError
 
 # Key of our metadata in a safetensors header. One entry, because the library writes several in
@@ -67,6 +70,11 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     UserError: where the file cannot be written.
   """
   path = pathlib.Path(path)
+  if not is_first_process():
+    with tempfile.TemporaryDirectory() as scratch:
+      yield pathlib.Path(scratch) / path.name
+    wait_for_all()
+    return
   beside = _beside(path)
   with _write_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +85,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       _sync(path.parent)
     finally:
       beside.unlink(missing_ok=True)
+  wait_for_all()
 
 
 @contextlib.contextmanager
@@ -94,6 +103,11 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     UserError: where `path` holds something already or cannot be written.
   """
   path = pathlib.Path(path).absolute()
+  if not is_first_process():
+    with tempfile.TemporaryDirectory() as scratch:
+      yield pathlib.Path(scratch)
+    wait_for_all()
+    return
   beside = _beside(path)
   with _write_errors(path):
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -109,6 +123,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       _sync(path.parent)
     finally:
       shutil.rmtree(beside, ignore_errors=True)
+  wait_for_all()
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

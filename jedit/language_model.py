@@ -10,13 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import transformers
+from jax.sharding import Mesh
 
 from jedit.buckets import bucket
 from jedit.data.prompts import load_tokenizer, pad
+from jedit.mesh import fetch, place, place_rows
 from jedit.models import ModelConfig, forward, head
 from jedit.models.convert import Export, fingerprint, load_directory, save_directory
 from jedit.models.generate import generate
 from jedit.patch import Patch, patched
+from jedit.sharding import param_shardings
 from jedit.types import UserError
 
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -81,6 +84,14 @@ class LanguageModel:
       raise UserError(f'Patch {patch.id} is not applied to this model; there is nothing to revert.')
     return dataclasses.replace(self, patches=left, params={})
 
+  def shard(self, mesh: Mesh | None) -> 'LanguageModel':
+    """The same model spread over a mesh by its family's rules; None leaves it where it is."""
+    if mesh is None:
+      return self
+    shardings = param_shardings(self.config, mesh)
+    base = jax.tree.map(lambda x, s: place(mesh, x, s.spec), self.base, shardings)
+    return dataclasses.replace(self, base=base, params={})
+
   def forward(
     self, token_NxT: jax.Array | None = None, **arguments: Any
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -99,8 +110,8 @@ class LanguageModel:
     """
     rows = self._encode(texts)
     token_NxT, length_N = pad(rows, bucket(max(map(len, rows))))
-    logits_NxV = _last_logits(self.config, self.params, token_NxT, length_N)
-    return np.asarray(logits_NxV)
+    arrays = place_rows(self.params, (token_NxT, length_N))
+    return fetch(_last_logits(self.config, self.params, *arrays))
 
   def generate(
     self,
@@ -183,12 +194,15 @@ def _last_logits(config: ModelConfig, params, token_NxT, length_N) -> jax.Array:
   return head(config, params, jnp.take_along_axis(hidden_NxTxD, last_Nx1x1, axis=1)[:, 0])
 
 
-def load(path: str | os.PathLike[str], dtype: str = 'float32') -> LanguageModel:
+def load(
+  path: str | os.PathLike[str], dtype: str = 'float32', mesh: Mesh | None = None
+) -> LanguageModel:
   """Loads a Hugging Face directory.
 
   Args:
     path: directory with config.json, safetensors weights and a tokenizer.
     dtype: of weights and activations: 'float32', 'bfloat16' or 'float16'.
+    mesh: devices that share the model (`jedit.mesh.make_mesh`); None takes the first one.
 
   Raises:
     UserError: if something is missing, mis-shaped or not supported; says what.
@@ -196,7 +210,7 @@ def load(path: str | os.PathLike[str], dtype: str = 'float32') -> LanguageModel:
   if dtype not in DTYPES:
     raise UserError(f'dtype is {dtype!r}; choose one of {", ".join(DTYPES)}.')
   config, params, hf_config = load_directory(path, dtype)
-  return LanguageModel(
+  lm = LanguageModel(
     config=config,
     base=params,
     tokenizer=load_tokenizer(path),
@@ -204,3 +218,4 @@ def load(path: str | os.PathLike[str], dtype: str = 'float32') -> LanguageModel:
     source=os.fspath(path),
     fingerprint=fingerprint(params),
   )
+  return lm.shard(mesh)

@@ -10,8 +10,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jedit.models.config import ModelConfig
 from jedit.models.decoder import FAMILIES, init_params
 
-AXES = ('data', 'model')  # of every mesh; tables name the second
-
 
 def param_shapes(config: ModelConfig) -> dict[str, Any]:
   """The parameter tree with a `jax.ShapeDtypeStruct` per leaf; nothing is made."""

@@ -9,6 +9,7 @@ from flax import traverse_util
 from jax.sharding import PartitionSpec as P
 
 from helpers import tiny
+from jedit import mesh as mesh_module
 from jedit import sharding
 from jedit.models import FAMILIES, kernel_path
 from jedit.models.convert import name_table
@@ -108,7 +109,7 @@ def test_published_models(model):
   specs = traverse_util.flatten_dict(sharding.param_specs(config), sep='/')
   assert specs.keys() == flat.keys()
   assert all(specs['/'.join(kernel_path(3, kernel))] == P('model', None) for kernel in KERNEL_INPUT)
-  mesh = jax.sharding.AbstractMesh((1, 4), sharding.AXES)
+  mesh = jax.sharding.AbstractMesh((1, 4), (mesh_module.DATA, mesh_module.MODEL))
   shardings = traverse_util.flatten_dict(sharding.param_shardings(config, mesh), sep='/')
   per_device = sum(math.prod(shardings[p].shard_shape(leaf.shape)) for p, leaf in flat.items())
   # What stays whole: norms and small biases, and in GPT-2 a vocabulary of 50257.
@@ -131,7 +132,7 @@ def test_a_parameter_without_a_rule_is_named(monkeypatch):
 @pytest.mark.parametrize('family', tiny.HF_CONFIGS)
 def test_specs_have_the_tree_of_the_parameters(family):
   config, params = tiny.model(family)
-  mesh = jax.sharding.AbstractMesh((2, 4), sharding.AXES)
+  mesh = jax.sharding.AbstractMesh((2, 4), (mesh_module.DATA, mesh_module.MODEL))
   shards = jax.tree.map(
     lambda leaf, placed: placed.shard_shape(leaf.shape),
     params,
