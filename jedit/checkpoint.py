@@ -7,25 +7,30 @@ processes the first one writes; what the others write is thrown away, and all wa
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from jedit.log import to_json
 from jedit.mesh import is_first_process, wait_for_all
 from jedit.types import UserError
 
+# What safetensors calls the dtypes of numpy and ml_dtypes.
+DTYPES = {
+  'float64': 'F64', 'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16', 'bool': 'BOOL',
+  **{f'int{bits}': f'I{bits}' for bits in (8, 16, 32, 64)},
+  **{f'uint{bits}': f'U{bits}' for bits in (8, 16, 32, 64)},
+}  # fmt: skip
 # Key of our metadata in a safetensors header. One entry, because the library writes several in
 # random order, and equal content should give equal bytes.
-_FILE_MODE = 0o644
 _HEADER_KEY = 'jedit'
 
 
@@ -167,18 +172,47 @@ def write_tensors(
   Raises:
     UserError: where the file cannot be written.
   """
-  # Order 'C' because the format has no strides; ascontiguousarray would lift scalars to 1-d.
-  arrays = {name: np.asarray(tensor, order='C') for name, tensor in tensors.items()}
+  arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+  stream_tensors(path, arrays, arrays.__getitem__, metadata)
+
+
+def stream_tensors(
+  path: str | os.PathLike[str],
+  shapes: Mapping[str, Any],
+  tensor: Callable[[str], np.ndarray],
+  metadata: Mapping[str, Any] | None = None,
+) -> None:
+  """As `write_tensors`, for arrays that are made one at a time, when their turn comes.
+
+  Args:
+    path: the file to be.
+    shapes: by name, anything with the `shape` and `dtype` of the array.
+    tensor: name to array.
+    metadata: as there.
+
+  Raises:
+    UserError: where the file cannot be written.
+  """
   if metadata is None:
-    header = {'format': 'pt'}
+    about = {'format': 'pt'}
   else:
-    header = {_HEADER_KEY: json.dumps(to_json(metadata), ensure_ascii=False)}
-  with atomic_file(path) as beside:
-    try:
-      safetensors.numpy.save_file(arrays, beside, header)
-      beside.chmod(_FILE_MODE)  # the library makes files that only their owner can read
-    except safetensors.SafetensorError as error:  # its I/O errors are not OSErrors
-      raise OSError(str(error)) from error
+    about = {_HEADER_KEY: json.dumps(to_json(metadata), ensure_ascii=False)}
+  header: dict[str, Any] = {'__metadata__': about}
+  # The widest first, so that every array begins at a multiple of its item size.
+  names = sorted(shapes, key=lambda name: (-np.dtype(shapes[name].dtype).itemsize, name))
+  end = 0
+  for name in names:
+    shape, dtype = tuple(shapes[name].shape), np.dtype(shapes[name].dtype)
+    start, end = end, end + math.prod(shape) * dtype.itemsize
+    header[name] = {'dtype': DTYPES[dtype.name], 'shape': shape, 'data_offsets': (start, end)}
+  text = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
+  text += b' ' * (-len(text) % 8)
+  with atomic_file(path) as beside, open(beside, 'wb') as file:
+    file.write(len(text).to_bytes(8, 'little') + text)
+    for name in names:
+      # Order 'C' because the format has no strides.
+      array = np.asarray(tensor(name), order='C')
+      file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def read_tensors(

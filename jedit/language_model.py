@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jedit.buckets import bucket
 from jedit.data.prompts import load_tokenizer, pad
+from jedit.hub import find_directory
 from jedit.mesh import fetch, place, place_rows
 from jedit.models import ModelConfig, forward, head
 from jedit.models.convert import Export, fingerprint, load_directory, save_directory
@@ -35,7 +36,7 @@ class LanguageModel:
     tokenizer: a Hugging Face tokenizer.
     hf_config: config.json of the directory it came from.
     source: that directory.
-    fingerprint: hash of `base`.
+    fingerprint: hash of `base` and `config`.
     patches: edits in the order they were applied.
     params: `base` with the patches; edited kernels are float32.
   """
@@ -60,16 +61,26 @@ class LanguageModel:
     """A model with one more patch.
 
     Raises:
-      UserError: if the patch was made on another model, or is applied already.
+      UserError: if the patch was made on another model or on top of patches that this one does not
+        carry, or is applied already.
     """
+    applied = {
+      name for each in self.patches for name in (each.id, *each.provenance.get('patches', ()))
+    }
     made_on = patch.provenance.get('model')
     if made_on is not None and made_on != self.fingerprint:
       raise UserError(
         f'The patch was made on a model with fingerprint {made_on}, this one has '
         f'{self.fingerprint}; apply it to the model it was made on.'
       )
-    if patch.id in {applied.id for applied in self.patches}:
+    if patch.id in applied:
       raise UserError(f'Patch {patch.id} is applied already; revert it first.')
+    before = [each for each in patch.provenance.get('patches_before', ()) if each not in applied]
+    if before:
+      raise UserError(
+        f'Patch {patch.id} was made on top of {", ".join(before)}, which this model lacks; '
+        'apply them first, in the order in which they were made.'
+      )
     params = patched(self.params, patch.updates)
     return dataclasses.replace(self, patches=(*self.patches, patch), params=params)
 
@@ -121,18 +132,25 @@ class LanguageModel:
     top_k: int | None = None,
     temperature: float = 1.0,
     seed: int = 0,
+    stop: Sequence[int] = (),
   ) -> list[str]:
     """Continues texts: the most probable tokens, or samples from the `top_k` most probable.
 
-    Generation stops at the tokenizer's end-of-text token.
+    Args:
+      texts: of any lengths; many are taken in batches.
+      max_new_tokens: how many tokens a text may get.
+      top_k: sample from the k most probable tokens; None takes the most probable.
+      temperature: divides the logits before sampling; above 0.
+      seed: of the sampling.
+      stop: ids of tokens that end a text, besides the tokenizer's end-of-text token.
 
     Returns:
       Each text with its continuation.
 
     Raises:
-      UserError: for no texts or an empty one.
+      UserError: for no texts or an empty one, and settings out of range.
     """
-    stop = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
+    end = self.tokenizer.eos_token_id
     rows = self._encode(texts)
     new = generate(
       self.config,
@@ -142,7 +160,7 @@ class LanguageModel:
       top_k=top_k,
       temperature=temperature,
       seed=seed,
-      stop_ids=stop,
+      stop_ids=[*stop, *([] if end is None else [end])],
     )
     return [
       text + self._decode_after(row, list(ids))
@@ -159,7 +177,9 @@ class LanguageModel:
 
     Args:
       path: the directory to be.
-      dtype: of the stored tensors; the base's by default. Edited kernels are rounded once.
+      dtype: of the stored tensors. By default only edited kernels change: every other tensor is
+        written as it stands in the directory that was loaded, in the same file, and edited ones
+        are rounded once, to the model's dtype or to their own there where that is wider.
 
     Returns:
       What was written and what rounding the edited kernels cost.
@@ -169,7 +189,7 @@ class LanguageModel:
       self.config,
       self.params,
       self.hf_config,
-      dtype=dtype or self.config.dtype,
+      dtype=dtype,
       base=self.base if self.patches else None,
       source=self.source,
       tokenizer=self.tokenizer,
@@ -195,27 +215,33 @@ def _last_logits(config: ModelConfig, params, token_NxT, length_N) -> jax.Array:
 
 
 def load(
-  path: str | os.PathLike[str], dtype: str = 'float32', mesh: Mesh | None = None
+  path: str | os.PathLike[str],
+  dtype: str = 'float32',
+  revision: str | None = None,
+  mesh: Mesh | None = None,
 ) -> LanguageModel:
-  """Loads a Hugging Face directory.
+  """Loads a model of the Hugging Face format.
 
   Args:
-    path: directory with config.json, safetensors weights and a tokenizer.
+    path: directory with config.json, safetensors weights and a tokenizer, or the id of a model on
+      the Hugging Face hub, which is downloaded once (see `jedit.hub`).
     dtype: of weights and activations: 'float32', 'bfloat16' or 'float16'.
+    revision: branch, tag or commit on the hub; None takes the main branch.
     mesh: devices that share the model (`jedit.mesh.make_mesh`); None takes the first one.
 
   Raises:
-    UserError: if something is missing, mis-shaped or not supported; says what.
+    UserError: if something is missing, mis-shaped, not supported or larger than the free memory;
+      says what.
   """
   if dtype not in DTYPES:
     raise UserError(f'dtype is {dtype!r}; choose one of {", ".join(DTYPES)}.')
-  config, params, hf_config = load_directory(path, dtype)
-  lm = LanguageModel(
+  path = find_directory(path, revision)
+  config, params, hf_config = load_directory(path, dtype, mesh)
+  return LanguageModel(
     config=config,
     base=params,
     tokenizer=load_tokenizer(path),
     hf_config=hf_config,
     source=os.fspath(path),
-    fingerprint=fingerprint(params),
+    fingerprint=fingerprint(params, config),
   )
-  return lm.shard(mesh)

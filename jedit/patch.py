@@ -140,6 +140,8 @@ def merge(patches: Sequence[Patch]) -> Patch:
     updates,
     {
       'model': provenances[0].get('model'),
+      'patches_before': provenances[0].get('patches_before', []),
+      'patches': [patch.id for patch in patches],
       'method': provenances[0].get('method', {}),
       'num_edits': sum(each.get('num_edits', 0) for each in provenances),
       'targets': [stage for each in provenances for stage in each.get('targets', ())],

@@ -120,6 +120,24 @@ def test_a_script_runs_its_sides_as_processes(tmp_path):
   assert report['num_edits'] == 2 and list(report['sides']) == ['engine']
 
 
+def test_generation_is_timed_on_equal_work(capsys):
+  pytest.importorskip('torch')
+  generation = importlib.import_module('generation')
+  report = generation.run(
+    'tiny', num_prompts=5, num_new=8, lengths=(2, 9), rounds=2, start=processes.Here
+  )
+  assert list(report['sides']) == list(generation.SIDES) == ['engine', 'transformers']
+  assert report['equal_tokens'] == 1
+  assert report['sides']['engine']['compile_seconds_in_rounds'] == [0, 0]
+  for side in report['sides'].values():
+    assert side['tokens_per_second'] == pytest.approx(5 * 8 / side['seconds']['median'])
+  assert 'times as fast as transformers' in generation.table(report)
+  tokens = sum(np.random.default_rng(0).integers(2, 10, 5)) + 5 * 7
+  preset = material.PRESETS['tiny']
+  head_flop = flop.head_flop(preset.config) * 40
+  assert report['needed_flop'] == 4 * flop.block_flop(preset.config) * tokens + head_flop
+
+
 def test_errors_of_a_process_arrive():
   side = processes.Process('material:prepare')
   try:

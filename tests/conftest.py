@@ -3,9 +3,11 @@
 import os
 import pathlib
 
-# Before jax is imported: a CPU, and programs that are compiled quickly rather than run quickly.
+# Before they are imported: a CPU, programs that are compiled quickly rather than run quickly, and
+# no network.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+os.environ['HF_HUB_OFFLINE'] = '1'
 
 import jax
 import pytest

@@ -1,6 +1,9 @@
 """Directories come back bit for bit, and those that cannot be used say why."""
 
+import dataclasses
+import errno
 import json
+import os
 import shutil
 
 import chex
@@ -12,10 +15,17 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from helpers import tiny
-from jedit.models import FAMILIES, kernel_path
+from jedit import checkpoint
+from jedit.models import FAMILIES, convert, kernel_path
 from jedit.models.convert import fingerprint, load_directory, save_directory
+from jedit.sharding import param_shardings
 from jedit.types import UserError
 
+# Stored with old checkpoints; nobody reads them.
+_BUFFERS = {
+  'gptj': ['transformer.h.0.attn.bias'],
+  'llama': ['model.layers.0.self_attn.rotary_emb.inv_freq'],
+}
 both_families = pytest.mark.parametrize('family', tuple(tiny.HF_CONFIGS))
 
 
@@ -28,6 +38,10 @@ def _save(path, family='gptj', *, dtype=None, **fields):
     config, params = tiny.in_dtype(config, params, dtype)
   save_directory(path, config, params, hf_config)
   return params
+
+
+def _with_params(config):
+  return config, tiny.random_params(config)
 
 
 def _change(path, **tensors):
@@ -201,7 +215,7 @@ def test_export_rounds_edited_kernels_once_and_reports_it(tmp_path):
   np.testing.assert_allclose(cost.update, error / change, rtol=1e-4)
   # An update of a hundredth of the weights loses a hundred times what the weights do.
   assert cost.weight < 0.003 < 0.1 < cost.update < 0.3
-  exact = save_directory(tmp_path / 'b', config, edited, tiny.GPTJ)
+  exact = save_directory(tmp_path / 'b', config, edited, tiny.GPTJ, dtype='float32')
   assert (exact.dtype, dict(exact.rounding)) == ('float32', {})
   chex.assert_trees_all_equal(
     load_directory(tmp_path / 'b', 'float32')[1]['block_1']['mlp']['down']['kernel'], kernel
@@ -225,6 +239,100 @@ def test_export_brings_the_tokenizer_files_along(tmp_path):
   assert (tmp_path / 'b' / 'merges.txt').read_text() == 'merges.txt'
 
 
+@both_families
+@pytest.mark.parametrize(('stored', 'loaded'), [('bfloat16', 'float32'), ('float32', 'bfloat16')])
+def test_export_changes_the_edited_tensor_and_nothing_else(family, stored, loaded, tmp_path):
+  """Also where the model was loaded in another dtype, and what carries no weights stays."""
+  hf_config = tiny.hf_config(family, tie_word_embeddings=True)
+  config, params = tiny.in_dtype(
+    *_with_params(FAMILIES[family].read_config(hf_config, 'float32')), stored
+  )
+  source = tmp_path / 'source'
+  save_directory(source, config, params, hf_config, shard_bytes=20_000)
+  index_file = source / 'model.safetensors.index.json'
+  index = json.loads(index_file.read_text())
+  [buffer] = _BUFFERS[family]
+  extra = {
+    'lm_head.weight': np.array(params['embed']['embedding']),
+    buffer: np.ones((1, 1, 4, 4), np.uint8),
+  }
+  save_file(extra, source / 'model-extra.safetensors', {'format': 'pt'})
+  index['weight_map'] |= dict.fromkeys(extra, 'model-extra.safetensors')
+  index_file.write_text(json.dumps(index))
+
+  config, params, hf_config = load_directory(source, loaded)
+  flat, path = traverse_util.flatten_dict(params), kernel_path(1, 'mlp')
+  flat[path] = flat[path].astype(jnp.float32) * 1.5
+  edited = traverse_util.unflatten_dict(flat)
+  export = save_directory(tmp_path / 'out', config, edited, hf_config, source=source)
+  assert export.dtype == 'float32' and not export.rounding
+  written = json.loads((tmp_path / 'out' / index_file.name).read_text())
+  assert written['weight_map'] == index['weight_map']
+  changed = []
+  for file in sorted(set(index['weight_map'].values())):
+    before, after = load_file(source / file), load_file(tmp_path / 'out' / file)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+      if tensor.dtype != after[name].dtype or tensor.tobytes() != after[name].tobytes():
+        changed.append(name)
+  assert len(changed) == 1 and changed[0].endswith(
+    ('h.1.mlp.fc_out.weight', '1.mlp.down_proj.weight')
+  )
+  again = load_directory(tmp_path / 'out', 'float32')[1]
+  np.testing.assert_array_equal(again['block_1']['mlp']['down']['kernel'], flat[path])
+
+  # The embedding is stored twice: an edit of it has to reach both.
+  flat[('embed', 'embedding')] += 1
+  edited = traverse_util.unflatten_dict(flat)
+  save_directory(tmp_path / 'both', config, edited, hf_config, source=source)
+  assert load_directory(tmp_path / 'both')[0].tie_head
+
+
+def test_export_follows_its_source_only_where_that_is_the_model(tmp_path):
+  _save(tmp_path / 'other', n_layer=1)
+  config, params = tiny.model('gptj')
+  save_directory(tmp_path / 'a', config, params, tiny.GPTJ, source=tmp_path / 'other')
+  chex.assert_trees_all_equal(load_directory(tmp_path / 'a')[1], params)
+  _change(tmp_path / 'a', **{'lm_head.bias': np.zeros(tiny.VOCAB, np.float32)})  # since it was read
+  save_directory(tmp_path / 'b', config, params, tiny.GPTJ, source=tmp_path / 'a')
+  chex.assert_trees_all_equal(load_directory(tmp_path / 'b')[1], params)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+  config, params = tiny.model('gptj')
+  written = []
+
+  def full(path):
+    if len(written) == 2:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    written.append(path)
+
+  monkeypatch.setattr(checkpoint, '_sync', full)
+  with pytest.raises(UserError, match='No space left on device.*has space'):
+    save_directory(tmp_path / 'a', config, params, tiny.GPTJ, shard_bytes=20_000)
+  assert len(written) == 2 and not list(tmp_path.iterdir())
+
+
+@both_families
+def test_parameters_go_to_their_devices(family, tmp_path):
+  params = _save(tmp_path / 'a', family)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'model'))
+  config, loaded, _ = load_directory(tmp_path / 'a', mesh=mesh)
+  chex.assert_trees_all_equal(loaded, params)
+  assert jax.tree.map(lambda leaf: leaf.sharding, loaded) == param_shardings(config, mesh)
+
+
+def test_a_model_larger_than_the_free_memory_is_refused(tmp_path, monkeypatch):
+  params = _save(tmp_path / 'a')
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  monkeypatch.setattr(convert, 'free_bytes', lambda device: size - 1)
+  with pytest.raises(UserError, match=r'takes 0.0 GB as float32 and .* has 0.0 GB free'):
+    load_directory(tmp_path / 'a')
+  load_directory(tmp_path / 'a', 'bfloat16')  # half of it fits
+  monkeypatch.setattr(convert, 'free_bytes', lambda device: None)
+  load_directory(tmp_path / 'a')
+
+
 def test_export_leaves_nothing_half_written(tmp_path):
   config, params = tiny.model('gptj')
 
@@ -240,6 +348,18 @@ def test_export_leaves_nothing_half_written(tmp_path):
   with pytest.raises(UserError, match='exists already'):
     save_directory(tmp_path / 'a', config, params, tiny.GPTJ)
   assert [path.name for path in tmp_path.rglob('*')] == ['a', 'mine.txt']
+
+
+def test_fingerprint_sees_how_weights_are_used():
+  config, params = tiny.model('llama')
+  same = dataclasses.replace(config, dtype='bfloat16')
+  assert fingerprint(params, config) == fingerprint(params, same) != fingerprint(params)
+  others = [
+    dataclasses.replace(config, norm_eps=2e-5),
+    dataclasses.replace(config, num_heads=2),
+    dataclasses.replace(config, rope=dataclasses.replace(config.rope, theta=5e5)),
+  ]
+  assert len({fingerprint(params, each) for each in [config, *others]}) == 4
 
 
 def test_fingerprint_sees_every_bit():

@@ -54,6 +54,16 @@ def test_generation_continues_each_text_with_the_most_probable_tokens(family):
     assert after == lm.tokenizer.decode(row, skip_special_tokens=True)
 
 
+def test_a_given_token_ends_a_text():
+  lm = editing.language_model()
+  [text] = lm.generate(TEXTS[:1], max_new_tokens=6)
+  ids = lm.tokenizer(text)['input_ids']
+  third = len(lm.tokenizer(TEXTS[0])['input_ids']) + 2
+  [cut] = lm.generate(TEXTS[:1], max_new_tokens=6, stop=[ids[third]])
+  end = ids.index(ids[third], len(lm.tokenizer(TEXTS[0])['input_ids']))  # may come before
+  assert cut == lm.tokenizer.decode(ids[: end + 1], skip_special_tokens=True)
+
+
 def test_samples_follow_their_seed():
   lm = editing.language_model()
   settings = dict(max_new_tokens=8, top_k=5)

@@ -170,6 +170,10 @@ def _torch_sites(model, token_NxT, length_N):
     watch(block.get_submodule(attn), 'attn_in', 'attn_out', layer)
     watch(block.get_submodule(mlp), 'mlp_in', 'mlp_out', layer)
     watch(block, None, 'block_out', layer)
+    norms = [name for name, _ in block.named_children() if name.startswith('ln_') or 'norm' in name]
+    assert len(norms) in (1, 2)
+    watch(block.get_submodule(norms[0]), None, 'attn_normed', layer)
+    watch(block.get_submodule(norms[-1]), None, 'mlp_normed', layer)
   mask_NxT = np.arange(token_NxT.shape[1])[None] < np.asarray(length_N)[:, None]
   with torch.no_grad():
     out = model(

@@ -1,5 +1,6 @@
 """Patches come back from files, from models, and only go where they belong."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,7 @@ from helpers import editing, tiny
 from jedit.checkpoint import write_tensors
 from jedit.language_model import LanguageModel
 from jedit.models.convert import fingerprint
-from jedit.patch import Patch, Update, patched
+from jedit.patch import Patch, Update, merge, patched
 from jedit.types import UserError
 
 LOW, HIGH = 'block_0/mlp/down/kernel', 'block_2/attn/out/kernel'
@@ -29,6 +30,24 @@ def _patch(lm, seed, paths=(LOW, HIGH), rank=2):
 
 def _bits(params):
   return jax.tree.map(lambda leaf: np.asarray(leaf).tobytes(), params)
+
+
+def test_a_patch_wants_those_that_it_was_made_on():
+  lm = editing.language_model()
+  first, second = _patch(lm, 0), _patch(lm, 1)
+  third = dataclasses.replace(
+    _patch(lm, 2), provenance={'model': lm.fingerprint, 'patches_before': [first.id, second.id]}
+  )
+  for carrying in (lm, lm.apply(second)):
+    with pytest.raises(UserError, match=f'on top of {first.id}.* apply them first'):
+      carrying.apply(third)
+  step_by_step = lm.apply(first).apply(second).apply(third)
+  at_once = lm.apply(merge([first, second])).apply(third)
+  assert len(step_by_step.patches) == 3 and len(at_once.patches) == 2
+  later = merge([third, _patch(lm, 3)])
+  with pytest.raises(UserError, match='on top of'):
+    lm.apply(later)
+  lm.apply(first).apply(second).apply(later)
 
 
 def test_updates_keep_the_smaller_form():

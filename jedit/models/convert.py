@@ -5,40 +5,42 @@ here; matrices are stored [out, in] there and [in, out] here. Tensors are read o
 every name has to be accounted for: unknown, missing and mis-shaped ones end in one error.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from flax import traverse_util
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from jedit import checkpoint
+from jedit.log import Progress, quiet
+from jedit.memory import free_bytes
+from jedit.mesh import fetch
 from jedit.models.config import ModelConfig
-from jedit.models.decoder import FAMILIES, init_params
+from jedit.models.decoder import FAMILIES
 from jedit.models.layers import wider
+from jedit.models.stored import COMPANIONS, INDEX, WEIGHTS, Stored, open_tensors, some
+from jedit.sharding import param_shapes, param_shardings
 from jedit.types import UserError
 
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
-_WEIGHTS, _INDEX = 'model.safetensors', 'model.safetensors.index.json'
-_OTHER_FORMATS = ('pytorch_model*.bin', '*.pth', '*.pt', '*.msgpack', '*.h5')
-# What travels with a model besides its config and weights.
-_COMPANIONS = (
-  'tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'vocab.json', 'merges.txt',
-  'special_tokens_map.json', 'added_tokens.json', 'chat_template.jinja', 'chat_template.json',
-  'generation_config.json',
-)  # fmt: skip
 _SHARD_BYTES = 5_000_000_000
-_LISTED = 10  # names an error message shows of each sort
+_SHOWN_BYTES = 500_000_000  # from here on loading takes seconds
+_MB = 1_000_000
+_STRIP = 64  # columns: their cache lines are still there when the next ones come
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Export:
 
 def _expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
   """Shapes of the parameters by path, without making any."""
-  tree = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-  return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep='/').items()}
+  flat = traverse_util.flatten_dict(param_shapes(config), sep='/')
+  return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def name_table(config: ModelConfig) -> dict[str, tuple[str, str, tuple[int, ...]]]:
@@ -92,37 +94,92 @@ def name_table(config: ModelConfig) -> dict[str, tuple[str, str, tuple[int, ...]
 
 
 def load_directory(
-  path: str | os.PathLike[str], dtype: str = 'float32'
+  path: str | os.PathLike[str], dtype: str = 'float32', mesh: Mesh | None = None
 ) -> tuple[ModelConfig, dict[str, Any], dict[str, Any]]:
-  """Reads the config and the weights of a Hugging Face directory.
+  """Reads the config and the weights of a Hugging Face directory, one tensor at a time.
 
   Args:
     path: directory with config.json and model.safetensors, whole or sharded with its index.
     dtype: what weights are converted to and activations are computed in.
+    mesh: devices that share the model by its family's rules; each process reads the parts of its
+      own only. None puts all on the default device.
 
   Returns:
     The config, the parameters as a nested dict of arrays, and config.json as it stands.
 
   Raises:
-    UserError: for a directory or config that cannot be used, and for tensors that are unknown,
-      missing or mis-shaped (all of them in one message).
+    UserError: for a directory or config that cannot be used, for tensors that are unknown,
+      missing or mis-shaped (all of them in one message), and for a model that does not fit.
   """
   if dtype not in DTYPES or jax.dtypes.canonicalize_dtype(dtype) != dtype:  # float64 needs x64
     raise UserError(f'Cannot load a model as {dtype!r}; choose float32, bfloat16 or float16.')
   path = pathlib.Path(path)
   hf_config = _read_hf_config(path)
   config = FAMILIES[hf_config['model_type']].read_config(hf_config, dtype)
-  with contextlib.ExitStack() as stack:
-    tensors = _open_tensors(path, stack)
-    config = _with_renames(config, tensors)
-    config, hf_config = _untie_if_different(config, hf_config, tensors)
-    table = name_table(config)
-    _check_names(path, config, table, tensors)
-    flat = {
-      ours: _to_param(tensors[name].get_tensor(name), kind, dtype)
-      for name, (ours, kind, _) in table.items()
-    }
+  tensors = open_tensors(path)
+  config = _with_renames(config, tensors)
+  config, hf_config = _untie_if_different(config, hf_config, tensors)
+  table = name_table(config)
+  _check_names(path, config, table, tensors)
+  shardings = {} if mesh is None else param_shardings(config, mesh)
+  placed = traverse_util.flatten_dict(shardings, sep='/')
+  _check_fits(path, table, dtype, placed)
+  flat = {}
+  with _progress('loading', list(tensors.values())) as progress:
+    for name, stored in tensors.items():
+      if name in table:
+        ours, kind, _ = table[name]
+        flat[ours] = _to_param(stored, kind, dtype, placed.get(ours))
+      progress(stored)
   return config, traverse_util.unflatten_dict(flat, sep='/'), hf_config
+
+
+@contextlib.contextmanager
+def _progress(label: str, tensors: Sequence[Any]) -> Iterator[Callable[[Any], None]]:
+  """Counts the bytes of tensors that are done, where that takes some time."""
+  total, done = sum(map(_size, tensors)), 0
+  with contextlib.ExitStack() as stack:
+    if total < _SHOWN_BYTES:
+      stack.enter_context(quiet())
+    shown = stack.enter_context(Progress(label, total // _MB, 'MB'))
+
+    def finish(tensor: Any) -> None:
+      nonlocal done
+      done += _size(tensor)
+      shown.update(done // _MB - shown.done)
+
+    yield finish
+
+
+def _size(tensor: Any) -> int:
+  return math.prod(tensor.shape) * tensor.dtype.itemsize
+
+
+def _check_fits(
+  path: pathlib.Path,
+  table: Mapping[str, tuple[str, str, tuple[int, ...]]],
+  dtype: str,
+  shardings: Mapping[str, jax.sharding.Sharding],
+) -> None:
+  """Refuses a model that is larger than the free memory of a device that is to hold it."""
+  here = jax.sharding.SingleDeviceSharding(jnp.zeros(()).device)
+  needed: collections.Counter[jax.Device] = collections.Counter()
+  for ours, kind, stored in table.values():
+    sharding = shardings.get(ours, here)
+    part = sharding.shard_shape(stored[::-1] if kind == 'kernel' else stored)
+    for device in sharding.addressable_devices:
+      needed[device] += math.prod(part) * jnp.dtype(dtype).itemsize
+  for platform in {device.platform for device in needed}:
+    devices = [device for device in needed if device.platform == platform]
+    # Devices of a CPU share its memory.
+    groups = [devices] if platform == 'cpu' else [[device] for device in devices]
+    for group in groups:
+      wanted, free = sum(needed[device] for device in group), free_bytes(group[0])
+      if free is not None and wanted > free:
+        raise UserError(
+          f'{path} takes {wanted / 1e9:.1f} GB as {dtype} and {group[0]} has {free / 1e9:.1f} GB '
+          'free; load it in a narrower dtype, over more devices or where there is more memory.'
+        )
 
 
 def _read_hf_config(path: pathlib.Path) -> dict[str, Any]:
@@ -142,54 +199,6 @@ def _read_hf_config(path: pathlib.Path) -> dict[str, Any]:
   return hf_config
 
 
-def _open_tensors(path: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-  """Open safetensors file by tensor name; nothing is read yet."""
-  if (path / _WEIGHTS).is_file():
-    file = _open(path / _WEIGHTS, stack)
-    return dict.fromkeys(file.keys(), file)
-  if not (path / _INDEX).is_file():
-    others = sorted(found.name for glob in _OTHER_FORMATS for found in path.glob(glob))
-    if others:
-      raise UserError(
-        f'{path} has its weights only as {others[0]}; convert them once with transformers: '
-        "AutoModelForCausalLM.from_pretrained('...').save_pretrained('...')."
-      )
-    raise UserError(f'{path} has neither {_WEIGHTS} nor {_INDEX}; download the weights.')
-  index = checkpoint.read_json(path / _INDEX)
-  shard_of = index.get('weight_map') if isinstance(index, dict) else None
-  if not isinstance(shard_of, dict) or not all(isinstance(s, str) for s in shard_of.values()):
-    raise UserError(f'{path / _INDEX} has no weight_map; download the index again.')
-  shards = sorted(set(shard_of.values()))
-  absent = [shard for shard in shards if not (path / shard).is_file()]
-  if absent:
-    raise UserError(
-      f'{path} lacks {len(absent)} of {len(shards)} weight files ({_some(absent)}); '
-      'download the rest.'
-    )
-  tensors, misplaced = {}, []
-  for shard in shards:
-    file = _open(path / shard, stack)
-    present = set(file.keys())
-    listed = {name for name, of in shard_of.items() if of == shard}
-    misplaced += sorted(present ^ listed)
-    tensors.update(dict.fromkeys(present & listed, file))
-  if misplaced:
-    raise UserError(
-      f'{path / _INDEX} does not match its weight files: {len(misplaced)} tensors are not where '
-      f'it says ({_some(misplaced)}); download index and files again.'
-    )
-  return tensors
-
-
-def _open(path: pathlib.Path, stack: contextlib.ExitStack) -> Any:
-  try:
-    return stack.enter_context(safetensors.safe_open(os.fspath(path), framework='numpy'))
-  except (safetensors.SafetensorError, OSError) as error:
-    raise UserError(
-      f'{path} is not a whole safetensors file ({error}); download it again.'
-    ) from error
-
-
 def _with_renames(config: ModelConfig, tensors: Mapping[str, Any]) -> ModelConfig:
   """Follows the file where it begins names in another way than the family's table."""
   renames = FAMILIES[config.family].renames
@@ -198,7 +207,7 @@ def _with_renames(config: ModelConfig, tensors: Mapping[str, Any]) -> ModelConfi
 
 
 def _untie_if_different(
-  config: ModelConfig, hf_config: dict[str, Any], tensors: Mapping[str, Any]
+  config: ModelConfig, hf_config: dict[str, Any], tensors: Mapping[str, Stored]
 ) -> tuple[ModelConfig, dict[str, Any]]:
   """Believes the file where the config says tied but the stored head is another matrix.
 
@@ -208,7 +217,7 @@ def _untie_if_different(
   head, embedding = names['head/kernel'], names['embed/embedding']
   if not config.tie_head or head not in tensors or embedding not in tensors:
     return config, hf_config
-  if np.array_equal(tensors[head].get_tensor(head), tensors[embedding].get_tensor(embedding)):
+  if np.array_equal(tensors[head].view(), tensors[embedding].view()):
     return config, hf_config
   untied = {**hf_config, 'tie_word_embeddings': False}
   return dataclasses.replace(config, tie_head=False), untied
@@ -218,7 +227,7 @@ def _check_names(
   path: pathlib.Path,
   config: ModelConfig,
   table: Mapping[str, tuple[str, str, tuple[int, ...]]],
-  tensors: Mapping[str, Any],
+  tensors: Mapping[str, Stored],
 ) -> None:
   family = FAMILIES[config.family]
   ignored = [re.compile(pattern) for pattern in family.ignored]
@@ -230,14 +239,13 @@ def _check_names(
   missing = sorted(table.keys() - tensors.keys())
   wrong = []
   for name in sorted(table.keys() & tensors.keys()):
-    stored = tensors[name].get_slice(name)
-    shape, want = tuple(stored.get_shape()), table[name][2]
-    if shape != want:
-      wrong.append(f'{name} is {list(shape)}, not {list(want)}')
-    elif stored.get_dtype() not in ('F16', 'BF16', 'F32', 'F64'):
-      wrong.append(f'{name} is stored as {stored.get_dtype()}')
+    stored, want = tensors[name], table[name][2]
+    if stored.shape != want:
+      wrong.append(f'{name} is {list(stored.shape)}, not {list(want)}')
+    elif stored.kind not in ('F16', 'BF16', 'F32', 'F64'):
+      wrong.append(f'{name} is stored as {stored.kind}')
   parts = [
-    f'{len(found)} {sort} ({_some(found)})'
+    f'{len(found)} {sort} ({some(found)})'
     for sort, found in (('unknown', unknown), ('missing', missing), ('mis-shaped', wrong))
     if found
   ]
@@ -248,16 +256,25 @@ def _check_names(
     )
 
 
-def _some(names: Sequence[str]) -> str:
-  more = f' and {len(names) - _LISTED} more' if len(names) > _LISTED else ''
-  return ', '.join(names[:_LISTED]) + more
+def _to_param(stored: Stored, kind: str, dtype: str, sharding: Any) -> jax.Array:
+  """A stored tensor as a parameter: each device gets its part once, in its final form."""
+  view = stored.view()
+  whole = view.T if kind == 'kernel' else view
+  if sharding is None:
+    return jnp.asarray(_in_order(whole, dtype)).block_until_ready()
+  return jax.make_array_from_callback(
+    whole.shape, sharding, lambda index: _in_order(whole[index], dtype)
+  ).block_until_ready()
 
 
-def _to_param(tensor: np.ndarray, kind: str, dtype: str) -> jax.Array:
-  # Cast and copied on the host: the device sees each tensor once, in its final form, and no array
-  # keeps the file mapped.
-  tensor = tensor.T if kind == 'kernel' else tensor
-  return jnp.asarray(np.array(tensor, dtype=jnp.dtype(dtype), order='C'))
+def _in_order(x: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+  """A copy in 'C' order; a turned matrix is copied in strips, in a third of the time."""
+  if x.ndim != 2 or x.flags.c_contiguous:
+    return np.array(x, dtype=jnp.dtype(dtype), order='C')
+  copy = np.empty(x.shape, jnp.dtype(dtype))
+  for first in range(0, x.shape[1], _STRIP):
+    copy[:, first : first + _STRIP] = x[:, first : first + _STRIP]
+  return copy
 
 
 @jax.jit
@@ -281,14 +298,31 @@ def _checksum(x: jax.Array) -> jax.Array:
   return jnp.stack(sums)
 
 
-def fingerprint(params: Any) -> str:
-  """Sixteen hexadecimal digits that change with any weight, name, shape or dtype."""
+def fingerprint(params: Any, config: ModelConfig | None = None) -> str:
+  """Sixteen hexadecimal digits that change with any weight, name, shape or dtype.
+
+  With the config they change with what it says about heads, positions, norms and so on, too:
+  equal weights do another thing there.
+  """
   flat = sorted(traverse_util.flatten_dict(params, sep='/').items())
-  sums = jax.device_get([_checksum(jnp.asarray(leaf)) for _, leaf in flat])
-  digest = hashlib.sha256()
+  sums = fetch([_checksum(jnp.asarray(leaf)) for _, leaf in flat])
+  digest = hashlib.sha256(b'' if config is None else json.dumps(_given(config)).encode())
   for (path, leaf), pair in zip(flat, sums, strict=True):
     digest.update(json.dumps([path, list(leaf.shape), str(leaf.dtype), pair.tolist()]).encode())
   return digest.hexdigest()[:16]
+
+
+def _given(settings: Any) -> dict[str, Any]:
+  """The fields that differ from their defaults, so that a new one changes nothing for old models.
+
+  The dtype of the activations is left out: parameters have their own.
+  """
+  values = {f.name: (getattr(settings, f.name), f.default) for f in dataclasses.fields(settings)}
+  return {
+    name: _given(value) if dataclasses.is_dataclass(value) else value
+    for name, (value, default) in values.items()
+    if value != default and name != 'dtype'
+  }
 
 
 def save_directory(
@@ -303,20 +337,24 @@ def save_directory(
   tokenizer: Any = None,
   shard_bytes: int = _SHARD_BYTES,
 ) -> Export:
-  """Writes a model as a Hugging Face directory that transformers loads.
+  """Writes a model as a Hugging Face directory that transformers loads, one tensor at a time.
+
+  Where the source has the weights, its files, names and buffers are kept, and parameters that
+  are still what was read there are written as they stand there, bit for bit.
 
   Args:
     path: the directory to be; it must not hold anything yet.
     config: sizes of the model.
     params: its parameters.
     hf_config: its config.json, as `load_directory` returned it.
-    dtype: dtype of every stored tensor, to which edited float32 kernels are rounded once; None
-      keeps each tensor's own.
+    dtype: dtype of every stored tensor, to which edited float32 kernels are rounded once. None
+      keeps that of the source for what did not change, and rounds the rest to the model's dtype,
+      or to the source's where that is wider.
     base: the parameters before the edits; with them the rounding is also measured against what
       the edits changed.
-    source: model directory whose tokenizer and generation files are copied.
+    source: model directory whose weight files, tokenizer and generation files are followed.
     tokenizer: transformers tokenizer to save; not needed with a `source` that has one.
-    shard_bytes: largest weight file; more is written as shards with an index.
+    shard_bytes: largest weight file without such a source; more is written as shards with an index.
 
   Returns:
     What was written, and what rounding cost.
@@ -326,50 +364,111 @@ def save_directory(
   """
   flat = traverse_util.flatten_dict(params, sep='/')
   base_flat = {} if base is None else traverse_util.flatten_dict(base, sep='/')
-  rows = [(name, ours, kind) for name, (ours, kind, _) in name_table(config).items()]
-  stored = {name: jnp.dtype(dtype or flat[ours].dtype) for name, ours, _ in rows}
-  written = str(wider(*stored.values()))
-  sizes = {name: flat[ours].size * stored[name].itemsize for name, ours, _ in rows}
-  shards = list(_shards(rows, sizes, shard_bytes))
+  table = name_table(config)
+  original = _original(source, table)
+  names = {ours: name for name, ours, _ in FAMILIES[config.family].names}
+  if config.tie_head and names['head/kernel'] in original:  # the embedding once more
+    table[names['head/kernel']] = table[names['embed/embedding']]
+  unchanged = {
+    name
+    for name, (ours, kind, _) in table.items()
+    if name in original and _is_unchanged(original[name], kind, flat[ours])
+  }
+  stored: dict[str, Any] = {name: tensor for name, tensor in original.items() if name not in table}
+  for name, (_, _, shape) in table.items():
+    known = [original[name].dtype] if name in original else []
+    kept = known[0] if name in unchanged else wider(config.dtype, *known)
+    stored[name] = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype or kept))
+  written = str(wider(*(stored[name].dtype for name in table)))
   rounding: dict[str, Rounding] = {}
-  weight_map: dict[str, str] = {}
-  with checkpoint.atomic_directory(path) as beside:
-    for number, shard in enumerate(shards, start=1):
-      file = _WEIGHTS
-      if len(shards) > 1:
-        file = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
-      tensors = {}
-      for name, ours, kind in shard:
-        exact = np.asarray(flat[ours])
-        rounded = exact.astype(stored[name])
-        if exact.dtype != rounded.dtype:
-          cost = _rounding(exact, rounded, base_flat.get(ours))
-          if cost.weight:
-            rounding[name] = cost
-        tensors[name] = rounded.T if kind == 'kernel' else rounded
-        weight_map[name] = file
-      checkpoint.write_tensors(beside / file, tensors)
-    if len(shards) > 1:
-      index = {'metadata': {'total_size': sum(sizes.values())}, 'weight_map': weight_map}
-      checkpoint.write_json(beside / _INDEX, index)
+
+  def tensor(name: str) -> np.ndarray:
+    if name not in table:
+      return original[name].view()
+    ours, kind, _ = table[name]
+    exact = original[name].view() if name in unchanged else _turned(flat[ours], kind)
+    rounded = exact.astype(stored[name].dtype, copy=False)
+    if exact.dtype != rounded.dtype:
+      before = _turned(base_flat[ours], kind) if ours in base_flat else None
+      cost = _rounding(exact, rounded, before)
+      if cost.weight:
+        rounding[name] = cost
+    return rounded
+
+  files = _files(stored, original, shard_bytes)
+  with (
+    checkpoint.atomic_directory(path) as beside,
+    _progress('exporting', list(stored.values())) as progress,
+  ):
+    for file, inside in files.items():
+      checkpoint.stream_tensors(beside / file, {name: stored[name] for name in inside}, tensor)
+      for name in inside:
+        progress(stored[name])
+    if list(files) != [WEIGHTS]:
+      index = {
+        'metadata': {'total_size': sum(map(_size, stored.values()))},
+        'weight_map': {name: file for file, inside in files.items() for name in inside},
+      }
+      checkpoint.write_json(beside / INDEX, index)
     dtype_fields = dict.fromkeys(('dtype', *({'torch_dtype'} & hf_config.keys())), written)
     checkpoint.write_json(beside / 'config.json', {**hf_config, **dtype_fields})
     _save_companions(beside, source, tokenizer)
   return Export(path=pathlib.Path(path), dtype=written, rounding=rounding)
 
 
-def _shards(
-  rows: Iterable[tuple[str, str, str]], sizes: Mapping[str, int], limit: int
-) -> Iterator[list[tuple[str, str, str]]]:
-  shard: list[tuple[str, str, str]] = []
+def _original(
+  source: str | os.PathLike[str] | None, table: Mapping[str, tuple[str, str, tuple[int, ...]]]
+) -> dict[str, Stored]:
+  """The tensors of the source, if it has weights and they are those of the model."""
+  folder = pathlib.Path(source or '')
+  if source is None or not any((folder / file).is_file() for file in (WEIGHTS, INDEX)):
+    return {}
+  tensors = open_tensors(folder)
+  same = all(name in tensors and tensors[name].shape == table[name][2] for name in table)
+  return tensors if same else {}
+
+
+def _is_unchanged(stored: Stored, kind: str, leaf: jax.Array) -> bool:
+  """Whether a parameter is, bit for bit, what reading the stored tensor gives."""
+  ours, view = _on_host(leaf), stored.view()
+  theirs = _in_order(view.T if kind == 'kernel' else view, ours.dtype)
+  return np.array_equal(ours.reshape(-1).view(np.uint8), theirs.reshape(-1).view(np.uint8))
+
+
+def _on_host(leaf: jax.Array) -> np.ndarray:
+  # An array keeps what was fetched from it as long as it lives; the copy's goes with the copy.
+  return fetch(jnp.copy(leaf))
+
+
+def _turned(leaf: jax.Array, kind: str) -> np.ndarray:
+  """A parameter as it is stored."""
+  ours = _on_host(leaf)
+  return _in_order(ours.T, ours.dtype) if kind == 'kernel' else ours
+
+
+def _files(
+  stored: Mapping[str, Any], original: Mapping[str, Stored], limit: int
+) -> dict[str, list[str]]:
+  """Names by weight file: those of the source, or files of at most `limit` bytes."""
+  files: dict[str, list[str]] = {}
+  for name, tensor in original.items():
+    files.setdefault(tensor.path.name, []).append(name)
+  if files:
+    return files
+  shards: list[list[str]] = [[]]
   filled = 0
-  for row in rows:
-    if shard and filled + sizes[row[0]] > limit:
-      yield shard
-      shard, filled = [], 0
-    shard.append(row)
-    filled += sizes[row[0]]
-  yield shard
+  for name, tensor in stored.items():
+    if shards[-1] and filled + _size(tensor) > limit:
+      shards.append([])
+      filled = 0
+    shards[-1].append(name)
+    filled += _size(tensor)
+  if len(shards) == 1:
+    return {WEIGHTS: shards[0]}
+  return {
+    f'model-{number:05d}-of-{len(shards):05d}.safetensors': shard
+    for number, shard in enumerate(shards, start=1)
+  }
 
 
 def _rounding(exact: np.ndarray, rounded: np.ndarray, before: Any) -> Rounding:
@@ -379,7 +478,7 @@ def _rounding(exact: np.ndarray, rounded: np.ndarray, before: Any) -> Rounding:
     return Rounding(weight=0.0)
   changed = 0.0
   if before is not None:
-    changed = float(np.linalg.norm(wide - np.asarray(before).astype(np.float64)))
+    changed = float(np.linalg.norm(wide - before.astype(np.float64)))
   norm = float(np.linalg.norm(wide))
   return Rounding(weight=error / norm, update=error / changed if changed else None)
 
@@ -389,7 +488,7 @@ def _save_companions(
 ) -> None:
   copied = False
   if source is not None:
-    for name in _COMPANIONS:
+    for name in COMPANIONS:
       if (pathlib.Path(source) / name).is_file():
         shutil.copyfile(pathlib.Path(source) / name, beside / name)
         copied = copied or name != 'generation_config.json'

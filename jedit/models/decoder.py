@@ -17,7 +17,7 @@ from flax import struct
 
 from jedit.models import gpt2, gpt_neox, gptj, llama, mistral, qwen
 from jedit.models.config import Family, ModelConfig
-from jedit.models.layers import Embed, Linear, View, matmul_precision, rotary_tables, wider
+from jedit.models.layers import Cache, Embed, Linear, View, matmul_precision, rotary_tables, wider
 from jedit.models.sites import Sites, site
 
 FAMILIES: dict[str, Family] = {
@@ -89,6 +89,7 @@ class Decoder(nn.Module):
     position_NxT: jax.Array | None = None,
     segment_NxT: jax.Array | None = None,
     past: Past | None = None,
+    cache: Cache | None = None,
     edits: Mapping[str, Callable] | None = None,
     taps: Iterable[str] = (),
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -102,6 +103,8 @@ class Decoder(nn.Module):
       position_NxT: position of every token; by default 0, 1, ... (plus the row's past).
       segment_NxT: documents packed in one row; tokens attend within their own.
       past: keys and values of earlier tokens for the blocks that are run.
+      cache: the same with room for one token more per row, whose `position_NxT` has to be given;
+        the blocks return theirs with that token at `attn_cache`.
       edits: by site, a function from the site's value to its new value.
       taps: sites whose values are returned.
 
@@ -120,7 +123,7 @@ class Decoder(nn.Module):
     if hidden_NxTxD is None:
       hidden_NxTxD = self.embed(given, position_NxT)
     x_NxTxD = hidden_NxTxD.astype(dtype)
-    view = self._view(x_NxTxD, position_NxT, segment_NxT, past)
+    view = self._view(x_NxTxD, position_NxT, segment_NxT, past, cache)
     sites = Sites(edits, taps)
     for layer in range(start, stop):
       x_NxTxD = getattr(self, f'block_{layer}')(x_NxTxD, view, sites)
@@ -129,9 +132,12 @@ class Decoder(nn.Module):
       raise ValueError(f'Blocks {start} to {stop - 1} have no site {", ".join(sorted(unseen))}.')
     return x_NxTxD, sites.seen
 
-  def logits(self, hidden: jax.Array) -> jax.Array:
-    """Final norm and vocabulary layer over hidden states [..., D]: float32 logits [..., V]."""
-    normed = self.final_norm(hidden)
+  def logits(self, hidden: jax.Array, *, final_norm: bool = True) -> jax.Array:
+    """Final norm and vocabulary layer over hidden states [..., D]: float32 logits [..., V].
+
+    Without the norm, states of any layer are read as they are (the logit lens).
+    """
+    normed = self.final_norm(hidden) if final_norm else hidden
     if not self.config.tie_head:
       logits = self.head(normed)
     else:
@@ -153,6 +159,7 @@ class Decoder(nn.Module):
     position_NxT: jax.Array,
     segment_NxT: jax.Array | None,
     past: Past | None,
+    cache: Cache | None,
   ) -> View:
     num_rows, num_tokens = x_NxTxD.shape[:2]
     index_T = jnp.arange(num_tokens)
@@ -167,13 +174,15 @@ class Decoder(nn.Module):
       exists_NxS = jnp.arange(size)[None, :] < past.length_N[:, None]
       exists_NxTxS = jnp.broadcast_to(exists_NxS[:, None, :], (num_rows, num_tokens, size))
       mask_NxTxS = jnp.concatenate([exists_NxTxS, mask_NxTxS], axis=-1)
+    if cache is not None:
+      mask_NxTxS = cache.exists_NxS[:, None, :]
     window = self.config.sliding_window
     if window is not None:  # the last of the tokens that could be seen, which stand in order
       rank_NxTxS = jnp.cumsum(mask_NxTxS[..., ::-1], axis=-1)[..., ::-1]
       mask_NxTxS = mask_NxTxS & (rank_NxTxS <= window)
     rope = self.config.rope
     cos, sin = (None, None) if rope is None else rotary_tables(rope, position_NxT)
-    return View(cos_NxTxR=cos, sin_NxTxR=sin, mask_NxTxS=mask_NxTxS, past=layers)
+    return View(cos_NxTxR=cos, sin_NxTxR=sin, mask_NxTxS=mask_NxTxS, past=layers, cache=cache)
 
 
 def forward(
@@ -184,9 +193,13 @@ def forward(
   return returned
 
 
-def head(config: ModelConfig, params: Any, hidden: jax.Array) -> jax.Array:
+def head(
+  config: ModelConfig, params: Any, hidden: jax.Array, *, final_norm: bool = True
+) -> jax.Array:
   """`Decoder.logits` as a pure function of the parameters."""
-  logits: Any = Decoder(config).apply({'params': params}, hidden, method='logits')
+  logits: Any = Decoder(config).apply(
+    {'params': params}, hidden, final_norm=final_norm, method='logits'
+  )
   return logits
 
 

@@ -1,7 +1,8 @@
 """Text generation with a cache of fixed shape: one program per batch shape, whatever the rows say.
 
-Rows of different lengths share a batch. Each is left-aligned and writes its new keys and values at
-its own position, so a token attends to exactly the tokens of its row and padding is never seen.
+Rows of different lengths share a batch. Prompts are left-aligned; new tokens go behind the longest
+one, to the same slot in every row, with the positions that follow their own prompt. A mask hides
+the slots between, so a token attends to exactly the tokens of its row.
 """
 
 import dataclasses
@@ -15,8 +16,10 @@ import numpy as np
 from flax import struct
 
 from jedit.buckets import bucket
+from jedit.mesh import fetch, place_rows
 from jedit.models.config import ModelConfig
-from jedit.models.decoder import Past, forward, head, past_taps
+from jedit.models.decoder import forward, head, past_taps
+from jedit.models.layers import Cache
 from jedit.models.sites import site
 from jedit.types import UserError
 
@@ -67,27 +70,30 @@ def generate(
   room = [max(0, min(max_new_tokens, left)) for left in room]
   config.check_length(max([len(row) + left for row, left in zip(rows, room, strict=True)] or [0]))
   new: list[list[int]] = [[] for _ in rows]
-  stop_Z = jnp.asarray(np.asarray(stop_ids, np.int32))
+  stop_Z = np.asarray(stop_ids, np.int32)
   for indices in _batches(rows, room, batch_size):
     num_rows = min(batch_size, 1 << (len(indices) - 1).bit_length())
     filler = [indices[0]] * (num_rows - len(indices))
     token_NxT = np.zeros((num_rows, bucket(max(len(rows[i]) for i in indices))), np.int32)
     for n, i in enumerate(indices + filler):
       token_NxT[n, : len(rows[i])] = rows[i]
-    out_NxM, count_N = _decode(
-      config,
-      params,
+    arrays = (
       token_NxT,
       np.array([len(rows[i]) for i in indices + filler], np.int32),
       np.array([room[i] for i in indices] + [0] * len(filler), np.int32),
       np.array([row_ids[i] % 2**32 for i in indices + filler], np.uint32),
+    )
+    out_NxM, count_N = _decode(
+      config,
+      params,
+      *place_rows(params, arrays),
       stop_Z,
       np.uint32(seed % 2**32),
       np.float32(temperature),
       num_new=bucket(max(room)),
       top_k=top_k,
     )
-    out_NxM, count_N = jax.device_get((out_NxM, count_N))
+    out_NxM, count_N = fetch((out_NxM, count_N))
     for n, i in enumerate(indices):
       new[i] = out_NxM[n, : count_N[n]].tolist()
   return new
@@ -129,7 +135,9 @@ def _batches(
 class _State:
   """What the decoding loop carries from token to token."""
 
-  past: Past
+  key: dict[int, jax.Array]  # by layer, [N, K, S, Dh]
+  value: dict[int, jax.Array]
+  num_steps: jax.Array  # tokens in the cache behind those of the prompt
   token_N: jax.Array  # chosen last, not yet in the cache
   count_N: jax.Array  # new tokens so far
   is_done_N: jax.Array
@@ -153,7 +161,7 @@ def _decode(
 ) -> tuple[jax.Array, jax.Array]:
   """Continues one batch until every row is done: tokens [N, num_new] and how many count."""
   num_rows, num_tokens = token_NxT.shape
-  index_N = jnp.arange(num_rows)
+  index_N, slot_S = jnp.arange(num_rows), jnp.arange(num_tokens + num_new)
   layers = range(config.num_layers)
   key = jax.random.key(seed)
   key_N = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, row_id_N)
@@ -181,33 +189,46 @@ def _decode(
     )
 
   def step(state: _State) -> _State:
-    past = state.past
+    # New tokens stand behind the longest prompt: one slot for all rows, whatever their lengths.
+    slot = num_tokens + state.num_steps
+    is_new_S = (slot_S >= num_tokens) & (slot_S <= slot)
+    cache = Cache(
+      key=state.key,
+      value=state.value,
+      exists_NxS=(slot_S[None, :] < length_N[:, None]) | is_new_S[None, :],
+      slot=slot,
+    )
     hidden_Nx1xD, seen = forward(
-      config, params, state.token_N[:, None], past=past, taps=past_taps(layers)
+      config,
+      params,
+      state.token_N[:, None],
+      position_NxT=(length_N + state.num_steps)[:, None],
+      cache=cache,
+      taps=[site(layer, 'attn_cache') for layer in layers],
     )
-
-    def write(cache: dict[int, jax.Array], place: str) -> dict[int, jax.Array]:
-      return {
-        layer: cache[layer].at[index_N, past.length_N].set(seen[site(layer, place)][:, 0])
-        for layer in layers
-      }
-
-    past = Past(
-      key=write(past.key, 'attn_key'),
-      value=write(past.value, 'attn_value'),
-      length_N=past.length_N + (~state.is_done_N).astype(jnp.int32),
+    written = {layer: seen[site(layer, 'attn_cache')] for layer in layers}
+    state = dataclasses.replace(
+      state,
+      key={layer: key for layer, (key, _) in written.items()},
+      value={layer: value for layer, (_, value) in written.items()},
+      num_steps=state.num_steps + 1,
     )
-    return record(dataclasses.replace(state, past=past), choose(hidden_Nx1xD[:, 0], state.count_N))
+    return record(state, choose(hidden_Nx1xD[:, 0], state.count_N))
 
   # A padded token takes its row's last position: scaled rotary positions look at the largest.
   position_NxT = jnp.minimum(jnp.arange(num_tokens)[None, :], length_N[:, None] - 1)
   hidden_NxTxD, seen = forward(
     config, params, token_NxT, position_NxT=position_NxT, taps=past_taps(layers)
   )
-  pad = ((0, 0), (0, num_new), (0, 0), (0, 0))
-  seen = {name: jnp.pad(value, pad) for name, value in seen.items()}
+
+  def with_room(place: str) -> dict[int, jax.Array]:
+    pad = ((0, 0), (0, 0), (0, num_new), (0, 0))
+    return {layer: jnp.pad(seen[site(layer, place)].swapaxes(1, 2), pad) for layer in layers}
+
   state = _State(
-    past=Past.from_seen(seen, layers, length_N),
+    key=with_room('attn_key'),
+    value=with_room('attn_value'),
+    num_steps=jnp.int32(0),
     token_N=jnp.zeros_like(length_N),
     count_N=jnp.zeros_like(length_N),
     is_done_N=room_N <= 0,

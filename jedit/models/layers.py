@@ -55,20 +55,50 @@ def matmul_precision(dtype: jnp.dtype) -> str | None:
 
 
 @struct.dataclass
+class Cache:
+  """Slots for the attention keys and values of whole rows, written as generation goes on.
+
+  A pass with a cache has one token per row. All rows write it to the same slot, which can be done
+  in place, and keys lie as the attention product reads them: neither is copied at every token.
+
+  Attributes:
+    key, value: by layer, [N, K, S, Dh].
+    exists_NxS: the slots to attend to, that of the new token among them.
+    slot: where the new token goes.
+  """
+
+  key: dict[int, jax.Array]
+  value: dict[int, jax.Array]
+  exists_NxS: jax.Array
+  slot: jax.Array
+
+  def write(
+    self, layer: int, key_NxKx1xDh: jax.Array, value_NxKx1xDh: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of a layer with those of the new token in their slot."""
+    return (
+      jax.lax.dynamic_update_slice_in_dim(self.key[layer], key_NxKx1xDh, self.slot, axis=2),
+      jax.lax.dynamic_update_slice_in_dim(self.value[layer], value_NxKx1xDh, self.slot, axis=2),
+    )
+
+
+@struct.dataclass
 class View:
   """What the tokens of a forward pass see, shared by all layers.
 
   Attributes:
     cos_NxTxR, sin_NxTxR: rotary tables, one angle per rotated pair, float32; None where
       positions are learned.
-    mask_NxTxS: which of the S = past + T tokens each of the T tokens attends to.
+    mask_NxTxS: which of the S tokens, the past ones and these T, each of these attends to.
     past: attention keys and values [N, S - T, K, Dh] of earlier tokens by layer, or empty.
+    cache: where earlier tokens are instead, and this one goes.
   """
 
   cos_NxTxR: jax.Array | None
   sin_NxTxR: jax.Array | None
   mask_NxTxS: jax.Array
   past: dict[int, tuple[jax.Array, jax.Array]]
+  cache: Cache | None = None
 
 
 class Linear(nn.Module):
@@ -194,8 +224,8 @@ def rotate(x_NxTxHxDh: jax.Array, view: View, *, interleaved: bool) -> jax.Array
 
 def attend(
   query_NxTxHxDh: jax.Array,
-  key_NxSxKxDh: jax.Array,
-  value_NxSxKxDh: jax.Array,
+  key_NxKxSxDh: jax.Array,
+  value_NxKxSxDh: jax.Array,
   mask_NxTxS: jax.Array,
   scale: float,
 ) -> jax.Array:
@@ -204,18 +234,18 @@ def attend(
   A token that sees nothing (a padded one) gets the mean of all values: finite and never read.
   """
   num_rows, num_tokens, num_heads, head_dim = query_NxTxHxDh.shape
-  kv_heads = key_NxSxKxDh.shape[2]
+  kv_heads = key_NxKxSxDh.shape[1]
   dtype = wider(query_NxTxHxDh.dtype, jnp.float32)
   precision = matmul_precision(query_NxTxHxDh.dtype)
   grouped = query_NxTxHxDh.reshape(num_rows, num_tokens, kv_heads, -1, head_dim)
   score_NxKxGxTxS = jnp.einsum(
-    'ntkgd,nskd->nkgts', grouped, key_NxSxKxDh, precision=precision, preferred_element_type=dtype
+    'ntkgd,nksd->nkgts', grouped, key_NxKxSxDh, precision=precision, preferred_element_type=dtype
   )
   score_NxKxGxTxS = jnp.where(
     mask_NxTxS[:, None, None], score_NxKxGxTxS * scale, jnp.finfo(dtype).min
   )
-  weight_NxKxGxTxS = jax.nn.softmax(score_NxKxGxTxS, axis=-1).astype(value_NxSxKxDh.dtype)
-  out = jnp.einsum('nkgts,nskd->ntkgd', weight_NxKxGxTxS, value_NxSxKxDh, precision=precision)
+  weight_NxKxGxTxS = jax.nn.softmax(score_NxKxGxTxS, axis=-1).astype(value_NxKxSxDh.dtype)
+  out = jnp.einsum('nkgts,nksd->ntkgd', weight_NxKxGxTxS, value_NxKxSxDh, precision=precision)
   return out.reshape(num_rows, num_tokens, num_heads * head_dim)
 
 
@@ -241,6 +271,9 @@ class Attention(nn.Module):
       past_key, past_value = view.past[self.layer]
       key = jnp.concatenate([past_key.astype(key.dtype), key], axis=1)
       value = jnp.concatenate([past_value.astype(value.dtype), value], axis=1)
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    if view.cache is not None:
+      key, value = sites(self.layer, 'attn_cache', view.cache.write(self.layer, key, value))
     mix = attend(query, key, value, view.mask_NxTxS, attention_scale(c))
     mix = sites(self.layer, 'attn_in', mix)
     out = Linear(c.width, c.out_bias, name='out')(mix)
@@ -286,9 +319,9 @@ class TwoNormBlock(nn.Module):
   @nn.compact
   def __call__(self, x_NxTxD: jax.Array, view: View, sites: Sites) -> jax.Array:
     c = self.config
-    normed = self.norm(c.norm_eps, name='attn_norm')(x_NxTxD)
+    normed = sites(self.layer, 'attn_normed', self.norm(c.norm_eps, name='attn_norm')(x_NxTxD))
     after_NxTxD = x_NxTxD + Attention(c, self.layer, name='attn')(normed, view, sites)
     read_NxTxD = x_NxTxD if c.parallel else after_NxTxD
-    normed = self.norm(c.norm_eps, name='mlp_norm')(read_NxTxD)
+    normed = sites(self.layer, 'mlp_normed', self.norm(c.norm_eps, name='mlp_norm')(read_NxTxD))
     after_NxTxD = after_NxTxD + self.mlp(c, self.layer, name='mlp')(normed, sites)
     return sites(self.layer, 'block_out', after_NxTxD)

@@ -2,6 +2,8 @@
 
 A site is `'<layer>/<place>'`:
 
+  attn_normed the normed residual stream that the attention block reads
+  mlp_normed  the normed residual stream that the MLP reads; in GPT-J the same value
   attn_in     input of the attention output projection (the key of an attention edit)
   attn_out    output of the attention block, before it joins the residual stream
   mlp_in      input of the MLP's down projection (the key k of an MLP edit)
@@ -9,17 +11,29 @@ A site is `'<layer>/<place>'`:
   block_out   the residual stream after the block
   attn_key    rotated attention keys of every token, with attn_value what a cache stores
   attn_value  attention values of every token
+  attn_cache  keys and values of a whole row, where the pass has a cache
 
 An intervention is an argument and a recording a return value; jit drops what nobody asked for.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-PLACES = ('attn_in', 'attn_out', 'mlp_in', 'mlp_out', 'block_out', 'attn_key', 'attn_value')
+PLACES = (
+  'attn_normed',
+  'mlp_normed',
+  'attn_in',
+  'attn_out',
+  'mlp_in',
+  'mlp_out',
+  'block_out',
+  'attn_key',
+  'attn_value',
+)
 
 # The kernels that edits write: where their input and their output are found, and their parameter.
 KERNEL_INPUT = {'mlp': 'mlp_in', 'attn': 'attn_in'}
@@ -83,7 +97,7 @@ class Sites:
     self.taps = frozenset(taps)
     self.seen: dict[str, jax.Array] = {}
 
-  def __call__(self, layer: int, place: str, x: jax.Array) -> jax.Array:
+  def __call__(self, layer: int, place: str, x: Any) -> Any:
     """Applies the edit registered here, then records the value if it is tapped."""
     name = site(layer, place)
     if name in self.edits:
