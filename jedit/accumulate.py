@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from jedit.checkpoint import atomic_directory, read_json, read_tensors, write_json, write_tensors
 from jedit.data.corpus import Corpus, read_corpus
@@ -27,6 +28,15 @@ from jedit.data.packing import PackedText
 from jedit.language_model import LanguageModel
 from jedit.log import Progress, format_bytes, note, to_json
 from jedit.memory import free_host_bytes
+from jedit.mesh import (
+  fetch,
+  least_over_processes,
+  mesh_of,
+  num_row_shards,
+  over_square,
+  place,
+  place_rows,
+)
 from jedit.models import functions, site
 from jedit.models.sites import KERNEL_INPUT
 from jedit.second_moment import Kernel, SecondMoments
@@ -60,7 +70,7 @@ def statistics(
     layers: layers whose kernels are to be written.
     sites: kernels, 'mlp' or 'attn' or both.
     row_tokens: tokens of a packed row; the model's positions, at most 512, when None.
-    batch_tokens: tokens run at once.
+    batch_tokens: tokens run at once, by all devices together.
     max_document_tokens: longer documents are cut; None cuts at a row.
     fast: stops after 10 tokens for each component of the model's longest key, and says so; draw
       the documents at random.
@@ -94,6 +104,7 @@ def statistics(
     row_tokens=row_tokens or min(lm.config.max_positions, 512),
     batch_tokens=batch_tokens,
     max_document_tokens=max_document_tokens,
+    multiple=num_row_shards(lm.params),
   )
   lm.config.check_length(text.row_tokens)
   max_tokens = _FAST_TOKENS * max(lm.config.key_sizes.values()) if fast else None
@@ -158,22 +169,27 @@ def accumulate(
   provenance = dict(provenance or {})
   names = {site(layer, KERNEL_INPUT[kernel]): (kernel, layer) for kernel, layer in kernels}
   products = products_of(forward, tuple(names), stop=max(layer for _, layer in kernels) + 1)
-  tokens = [jax.ShapeDtypeStruct(text.shape, jnp.int32)] * 3
+  tokens = place_rows(params, [np.zeros(text.shape, np.int32)] * 3)
   parts = jax.eval_shape(products, params, *tokens)
-  plan = MemoryPlan.of([part.shape[0] for part in parts.values()])
+  mesh = mesh_of(params)
+  plan = MemoryPlan.of([part.shape[0] for part in parts.values()], 1 if mesh is None else mesh.size)
   plan.check()
-  key = hashlib.sha256(json.dumps([provenance, list(names)], sort_keys=True).encode()).hexdigest()
+  key = hashlib.sha256(
+    json.dumps([provenance, list(names), text.shape], sort_keys=True).encode()
+  ).hexdigest()
   saves = _Saves(store, key)
-  at, sums = saves.newest() or (
+  at, begun = saves.newest() or (
     _Place(),
-    {name: (jnp.zeros_like(part), jnp.zeros_like(part)) for name, part in parts.items()},
+    {name: (np.zeros(x.shape, x.dtype), np.zeros(x.shape, x.dtype)) for name, x in parts.items()},
   )
-  step = adding(products).lower(params, sums, *tokens).compile()
+  sums = _placed(mesh, begun)
+  step = adding(products, mesh).lower(params, sums, *tokens).compile()
   note(f'statistics: {plan}{_activations(step)}')
   ran = None
   with Progress('statistics', None, 'tokens', done=at.num_tokens) as progress:
     for batch in text.batches(at.end):
-      sums, now = step(params, sums, batch.token_NxT, batch.segment_NxT, batch.position_NxT)
+      arrays = (batch.token_NxT, batch.segment_NxT, batch.position_NxT)
+      sums, now = step(params, sums, *place_rows(params, arrays))
       if ran is not None:
         ran.block_until_ready()  # the host is one batch ahead of the device, not more
       ran = now
@@ -236,7 +252,7 @@ def products_of(forward: Callable, names: Sequence[str], stop: int) -> Callable:
   return products
 
 
-def adding(products: Callable) -> jax.stages.Wrapped:
+def adding(products: Callable, mesh: Mesh | None = None) -> jax.stages.Wrapped:
   """The jitted step `(params, sums, *tokens) -> (sums, ran)`, which takes over the old sums.
 
   `ran` is there once the step has run: the sums themselves cannot be waited for, since the next
@@ -247,6 +263,10 @@ def adding(products: Callable) -> jax.stages.Wrapped:
   def step(params, sums, token_NxT, segment_NxT, position_NxT):
     parts = products(params, token_NxT, segment_NxT, position_NxT)
     for name, part_FxF in parts.items():
+      if mesh is not None:  # each device sums up its part over the rows of all
+        part_FxF = jax.lax.with_sharding_constraint(
+          part_FxF, NamedSharding(mesh, over_square(mesh, part_FxF))
+        )
       sum_FxF, lost_FxF = sums[name]
       sums = {**sums, name: two_sum(sum_FxF, lost_FxF, part_FxF)}
     return sums, jnp.max(segment_NxT)
@@ -263,9 +283,15 @@ def two_sum(
   return new_FxF, lost_FxF + ((sum_FxF - (new_FxF - taken_FxF)) + (part_FxF - taken_FxF))
 
 
+def _placed(mesh: Mesh | None, sums: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> _Sums:
+  if mesh is None:
+    return jax.tree.map(jnp.asarray, dict(sums))
+  return jax.tree.map(lambda x: place(mesh, x, over_square(mesh, x)), dict(sums))
+
+
 def _wide(sum_FxF: jax.Array, lost_FxF: jax.Array) -> np.ndarray:
-  wide_FxF = np.array(sum_FxF, np.float64)
-  wide_FxF += np.asarray(lost_FxF)
+  wide_FxF = fetch(sum_FxF).astype(np.float64)
+  wide_FxF += fetch(lost_FxF)
   return wide_FxF
 
 
@@ -275,7 +301,7 @@ class MemoryPlan:
 
   Attributes:
     num_kernels: how many second moments.
-    device: the sums.
+    device: its part of the sums.
     host: the results, and one kernel on its way to disk or to its mean; where the CPU is the
       device, its sums too.
   """
@@ -285,11 +311,12 @@ class MemoryPlan:
   host: int
 
   @classmethod
-  def of(cls, sizes: Sequence[int]) -> 'MemoryPlan':
-    """For kernels with these F."""
+  def of(cls, sizes: Sequence[int], num_devices: int = 1) -> 'MemoryPlan':
+    """For kernels with these F, whose sums so many devices share."""
     values = sum(size**2 for size in sizes)
     on_host = 8 * values if jax.default_backend() == 'cpu' else 0
-    return cls(len(sizes), 8 * values, 4 * values + 16 * max(sizes) ** 2 + on_host)
+    host = 4 * values + 16 * max(sizes) ** 2 + on_host
+    return cls(len(sizes), 8 * values // num_devices, host)
 
   def check(self) -> None:
     """Raises UserError where the sums do not fit."""
@@ -299,10 +326,10 @@ class MemoryPlan:
       places.append(
         ('device', self.device, stats['bytes_limit'] - stats.get('bytes_in_use', 0)),
       )
-    for place, need, free in places:
+    for owner, need, free in places:
       if free is not None and need > free:
         raise UserError(
-          f'Second moments of {self.num_kernels} kernels need {format_bytes(need)} of {place} '
+          f'Second moments of {self.num_kernels} kernels need {format_bytes(need)} of {owner} '
           f'memory and {format_bytes(free)} are free; take them of fewer layers at a time, into '
           'one file, or on a machine with more.'
         )
@@ -342,7 +369,7 @@ class _Saves:
     self._store, self._key = store, key
     self._due = time.monotonic() + _SECONDS_PER_SAVE
 
-  def newest(self) -> tuple[_Place, _Sums] | None:
+  def newest(self) -> tuple[_Place, dict[str, tuple[np.ndarray, np.ndarray]]] | None:
     """What there is to go on from; sums of another pass are removed."""
     if self._store is None or not self._store.is_dir():
       return None
@@ -354,7 +381,7 @@ class _Saves:
         sums = {}
         for number, name in enumerate(state['names']):
           tensors, _ = read_tensors(folder / f'{number}.safetensors')
-          sums[name] = (jnp.asarray(tensors['sum']), jnp.asarray(tensors['lost']))
+          sums[name] = (tensors['sum'], tensors['lost'])
         return _Place(state['num_tokens'], state['end']), sums
     shutil.rmtree(self._store)
     return None
@@ -362,17 +389,18 @@ class _Saves:
   def maybe(self, at: _Place, sums: _Sums) -> None:
     """Saves if it is time."""
     started = time.monotonic()
-    if self._store is None or started < self._due:
+    # All processes save together, or none: their clocks differ.
+    if self._store is None or not least_over_processes(int(started >= self._due)):
       return
     with atomic_directory(self._store / str(at.end)) as folder:
       for number, pair in enumerate(sums.values()):  # one by one through the host's memory
         write_tensors(
-          folder / f'{number}.safetensors', dict(zip(('sum', 'lost'), pair, strict=True))
+          folder / f'{number}.safetensors', dict(zip(('sum', 'lost'), fetch(pair), strict=True))
         )
       state = {'key': self._key, 'names': list(sums), **dataclasses.asdict(at)}
       write_json(folder / _STATE, state)
     for other in self._store.iterdir():
       if other.name != str(at.end):
-        shutil.rmtree(other)
+        shutil.rmtree(other, ignore_errors=True)  # another process may be quicker
     now = time.monotonic()
     self._due = now + max(_SECONDS_PER_SAVE, _WORK_PER_SAVE * (now - started))

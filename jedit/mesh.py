@@ -119,6 +119,14 @@ def over_rows(mesh: Mesh | None, tree: Any) -> Any:
   return jax.tree.map(constrain, tree)
 
 
+def over_square(mesh: Mesh | None, x_FxF: Any) -> PartitionSpec:
+  """How a sum over rows lies: both axes of the mesh hold a part, so that nobody holds it twice."""
+  if mesh is None:
+    return PartitionSpec()
+  sides = zip(x_FxF.shape, (MODEL, DATA), strict=True)
+  return PartitionSpec(*(axis if size % mesh.shape[axis] == 0 else None for size, axis in sides))
+
+
 def fetch(tree: Any) -> Any:
   """Arrays as NumPy, whole in every process."""
   jax.tree.map(_start_copy, tree)

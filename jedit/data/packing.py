@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import transformers
 
+from jedit.buckets import round_up
 from jedit.data.corpus import Corpus
 from jedit.types import UserError
 
@@ -46,6 +47,7 @@ class PackedText:
     row_tokens: T, tokens of a row; at most the model's positions.
     batch_tokens: N·T of a batch, rounded down to whole rows; all batches have this shape.
     max_document_tokens: longer documents are cut; None cuts at a row's length.
+    multiple: N is a multiple of it, for devices that share the rows.
   """
 
   tokenizer: transformers.PreTrainedTokenizerBase
@@ -53,11 +55,13 @@ class PackedText:
   row_tokens: int
   batch_tokens: int
   max_document_tokens: int | None = None
+  multiple: int = 1
 
   @property
   def shape(self) -> tuple[int, int]:
     """N and T of the batches."""
-    return max(1, self.batch_tokens // self.row_tokens), self.row_tokens
+    num_rows = max(1, self.batch_tokens // self.row_tokens)
+    return round_up(num_rows, self.multiple), self.row_tokens
 
   def batches(self, start: int = 0) -> Iterator[PackedBatch]:
     """Documents in order, packed first into rows, then rows into batches.
