@@ -35,7 +35,7 @@ def _greedy(config, params, row, num_new):
   return row[-num_new:]
 
 
-@both_families
+@pytest.mark.parametrize('family', (*tiny.HF_CONFIGS, 'mistral'))
 def test_greedy_tokens_are_those_of_whole_forward_passes(family):
   config, params = tiny.model(family)
   new = generate(config, params, ROWS, max_new_tokens=9)

@@ -311,9 +311,14 @@ def test_checkpoints_of_older_programs(tmp_path):
     extra = {**extra, table['head/kernel']: tensors[table['embed/embedding']].copy()}
     if family == 'gpt2':  # the first checkpoints hold the model without its head
       tensors = {name.removeprefix('transformer.'): tensor for name, tensor in tensors.items()}
-      extra.pop('lm_head.weight')
-    save_file({**tensors, **extra}, path / 'model.safetensors', {'format': 'pt'})
+    stored = {**tensors, **extra}
+    save_file(stored, path / 'model.safetensors', {'format': 'pt'})
     _assert_same(path, 12)
+    config, params, hf_config = load_directory(path)
+    save_directory(tmp_path / f'{family}_again', config, params, hf_config, source=path)
+    again = load_file(tmp_path / f'{family}_again' / 'model.safetensors')
+    assert again.keys() == stored.keys()
+    assert all(np.array_equal(again[name], tensor) for name, tensor in stored.items())
 
 
 @pytest.mark.parametrize(

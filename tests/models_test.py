@@ -29,9 +29,8 @@ FAMILY_NAMES = tuple(tiny.HF_CONFIGS)
 # Another program adds in another order: float32 rounding of values of order 1 to 10.
 ATOL = 2e-5
 
-both_blocks = pytest.mark.parametrize(
-  'family', ['gptj', 'llama']
-)  # where sites do not depend on more
+# Edits at sites and their gradients know no positions: one norm or two is all that differs.
+both_blocks = pytest.mark.parametrize('family', ['gptj', 'llama'])
 every_family = pytest.mark.parametrize('family', FAMILY_NAMES)
 also_windowed = pytest.mark.parametrize('family', (*FAMILY_NAMES, 'mistral'))
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jedit
-from helpers import tiny_run
+from helpers import editing, tiny_run
+from jedit.data.prompts import encode
 from jedit.models import forward, head, site
 from jedit.probes import contrast, similarity, trace, windows_of
 from jedit.types import UserError
@@ -131,6 +132,16 @@ def test_restoring_outputs_brings_back_what_they_carried(lm):
   # The noise of a text depends on its number, not on its neighbours.
   fewer = trace(lm, requests[:2], [(1,)], kinds=('hidden', 'mlp', 'attn'), num_noises=2)
   np.testing.assert_allclose(fewer.corrupted_N, noisy.corrupted_N[:2], rtol=1e-4)
+
+
+def test_tracing_keeps_learned_positions():
+  lm, requests = editing.language_model('gpt2'), list(editing.REQUESTS[:2])
+  found = trace(lm, requests, [(1,)], num_noises=1, noise=0.0)
+  prob_NxV = jax.nn.softmax(lm.logits(editing.texts(requests)))
+  rows = [encode(lm.tokenizer, r.prompt, subject=r.subject, target=r.target) for r in requests]
+  expected = [prob_V[row.target_ids[0]] for prob_V, row in zip(prob_NxV, rows, strict=True)]
+  np.testing.assert_allclose(found.clean_N, expected, rtol=1e-3)
+  np.testing.assert_allclose(found.corrupted_N, found.clean_N, rtol=1e-5)
 
 
 def test_noise_falls_on_the_subject_alone(lm):

@@ -315,13 +315,14 @@ def fingerprint(params: Any, config: ModelConfig | None = None) -> str:
 def _given(settings: Any) -> dict[str, Any]:
   """The fields that differ from their defaults, so that a new one changes nothing for old models.
 
-  The dtype of the activations is left out: parameters have their own.
+  The dtype of the activations is left out, since parameters have their own, and so is how a file
+  spells their names.
   """
   values = {f.name: (getattr(settings, f.name), f.default) for f in dataclasses.fields(settings)}
   return {
     name: _given(value) if dataclasses.is_dataclass(value) else value
     for name, (value, default) in values.items()
-    if value != default and name != 'dtype'
+    if value != default and name not in ('dtype', 'renames')
   }
 
 
@@ -366,7 +367,7 @@ def save_directory(
   base_flat = {} if base is None else traverse_util.flatten_dict(base, sep='/')
   table = name_table(config)
   original = _original(source, table)
-  names = {ours: name for name, ours, _ in FAMILIES[config.family].names}
+  names = {ours: config.stored_name(name) for name, ours, _ in FAMILIES[config.family].names}
   if config.tie_head and names['head/kernel'] in original:  # the embedding once more
     table[names['head/kernel']] = table[names['embed/embedding']]
   unchanged = {

@@ -86,7 +86,8 @@ def _trace(
   """
   places = [[site(layer, PLACES[kind]) for layer in range(config.num_layers)] for kind in kinds]
   rows_N = jnp.arange(token_NxT.shape[0])
-  embedding_NxTxD = params['embed']['embedding'][token_NxT].astype(jnp.float32)
+  embedding_NxTxD, _ = run(config, params, token_NxT, length_N, stop=0)
+  embedding_NxTxD = embedding_NxTxD.astype(jnp.float32)
 
   def noise_NxTxD(key: jax.Array) -> jax.Array:
     # A key for each token of each text: no draw depends on what else is in the batch.
