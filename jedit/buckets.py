@@ -14,6 +14,11 @@ def bucket(length: int, smallest: int = 8) -> int:
   return size
 
 
+def round_up(size: int, multiple: int) -> int:
+  """The least multiple that is not below `size`."""
+  return -(-size // multiple) * multiple
+
+
 def group_by_length(
   lengths: Sequence[int], smallest: int = 8, padding: float = _PADDING_PER_PROGRAM
 ) -> list[tuple[int, list[int]]]:

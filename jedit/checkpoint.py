@@ -1,7 +1,8 @@
 """Files that are either whole or absent: JSON, safetensors, and directories built beside.
 
 Everything is written under a temporary name in the directory where it belongs and renamed when
-it is complete and on disk, so that a run that is killed leaves nothing half-written.
+it is complete and on disk, so that a run that is killed leaves nothing half-written. Of several
+processes the first one writes; what the others write is thrown away, and all wait for it.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import math
 import os
 import pathlib
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -18,6 +20,7 @@ import numpy as np
 import safetensors
 
 from jedit.log import to_json
+from jedit.mesh import is_first_process, wait_for_all
 from jedit.types import UserError
 
 # What safetensors calls the dtypes of numpy and ml_dtypes.
@@ -72,6 +75,11 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     UserError: where the file cannot be written.
   """
   path = pathlib.Path(path)
+  if not is_first_process():
+    with tempfile.TemporaryDirectory() as scratch:
+      yield pathlib.Path(scratch) / path.name
+    wait_for_all()
+    return
   beside = _beside(path)
   with _write_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +90,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       _sync(path.parent)
     finally:
       beside.unlink(missing_ok=True)
+  wait_for_all()
 
 
 @contextlib.contextmanager
@@ -99,6 +108,11 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     UserError: where `path` holds something already or cannot be written.
   """
   path = pathlib.Path(path).absolute()
+  if not is_first_process():
+    with tempfile.TemporaryDirectory() as scratch:
+      yield pathlib.Path(scratch)
+    wait_for_all()
+    return
   beside = _beside(path)
   with _write_errors(path):
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -114,6 +128,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       _sync(path.parent)
     finally:
       shutil.rmtree(beside, ignore_errors=True)
+  wait_for_all()
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -192,7 +207,11 @@ def stream_tensors(
     header[name] = {'dtype': DTYPES[dtype.name], 'shape': shape, 'data_offsets': (start, end)}
   text = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)
-  with atomic_file(path) as beside, open(beside, 'wb') as file:
+  # Every process makes every array, since that may take all of them; one keeps the bytes.
+  with (
+    atomic_file(path) as beside,
+    open(beside if is_first_process() else os.devnull, 'wb') as file,
+  ):
     file.write(len(text).to_bytes(8, 'little') + text)
     for name in names:
       # Order 'C' because the format has no strides.

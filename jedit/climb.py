@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.buckets import group_by_length
+from jedit.buckets import group_by_length, round_up
 from jedit.data.prompts import pad
+from jedit.mesh import fetch, place_rows
 from jedit.models import Past, past_taps, site
 
-_CHUNK_TOKENS = 16_384  # tokens of a chunk: bounds device memory, whatever the number of rows
+_CHUNK_TOKENS = 16_384  # of a chunk, per device: bounds its memory, whatever the number of rows
 
 
 class ClimbingRows:
@@ -32,6 +33,7 @@ class ClimbingRows:
     rows: token ids; each row ends at the token that is read.
     groups: for each row, a number that it shares with rows that may begin alike; what all rows of
       a group begin with climbs once. None shares nothing.
+    row_shards: devices that share the rows of a chunk.
   """
 
   def __init__(
@@ -39,6 +41,7 @@ class ClimbingRows:
     forward: Callable,
     rows: Sequence[Sequence[int]],
     groups: Sequence[int] | None = None,
+    row_shards: int = 1,
   ):
     self.layer = 0
     self.num_rows = len(rows)
@@ -50,7 +53,8 @@ class ClimbingRows:
     rest = [row[past:] for row, past in zip(rows, past_N, strict=True)]
     self._chunks: list[_Chunk] = []
     for length, indices in group_by_length([len(row) for row in rest]):
-      size = min(max(1, _CHUNK_TOKENS // length), len(indices))
+      fits = max(1, _CHUNK_TOKENS // length) * row_shards
+      size = round_up(min(fits, len(indices)), row_shards)
       for first in range(0, len(indices), size):
         part = indices[first : first + size]
         part_N = np.array(part + [part[0]] * (size - len(part)))
@@ -64,7 +68,7 @@ class ClimbingRows:
     pasts = self._pasts(params, layer)
     for chunk in self._chunks:
       start = self._states(params, chunk)
-      chunk.hidden_NxTxD = np.asarray(self._up(params, chunk, start, layer, pasts))
+      chunk.hidden_NxTxD = fetch(self._up(params, chunk, start, layer, pasts))
     if self._shared is not None:
       self._shared.climb(params, layer)
     self.layer = layer
@@ -85,10 +89,11 @@ class ClimbingRows:
     for chunk in self._chunks:
       hidden = self._up(params, chunk, self._states(params, chunk), layer, pasts)
       block, past = _as_first(params, layer), pasts[-1] if pasts else None
-      parts.append(_block(self._forward, block, hidden, chunk.last_N, past, chunk.group_N, place))
+      at = place_rows(params, (chunk.last_N, chunk.group_N))
+      parts.append(_block(self._forward, block, hidden, at[0], past, at[1], place))
     out = np.empty((self.num_rows, parts[0].shape[-1]), np.float32)
     for chunk, part in zip(self._chunks, parts, strict=True):
-      out[chunk.indices] = np.asarray(part)[: len(chunk.indices)]
+      out[chunk.indices] = fetch(part)[: len(chunk.indices)]
     return out
 
   def _pasts(self, params, stop: int) -> list[Past]:
@@ -97,15 +102,15 @@ class ClimbingRows:
 
   def _states(self, params, chunk: '_Chunk'):
     if chunk.hidden_NxTxD is None:
-      return _embed(self._forward, {'embed': params['embed']}, chunk.token_NxT)
-    return chunk.hidden_NxTxD
+      token_NxT = place_rows(params, chunk.token_NxT)
+      return _embed(self._forward, {'embed': params['embed']}, token_NxT)
+    return place_rows(params, chunk.hidden_NxTxD)
 
   def _up(self, params, chunk: '_Chunk', hidden_NxTxD, layer: int, pasts: Sequence[Past]):
+    last_N, group_N = place_rows(params, (chunk.last_N, chunk.group_N))
     for below in range(self.layer, layer):
       block, past = _as_first(params, below), pasts[below - self.layer] if pasts else None
-      hidden_NxTxD = _block(
-        self._forward, block, hidden_NxTxD, chunk.last_N, past, chunk.group_N, None
-      )
+      hidden_NxTxD = _block(self._forward, block, hidden_NxTxD, last_N, past, group_N, None)
     return hidden_NxTxD
 
 

@@ -16,6 +16,7 @@ from jedit.data.requests import find_conflicts
 from jedit.fine_tune import FineTuning, fine_tune
 from jedit.language_model import LanguageModel
 from jedit.log import Timers
+from jedit.mesh import num_row_shards
 from jedit.methods import Method
 from jedit.models import functions
 from jedit.optimise import Targets, choose_batch_size, optimise_targets
@@ -240,7 +241,8 @@ def _stage_targets(
     rows,
     placed,
     method.objective,
-    batch_size=batch_size or choose_batch_size(lm.config, rows, first_layer),
+    batch_size=batch_size
+    or choose_batch_size(lm.config, rows, first_layer, num_row_shards(params)),
     store=None if store is None else pathlib.Path(store) / f'stage-{number}',
     signature=signature,
   )

@@ -24,6 +24,7 @@ from jedit.buckets import bucket, group_by_length
 from jedit.data.prompts import Encoded, Row, encode_many, pad
 from jedit.language_model import LanguageModel
 from jedit.log import Progress
+from jedit.mesh import fetch
 from jedit.models import functions, kernel_path
 from jedit.patch import Patch, Update
 from jedit.provenance import describe
@@ -167,7 +168,7 @@ def fine_tune(
   first = method.trained_layers[0]
   batches = [
     # Kept on the host: one batch fits the device, all of them may not.
-    dataclasses.replace(batch, hidden_NxTxD=np.asarray(_below(run, first, lm.params, batch)))
+    dataclasses.replace(batch, hidden_NxTxD=fetch(_below(run, first, lm.params, batch)))
     for batch in _batches(texts, method)
   ]
 
@@ -184,7 +185,7 @@ def fine_tune(
 
   updates = {}
   for path, value in trained.items():
-    change = np.asarray(value) - np.asarray(flat[path], np.float32)
+    change = fetch(value) - fetch(flat[path]).astype(np.float32)
     if not np.isfinite(change).all():
       raise UserError(f'The change of {"/".join(path)} is not finite; lower learning_rate.')
     updates['/'.join(path)] = Update(dense=change)
@@ -282,7 +283,7 @@ def _train(
         # Looks at the step before, so that the device has work while this waits.
         if number > 0:
           batch = batches[number - 1]
-          loss = _checked_loss(batch, np.asarray(shares[number - 1]), epoch, requests)
+          loss = _checked_loss(batch, fetch(shares[number - 1]), epoch, requests)
           total += loss * batch.num_rows
           progress.update(note=f'epoch {epoch} of at most {method.num_epochs}, loss {loss:.3g}')
       losses.append(total / len(requests))

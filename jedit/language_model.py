@@ -10,14 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import transformers
+from jax.sharding import Mesh
 
 from jedit.buckets import bucket
 from jedit.data.prompts import load_tokenizer, pad
 from jedit.hub import find_directory
+from jedit.mesh import fetch, place, place_rows
 from jedit.models import ModelConfig, forward, head
 from jedit.models.convert import Export, fingerprint, load_directory, save_directory
 from jedit.models.generate import generate
 from jedit.patch import Patch, patched
+from jedit.sharding import param_shardings
 from jedit.types import UserError
 
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -92,6 +95,14 @@ class LanguageModel:
       raise UserError(f'Patch {patch.id} is not applied to this model; there is nothing to revert.')
     return dataclasses.replace(self, patches=left, params={})
 
+  def shard(self, mesh: Mesh | None) -> 'LanguageModel':
+    """The same model spread over a mesh by its family's rules; None leaves it where it is."""
+    if mesh is None:
+      return self
+    shardings = param_shardings(self.config, mesh)
+    base = jax.tree.map(lambda x, s: place(mesh, x, s.spec), self.base, shardings)
+    return dataclasses.replace(self, base=base, params={})
+
   def forward(
     self, token_NxT: jax.Array | None = None, **arguments: Any
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -110,8 +121,8 @@ class LanguageModel:
     """
     rows = self._encode(texts)
     token_NxT, length_N = pad(rows, bucket(max(map(len, rows))))
-    logits_NxV = _last_logits(self.config, self.params, token_NxT, length_N)
-    return np.asarray(logits_NxV)
+    arrays = place_rows(self.params, (token_NxT, length_N))
+    return fetch(_last_logits(self.config, self.params, *arrays))
 
   def generate(
     self,
@@ -203,7 +214,10 @@ def _last_logits(config: ModelConfig, params, token_NxT, length_N) -> jax.Array:
 
 
 def load(
-  path: str | os.PathLike[str], dtype: str = 'float32', revision: str | None = None
+  path: str | os.PathLike[str],
+  dtype: str = 'float32',
+  mesh: Mesh | None = None,
+  revision: str | None = None,
 ) -> LanguageModel:
   """Loads a model of the Hugging Face format.
 
@@ -211,6 +225,7 @@ def load(
     path: directory with config.json, safetensors weights and a tokenizer, or the id of a model on
       the Hugging Face hub, which is downloaded once (see `jedit.hub`).
     dtype: of weights and activations: 'float32', 'bfloat16' or 'float16'.
+    mesh: devices that share the model (`jedit.mesh.make_mesh`); None takes the first one.
     revision: branch, tag or commit on the hub; None takes the main branch.
 
   Raises:
@@ -220,7 +235,7 @@ def load(
   if dtype not in DTYPES:
     raise UserError(f'dtype is {dtype!r}; choose one of {", ".join(DTYPES)}.')
   path = find_directory(path, revision)
-  config, params, hf_config = load_directory(path, dtype)
+  config, params, hf_config = load_directory(path, dtype, mesh)
   return LanguageModel(
     config=config,
     base=params,

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from jedit.mesh import is_first_process
 from jedit.types import UserError
 
 
@@ -117,7 +118,7 @@ class Progress:
     self.label, self.total, self.unit, self.done = label, total, unit, done
     self._stream = sys.stderr if stream is None else stream
     self._is_tty = self._stream.isatty()
-    self._is_quiet = _is_quiet.get()
+    self._is_quiet = _is_quiet.get() or not is_first_process()
     self._clock = clock
     self._start_done, self._start_time = done, clock()
     # The first update includes compilation; the estimate starts behind it.

@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 from ml_collections.config_flags import config_path
 
-from jedit import configs
+from jedit import configs, mesh
 from jedit.types import UserError
 
 _SHIPPED = pathlib.Path(list(configs.__path__)[0])
@@ -33,6 +33,18 @@ _CONFIG = flags.DEFINE_string(
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory for the results; runs/<name of the config> by default.'
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator',
+  None,
+  'For a run of several processes, each started with the same command: host:port of the first '
+  'one, or auto where the cluster tells (Slurm, TPU).',
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many there are; not with --coordinator=auto.', lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this is, from 0; not with --coordinator=auto.', lower_bound=0
 )
 _HELP = ('--help', '-help', '-h', '-?', '--helpshort', '--helpfull')
 
@@ -136,6 +148,10 @@ def main(args: tuple[config_dict.ConfigDict, str]) -> None:
     cache = pathlib.Path('~/.cache/jedit/xla').expanduser()
     jax.config.update('jax_compilation_cache_dir', str(cache))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)  # many small programs
+  if _COORDINATOR.value is not None:
+    mesh.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if not mesh.is_first_process():
+      sys.stdout = open(os.devnull, 'w')  # one process speaks; errors are everybody's
   # Says that PyTorch is missing, which nothing here needs.
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   from jedit import runner  # slow to import, so that mistakes in flags are answered at once

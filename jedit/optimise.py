@@ -15,6 +15,7 @@ import numpy as np
 from jedit.checkpoint import read_tensors, write_tensors
 from jedit.data.edit_rows import Block, EditRows, cut_blocks, fill_arrays, window_start
 from jedit.log import Progress
+from jedit.mesh import fetch, least_over_processes, num_row_shards
 from jedit.models import ModelConfig
 from jedit.recipe import TOKENS, Objective
 from jedit.target import TRACE_COLUMNS, PlacedDelta, RowBatch, Slots, State, TargetOptimiser
@@ -69,8 +70,10 @@ class Targets:
     )
 
 
-def choose_batch_size(config: ModelConfig, rows: Sequence[EditRows], first_layer: int) -> int:
-  """Edits to optimise at once: a power of 2 that fits the device's free memory.
+def choose_batch_size(
+  config: ModelConfig, rows: Sequence[EditRows], first_layer: int, row_shards: int = 1
+) -> int:
+  """Edits to optimise at once: for each device a power of 2 that fits its free memory.
 
   Counted per edit are what the backward pass keeps of every block above the δ, the stored keys
   and values, and the logits, for the longest rows; half of the free memory is left alone.
@@ -79,10 +82,11 @@ def choose_batch_size(config: ModelConfig, rows: Sequence[EditRows], first_layer
     config: sizes and dtype of the model.
     rows: texts of the edits.
     first_layer: the lowest block with a δ.
+    row_shards: devices that share the edits.
   """
   stats = jax.local_devices()[0].memory_stats() or {}
   if 'bytes_limit' not in stats:
-    return _HOST_BATCH
+    return _HOST_BATCH * row_shards
   texts = [text for edit in rows for text in edit.with_target]
   num_prompts = len(rows[0].with_target) + 1  # and the KL row
   window = max(len(text.ids) - window_start(text, TOKENS) for text in texts)
@@ -94,7 +98,7 @@ def choose_batch_size(config: ModelConfig, rows: Sequence[EditRows], first_layer
   layers = config.num_layers - first_layer
   per_edit = num_prompts * (layers * kept * itemsize + 3 * 4 * num_targets * config.vocab_size)
   fits = (stats['bytes_limit'] - stats.get('bytes_in_use', 0)) // (2 * per_edit)
-  return 2 ** int(np.log2(min(max(fits, 1), _LARGEST_BATCH)))
+  return 2 ** int(np.log2(least_over_processes(min(max(fits, 1), _LARGEST_BATCH)))) * row_shards
 
 
 def optimise_targets(
@@ -125,7 +129,7 @@ def optimise_targets(
   """
   tokens = tuple(dict.fromkeys(placed.token for placed in deltas))
   optimiser = _optimiser(forward, head, num_layers, deltas, objective)
-  blocks = cut_blocks(rows, tokens, batch_size, objective.num_steps)
+  blocks = cut_blocks(rows, tokens, batch_size, objective.num_steps, num_row_shards(params))
   names = [placed.delta.name for placed in deltas]
   found: list[dict[str, np.ndarray]] = []
   with Progress('targets', total=len(rows), unit='edits') as progress:
@@ -195,9 +199,9 @@ def _run_block(
     assert slots is not None
     slots = optimiser.steps(params, slots, steps_per_look)
     steps += steps_per_look
-    is_done_B = np.asarray(slots.state.is_done_B) & (in_slot_B >= 0)
+    is_done_B = fetch(slots.state.is_done_B) & (in_slot_B >= 0)
     if is_done_B.any():
-      found = jax.device_get({'state': slots.state, 'init': slots.window.init_BxD})
+      found = fetch({'state': slots.state, 'init': slots.window.init_BxD})
       for slot in np.flatnonzero(is_done_B).tolist():
         results[in_slot_B[slot]] = _result(found, slot)
       in_slot_B[is_done_B] = -1

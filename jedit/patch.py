@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -172,8 +173,13 @@ def patched(params: Any, updates: Mapping[str, Update]) -> Any:
         f'The patch changes {path} of shape {update.shape}, but the model has {has}; '
         'apply it to the model it was made on.'
       )
-    params = _with_leaf(params, keys, leaf.astype(jnp.float32) + jnp.asarray(update.value()))
+    params = _with_leaf(params, keys, _add(leaf, update.value()))
   return params
+
+
+@jax.jit
+def _add(kernel: jax.Array, change: jax.Array) -> jax.Array:
+  return kernel.astype(jnp.float32) + change
 
 
 def _with_leaf(tree: Mapping[str, Any], keys: list[str], leaf: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ the trace act on [B, ...] outside.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
 from jedit.data.edit_rows import Block
+from jedit.mesh import mesh_of, over_rows, place_rows
 from jedit.models import AddAt, Past, past_taps, site
 from jedit.recipe import Delta, Objective
 
@@ -142,7 +145,6 @@ class TargetOptimiser:
     self.adam = optax.adam(objective.learning_rate, b1=0.9, b2=0.999, eps=1e-8)
     self.steps = jax.jit(self._steps, donate_argnames='slots')
     self._entering = jax.jit(self._enter, static_argnames=('window', 'past'))
-    self._put = jax.jit(_put, donate_argnames='slots')
 
   def enter(
     self, params: Any, rows: RowBatch, slots: Slots | None, at: np.ndarray, block: Block
@@ -156,15 +158,14 @@ class TargetOptimiser:
       at: a free slot for each edit.
       block: has the sizes.
     """
+    rows, mesh = place_rows(params, rows), mesh_of(params)
     entering = self._entering(params, rows, window=block.window, past=block.past)
     if slots is None:
-      slots = jax.tree.map(lambda x: jnp.zeros((block.size, *x.shape[1:]), x.dtype), entering)
-      free = dataclasses.replace(slots.state, is_done_B=jnp.ones((block.size,), bool))
-      slots = dataclasses.replace(slots, state=free)
+      slots = _free_slots(entering, size=block.size, mesh=mesh)
     # A slot that does not exist takes the padding.
     at_R = np.full(len(rows.kl_start_B), block.size, np.int32)
     at_R[: len(at)] = at
-    return self._put(slots, entering, at_R)
+    return _put(slots, entering, at_R, mesh=mesh)
 
   def _enter(self, params, rows: RowBatch, *, window: int, past: int) -> Slots:
     fixed = self._prepare(params, rows, window=window, past=past)
@@ -368,8 +369,17 @@ class TargetOptimiser:
     )
 
 
-def _put(slots: Slots, entering: Slots, at_R: jax.Array) -> Slots:
-  return jax.tree.map(lambda old, new: old.at[at_R].set(new, mode='drop'), slots, entering)
+@functools.partial(jax.jit, static_argnames=('size', 'mesh'))
+def _free_slots(like: Slots, *, size: int, mesh: Mesh | None) -> Slots:
+  slots = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), like)
+  state = dataclasses.replace(slots.state, is_done_B=jnp.ones((size,), bool))
+  return over_rows(mesh, dataclasses.replace(slots, state=state))
+
+
+@functools.partial(jax.jit, static_argnames='mesh', donate_argnames='slots')
+def _put(slots: Slots, entering: Slots, at_R: jax.Array, *, mesh: Mesh | None) -> Slots:
+  put = jax.tree.map(lambda old, new: old.at[at_R].set(new, mode='drop'), slots, entering)
+  return over_rows(mesh, put)
 
 
 def safe_norm(x: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import numpy as np
 from jedit.climb import ClimbingRows
 from jedit.data.edit_rows import Contexts, EditRows, position
 from jedit.log import Progress, Timers
+from jedit.mesh import num_row_shards
 from jedit.models.sites import KERNEL_INPUT, kernel_path
 from jedit.patch import Update, patched
 from jedit.recipe import SPREADS, Region
@@ -44,10 +45,16 @@ class RegionRows:
     rows: texts of the edits.
     region: says which token is read.
     contexts: groups of prefix templates, for the average.
+    row_shards: devices that share rows.
   """
 
   def __init__(
-    self, forward: Callable, rows: Sequence[EditRows], region: Region, contexts: Contexts
+    self,
+    forward: Callable,
+    rows: Sequence[EditRows],
+    region: Region,
+    contexts: Contexts,
+    row_shards: int = 1,
   ):
     token = region.token
     self.num_edits, self.compared_on = len(rows), region.compared_on
@@ -58,9 +65,14 @@ class RegionRows:
       forward,
       [text.ids[: position(text, token) + 1] for text in with_context],
       groups=[*range(len(self.weight_P) - 1)] * len(rows),  # rows of one context begin alike
+      row_shards=row_shards,
     )
     bare = [edit.bare for edit in rows]
-    self.bare_rows = ClimbingRows(forward, [text.ids[: position(text, token) + 1] for text in bare])
+    self.bare_rows = ClimbingRows(
+      forward,
+      [text.ids[: position(text, token) + 1] for text in bare],
+      row_shards=row_shards,
+    )
 
   def climb(self, params: Any, layer: int) -> None:
     self.context_rows.climb(params, layer)
@@ -125,7 +137,7 @@ def write_region(
   if not region.writes:
     return Written(params, updates, keys, residuals)
   last = region.layers[-1]
-  region_rows = RegionRows(forward, rows, region, contexts)
+  region_rows = RegionRows(forward, rows, region, contexts, num_row_shards(params))
   with Progress(f'writing {region.name}', len(region.layers), 'layers') as progress:
     for index, layer in enumerate(region.layers):
       divisor = SPREADS[region.spread](len(region.layers) - index)

@@ -33,6 +33,16 @@ LLAMA3 = {
 NEW_LLAMA3 = {'rope_type': 'llama3', 'rope_theta': 10000.0, **LLAMA3}
 DYNAMIC = {'rope_type': 'dynamic', 'rope_theta': 10000.0, 'factor': 2.0}
 
+# Where PyTorch models keep their blocks, and a block its two output projections.
+PARTS = {
+  'gptj': ('transformer.h', 'attn.out_proj', 'mlp.fc_out'),
+  'gpt2': ('transformer.h', 'attn.c_proj', 'mlp.c_proj'),
+  'gpt_neox': ('gpt_neox.layers', 'attention.dense', 'mlp.dense_4h_to_h'),
+  **dict.fromkeys(
+    ('llama', 'mistral', 'qwen2', 'qwen3'), ('model.layers', 'self_attn.o_proj', 'mlp.down_proj')
+  ),
+}
+
 # Family, config fields, and the length of the longest row where it matters.
 CASES = {
   'gptj_partial_rotary': ('gptj', {}, 12),
@@ -74,6 +84,55 @@ CASES = {
     {'rope_theta': 5e5, 'rope_scaling': {'rope_type': 'llama3', **LLAMA3}, 'head_dim': 16},
     40,
   ),
+  'gpt_neox_partial_rotary': ('gpt_neox', {}, 12),
+  'gpt_neox_sequential_tied_unbiased': (
+    'gpt_neox',
+    {
+      'use_parallel_residual': False,
+      'tie_word_embeddings': True,
+      'attention_bias': False,
+      'hidden_act': 'gelu_fast',
+    },
+    12,
+  ),
+  'gpt_neox_new_rope': (
+    'gpt_neox',
+    {
+      'rope_parameters': {
+        'rope_type': 'default',
+        'rope_theta': 500.0,
+        'partial_rotary_factor': 1.0,
+      },
+      'rotary_pct': None,
+      'rotary_emb_base': None,
+    },
+    12,
+  ),
+  'gpt_neox_dynamic_long': (
+    'gpt_neox',
+    {'rope_scaling': {'type': 'dynamic', 'factor': 2.0}, 'max_position_embeddings': 16},
+    24,
+  ),
+  'gpt_neox_linear_other_base': (
+    'gpt_neox',
+    {'rope_scaling': {'type': 'linear', 'factor': 4.0}, 'rotary_emb_base': 500},
+    12,
+  ),
+  'gpt2_tied': ('gpt2', {}, 12),
+  'gpt2_untied_exact_gelu_default_ffn': (
+    'gpt2',
+    {'tie_word_embeddings': False, 'activation_function': 'gelu', 'n_inner': None},
+    12,
+  ),
+  'mistral_window': ('mistral', {}, 12),
+  'mistral_no_window': ('mistral', {'sliding_window': None}, 12),
+  'qwen2_tied': ('qwen2', {'tie_word_embeddings': True}, 12),
+  'qwen2_window': (
+    'qwen2',
+    {'use_sliding_window': True, 'sliding_window': 4, 'max_window_layers': 0},
+    12,
+  ),
+  'qwen3_wide_heads': ('qwen3', {}, 12),
 }
 
 
@@ -104,19 +163,17 @@ def _torch_sites(model, token_NxT, length_N):
 
     hooks.append(module.register_forward_hook(hook))
 
-  is_gptj = model.config.model_type == 'gptj'
-  blocks = model.transformer.h if is_gptj else model.model.layers
-  for layer, block in enumerate(blocks):
-    attn, mlp = (block.attn, block.mlp) if is_gptj else (block.self_attn, block.mlp)
-    watch(attn.out_proj if is_gptj else attn.o_proj, 'attn_in', 'attn_out', layer)
-    watch(mlp.fc_out if is_gptj else mlp.down_proj, 'mlp_in', 'mlp_out', layer)
+  stack, attn, mlp = PARTS[model.config.model_type]
+  for layer, block in enumerate(model.get_submodule(stack)):
+    watch(block.get_submodule(attn), 'attn_in', 'attn_out', layer)
+    watch(block.get_submodule(mlp), 'mlp_in', 'mlp_out', layer)
     watch(block, None, 'block_out', layer)
   mask_NxT = np.arange(token_NxT.shape[1])[None] < np.asarray(length_N)[:, None]
   with torch.no_grad():
     out = model(
       torch.tensor(np.asarray(token_NxT)),
       attention_mask=torch.tensor(mask_NxT.astype(np.int64)),
-      use_cache=True,
+      past_key_values=transformers.DynamicCache(),  # all tokens, whatever the window
     )
   for hook in hooks:
     hook.remove()
@@ -179,6 +236,50 @@ def test_golden_models(model, shared):
     _assert_close(value, torch_seen[name], length_N, name)
 
 
+@pytest.mark.parametrize('family', tiny.HF_CONFIGS)
+def test_padding_on_the_left_equals_transformers(family, tmp_path):
+  path = _make_directory(tmp_path / 'model', family, {})
+  config, params, _ = load_directory(path)
+  token_NxT, pad_N = np.asarray(tiny.tokens(2, 12)), np.array([0, 5])
+  position_NxT = np.arange(12)[None] - pad_N[:, None]
+  is_real_NxT = position_NxT >= 0
+  position_NxT = np.maximum(position_NxT, 0)
+
+  @jax.jit
+  def run(params):
+    hidden, _ = forward(
+      config, params, token_NxT, position_NxT=position_NxT, segment_NxT=is_real_NxT
+    )
+    return head(config, params, hidden)
+
+  with torch.no_grad():
+    expected = _torch_model(path)(
+      torch.tensor(token_NxT),
+      attention_mask=torch.tensor(is_real_NxT.astype(np.int64)),
+      position_ids=torch.tensor(position_NxT),
+    ).logits
+  for ours, theirs, is_real_T in zip(run(params), expected, is_real_NxT, strict=True):
+    np.testing.assert_allclose(ours[is_real_T], theirs[is_real_T], rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize('case', ['gptj', 'llama', 'gpt_neox', 'gpt2', 'gpt2_headless', 'qwen3'])
+def test_what_transformers_saved_comes_back_bit_for_bit(case, tmp_path):
+  family = case.removesuffix('_headless')
+  hf_config = transformers.AutoConfig.for_model(**tiny.hf_config(family))
+  auto = transformers.AutoModel if case != family else transformers.AutoModelForCausalLM
+  torch.manual_seed(0)
+  auto.from_config(hf_config).save_pretrained(tmp_path / 'theirs')
+  config, params, hf_config = load_directory(tmp_path / 'theirs')
+  save_directory(tmp_path / 'ours', config, params, hf_config)
+  theirs, ours = (load_file(tmp_path / d / 'model.safetensors') for d in ('theirs', 'ours'))
+  assert ours.keys() == theirs.keys()
+  for name, tensor in theirs.items():
+    np.testing.assert_array_equal(ours[name], tensor)
+  first, second = (_torch_model(tmp_path / d).state_dict() for d in ('theirs', 'ours'))
+  assert first.keys() == second.keys()
+  assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+
+
 def test_checkpoints_of_older_programs(tmp_path):
   """Stored masks, frequencies and a tied head; dtype under its old name."""
   buffers = {
@@ -189,13 +290,22 @@ def test_checkpoints_of_older_programs(tmp_path):
     'llama': {
       'model.layers.1.self_attn.rotary_emb.inv_freq': np.ones(4, np.float32),
     },
+    'gpt_neox': {
+      'gpt_neox.layers.0.attention.bias': np.ones((1, 1, 64, 64), np.bool_),
+      'gpt_neox.layers.0.attention.masked_bias': np.array(-1e9, np.float32),
+      'gpt_neox.layers.0.attention.rotary_emb.inv_freq': np.ones(2, np.float32),
+    },
+    'gpt2': {'h.0.attn.bias': np.ones((1, 1, 64, 64), np.float32)},
   }
   for family, extra in buffers.items():
     fields = {'tie_word_embeddings': True, 'torch_dtype': 'float32', 'dtype': None}
     path = _make_directory(tmp_path / family, family, fields)
     tensors = load_file(path / 'model.safetensors')
-    embedding = 'transformer.wte.weight' if family == 'gptj' else 'model.embed_tokens.weight'
-    extra = {**extra, 'lm_head.weight': tensors[embedding].copy()}
+    table = {ours: name for name, ours, _ in FAMILIES[family].names}
+    extra = {**extra, table['head/kernel']: tensors[table['embed/embedding']].copy()}
+    if family == 'gpt2':  # the first checkpoints hold the model without its head
+      tensors = {name.removeprefix('transformer.'): tensor for name, tensor in tensors.items()}
+      extra.pop('lm_head.weight')
     save_file({**tensors, **extra}, path / 'model.safetensors', {'format': 'pt'})
     _assert_same(path, 12)
 
@@ -209,7 +319,7 @@ def test_stored_head_wins_over_a_config_that_ties_it(tmp_path):
   _assert_same(path, 12)
 
 
-@pytest.mark.parametrize('family', ['gptj', 'llama'])
+@pytest.mark.parametrize('family', tiny.HF_CONFIGS)
 def test_bfloat16_is_as_close_to_float32_as_transformers(family, tmp_path):
   path = _make_directory(tmp_path / 'model', family, {})
   token_NxT = tiny.tokens(4, 12)
@@ -222,7 +332,7 @@ def test_bfloat16_is_as_close_to_float32_as_transformers(family, tmp_path):
   assert 1e-4 < error < 1.5 * np.linalg.norm(theirs - exact) / np.linalg.norm(exact) < 0.1
 
 
-@pytest.mark.parametrize('family', ['gptj', 'llama'])
+@pytest.mark.parametrize('family', tiny.HF_CONFIGS)
 def test_transformers_loads_an_edited_export(family, tmp_path):
   config, params = tiny.model(family)
   flat = traverse_util.flatten_dict(params)

@@ -22,7 +22,6 @@ from jedit.models import (
   past_taps,
   site,
 )
-from jedit.models.convert import name_table
 from jedit.models.layers import Linear
 from jedit.types import UserError
 
@@ -30,7 +29,8 @@ FAMILY_NAMES = tuple(tiny.HF_CONFIGS)
 # Another program adds in another order: float32 rounding of values of order 1 to 10.
 ATOL = 2e-5
 
-both_families = pytest.mark.parametrize('family', FAMILY_NAMES)
+every_family = pytest.mark.parametrize('family', FAMILY_NAMES)
+also_windowed = pytest.mark.parametrize('family', (*FAMILY_NAMES, 'mistral'))
 
 
 # One program per shape is quicker to make than one per operation.
@@ -46,7 +46,7 @@ def _random(*shape):
   return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
 
-@both_families
+@every_family
 def test_forward_split_at_any_layer_equals_the_whole(family):
   config, params = tiny.model(family)
   token_NxT = tiny.tokens(2, 7)
@@ -64,7 +64,7 @@ def test_forward_split_at_any_layer_equals_the_whole(family):
     chex.assert_trees_all_close(upper, whole, atol=ATOL, rtol=0)
 
 
-@both_families
+@also_windowed
 def test_window_with_past_equals_full_forward_and_its_gradient(family):
   """Rows left-aligned at their own position, with the keys and values of what came before."""
   config, params = tiny.model(family, num_layers=3)
@@ -106,7 +106,7 @@ def test_window_with_past_equals_full_forward_and_its_gradient(family):
   chex.assert_trees_all_close(gradient, full_gradient, rtol=2e-5, atol=2e-6)
 
 
-@both_families
+@also_windowed
 def test_one_token_after_another_equals_the_whole(family):
   config, params = tiny.model(family)
   token_NxT = tiny.tokens(2, 5)
@@ -118,7 +118,7 @@ def test_one_token_after_another_equals_the_whole(family):
     chex.assert_trees_all_close(hidden[:, 0], whole[:, t], atol=ATOL, rtol=0)
 
 
-@both_families
+@every_family
 def test_padding_does_not_move_logits(family):
   config, params = tiny.model(family)
   token_NxT = tiny.tokens(2, 12)
@@ -128,7 +128,7 @@ def test_padding_does_not_move_logits(family):
     chex.assert_trees_all_close(long[:, :7], short, atol=ATOL, rtol=0)
 
 
-@both_families
+@also_windowed
 def test_packed_documents_equal_separate_rows(family):
   config, params = tiny.model(family)
   lengths = (5, 3, 4)
@@ -145,7 +145,7 @@ def test_packed_documents_equal_separate_rows(family):
   chex.assert_trees_all_close(packed[0], separate, atol=ATOL, rtol=0)
 
 
-@both_families
+@every_family
 def test_adding_at_a_token_changes_nothing_before_it(family):
   config, params = tiny.model(family)
   token_NxT, pos_N = tiny.tokens(2, 6), jnp.array([2, 4])
@@ -171,7 +171,7 @@ def test_adding_at_a_token_changes_nothing_before_it(family):
       assert not change[jnp.arange(6) != pos].any()
 
 
-@both_families
+@every_family
 def test_replacing_at_a_token(family):
   config, params = tiny.model(family)
   token_NxT, pos_N = tiny.tokens(2, 6), jnp.array([2, 4])
@@ -186,7 +186,7 @@ def test_replacing_at_a_token(family):
   chex.assert_trees_all_close(replaced, expected, atol=ATOL, rtol=0)
 
 
-@both_families
+@every_family
 def test_edits_that_change_nothing_leave_the_output_unchanged(family):
   config, params = tiny.model(family)
   token_NxT, delta_NxD = tiny.tokens(2, 6), _random(2, config.width)
@@ -205,7 +205,7 @@ def test_edits_that_change_nothing_leave_the_output_unchanged(family):
   chex.assert_trees_all_close(tapped, whole, atol=ATOL, rtol=0)
 
 
-@both_families
+@every_family
 def test_vmap_over_edits_equals_a_loop(family):
   config, params = tiny.model(family)
   token_BxNxT = tiny.tokens(6, 5).reshape(3, 2, 5)
@@ -264,38 +264,17 @@ def test_unknown_or_skipped_tap_is_an_error():
       forward(config, params, tiny.tokens(1, 3), stop=1, taps=[tap])
 
 
-def test_published_models_have_their_published_sizes():
-  """Counted through shapes alone, so that the name tables cover the real configs."""
-  gptj = {
-    'n_embd': 4096,
-    'n_head': 16,
-    'n_layer': 28,
-    'n_positions': 2048,
-    'rotary_dim': 64,
-    'vocab_size': 50400,
-  }
-  llama3_8b = {
-    'hidden_size': 4096,
-    'intermediate_size': 14336,
-    'num_attention_heads': 32,
-    'num_hidden_layers': 32,
-    'num_key_value_heads': 8,
-    'vocab_size': 128256,
-  }
-  for family, hf_config, count in (
-    ('gptj', gptj, 6_050_882_784),
-    ('llama', llama3_8b, 8_030_261_248),
-  ):
-    table = name_table(FAMILIES[family].read_config(hf_config, 'bfloat16'))
-    assert sum(int(np.prod(shape)) for _, _, shape in table.values()) == count
-
-
 def test_configs_that_are_not_supported_name_the_field():
   for family, fields, words in (
     ('gptj', {'activation_function': 'quick_gelu'}, 'quick_gelu'),
     ('llama', {'rope_parameters': {'rope_type': 'yarn'}}, 'yarn'),
     ('llama', {'num_key_value_heads': 3}, '3 key/value heads'),
     ('llama', {'hidden_size': None}, 'hidden_size'),
+    ('gpt_neox', {'hidden_act': 'quick_gelu'}, 'quick_gelu'),
+    ('gpt2', {'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx=True'),
+    ('gpt2', {'add_cross_attention': True}, 'add_cross_attention=True'),
+    ('mistral', {'layer_types': ['full_attention', 'sliding_attention']}, 'mixes layers'),
+    ('qwen2', {'use_sliding_window': True, 'max_window_layers': 1}, 'mixes layers'),
   ):
     with pytest.raises(UserError, match=words):
       FAMILIES[family].read_config(tiny.hf_config(family, **fields), 'float32')

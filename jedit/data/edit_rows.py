@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import transformers
 
-from jedit.buckets import bucket, group_by_length
+from jedit.buckets import bucket, group_by_length, round_up
 from jedit.data.prompts import Encoded, Row, encode_many, pad
 from jedit.types import Request, UserError
 
@@ -115,7 +115,11 @@ class Block:
 
 
 def cut_blocks(
-  rows: Sequence[EditRows], tokens: Sequence[str], batch_size: int, num_steps: int
+  rows: Sequence[EditRows],
+  tokens: Sequence[str],
+  batch_size: int,
+  num_steps: int,
+  multiple: int = 1,
 ) -> list[Block]:
   """Groups edits of similar windows in blocks of few shapes.
 
@@ -125,6 +129,7 @@ def cut_blocks(
     batch_size: the largest B; blocks, and rounds of their slots, share the edits of a shape
       evenly, so that little of the last is empty.
     num_steps: how often a block is run, which decides when a shape of its own pays.
+    multiple: slots and fills come in multiples of it, for devices that share them.
   """
   windows = []
   for edit in rows:
@@ -136,11 +141,11 @@ def cut_blocks(
   for window, indices in group_by_length(windows, smallest=1, padding=padding):
     texts = [text for i in indices for text in rows[i].with_target]
     num_edits = -(-len(indices) // -(-len(indices) // (_ROUNDS_PER_BLOCK * batch_size)))
-    size = -(-num_edits // -(-num_edits // batch_size))
+    size = round_up(-(-num_edits // -(-num_edits // batch_size)), multiple)
     shape = Block(
       indices=(),
       size=size,
-      fill=-(-size // _FILLS_PER_BATCH),
+      fill=round_up(-(-size // _FILLS_PER_BATCH), multiple),
       window=window,
       past=bucket(max(window_start(text, tokens) for text in texts)),
       num_tokens=bucket(max(len(text.ids) - 1 for text in texts)),

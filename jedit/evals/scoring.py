@@ -17,6 +17,7 @@ import numpy as np
 
 from jedit.buckets import group_by_length
 from jedit.data.prompts import Encoded
+from jedit.mesh import fetch, place_rows
 from jedit.models import ModelConfig, forward, head
 from jedit.types import UserError
 
@@ -216,7 +217,7 @@ def score_plan(
   is_top_NxT = np.zeros((len(plan.length_N), width), bool)
 
   def collect(batch: Batch, result: tuple[jax.Array, jax.Array]) -> None:
-    logp_NxCxS, is_top_NxCxS = jax.device_get(result)
+    logp_NxCxS, is_top_NxCxS = fetch(result)
     for n, answers in enumerate(batch.rows):
       for c, numbers in enumerate(answers):
         for number in numbers:
@@ -230,7 +231,7 @@ def score_plan(
   for batch in plan.batches:
     # The next batch is sent before the last one is fetched, so that the device never waits.
     arrays = (batch.token_NxT, batch.length_N, batch.read_NxS, batch.target_NxCxS)
-    result = _score_batch(config, params, *arrays)
+    result = _score_batch(config, params, *place_rows(params, arrays))
     if running is not None:
       collect(*running)
     running = (batch, result)

@@ -7,7 +7,9 @@ from typing import Any
 
 from jedit.types import UserError
 
-_ACTIVATIONS = ('gelu_new', 'gelu_pytorch_tanh', 'gelu', 'silu', 'swish', 'relu')
+_ACTIVATIONS = (
+  'gelu_new', 'gelu_fast', 'gelu_pytorch_tanh', 'gelu', 'silu', 'swish', 'relu',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,18 @@ class ModelConfig:
 
   `dtype` is the dtype of the activations; parameters keep the dtype they were loaded in, and a
   product with a wider kernel (an edited one stays float32) is computed in the wider dtype.
+
+  Attributes:
+    rope: rotary positions; None for a model that learns one vector per position instead.
+    fused_qkv: None for three maps to query, key and value; 'by_head' for one map whose outputs
+      are head after head, each with its query, key and value (GPT-NeoX); 'by_part' for one with
+      all queries first, then keys, then values (GPT-2).
+    parallel: the MLP reads what the attention reads, not what it left (GPT-NeoX).
+    qkv_bias, out_bias: biases of the attention's input and output maps.
+    qk_norm: each head's query and key pass an RMS norm before they are rotated (Qwen3).
+    sliding_window: how many tokens a token sees, itself included; None is all of them.
+    renames: beginnings of tensor names that the files of this model spell in another way than
+      the family's name table: (the table's, the files').
   """
 
   family: str
@@ -52,13 +66,19 @@ class ModelConfig:
   ffn_width: int
   max_positions: int
   norm_eps: float
-  rope: Rope
+  rope: Rope | None
   activation: str
   tie_head: bool = False
   head_bias: bool = False
-  attention_bias: bool = False
+  fused_qkv: str | None = None
+  qkv_bias: bool = False
+  out_bias: bool = False
+  qk_norm: bool = False
+  sliding_window: int | None = None
   mlp_bias: bool = False
+  parallel: bool = False
   dtype: str = 'float32'
+  renames: tuple[tuple[str, str], ...] = ()
 
   def __post_init__(self) -> None:
     if self.activation not in _ACTIVATIONS:
@@ -77,6 +97,18 @@ class ModelConfig:
     """F of the kernels that can be written."""
     return {'mlp': self.ffn_width, 'attn': self.num_heads * self.head_dim}
 
+  @property
+  def position_limit(self) -> int | None:
+    """How many tokens a row can have at all; None where positions are computed."""
+    return self.max_positions if self.rope is None else None
+
+  def stored_name(self, name: str) -> str:
+    """What the files of this model call a tensor of the family's name table."""
+    for ours, theirs in self.renames:
+      if name.startswith(ours):
+        return theirs + name.removeprefix(ours)
+    return name
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -91,6 +123,10 @@ class Family:
       'kernel' for a matrix stored [out, in] (ours are [in, out]) and 'plain' for anything else.
       Rows whose path a config does not have (a bias, a tied head) do not apply to it.
     ignored: regular expressions of stored buffers that carry no weights.
+    sharding: rows (regular expression of a whole path, mesh axis or None per dimension); the
+      first match counts, and every path has one.
+    renames: rows (beginning of a name in `names`, how some files begin it instead); a row holds
+      for files in which no name has the first beginning.
   """
 
   model_type: str
@@ -99,6 +135,8 @@ class Family:
   final_norm: Callable[..., Any]
   names: tuple[tuple[str, str, str], ...]
   ignored: tuple[str, ...]
+  sharding: tuple[tuple[str, tuple[str | None, ...]], ...]
+  renames: tuple[tuple[str, str], ...] = ()
 
 
 def read_rope(hf: Mapping[str, Any], dim: int, *, interleaved: bool, max_positions: int) -> Rope:
@@ -122,6 +160,23 @@ def read_rope(hf: Mapping[str, Any], dim: int, *, interleaved: bool, max_positio
     high_freq_factor=float(given.get('high_freq_factor', 4.0)),
     original_positions=int(original) if kind == 'llama3' else max_positions,
   )
+
+
+def read_window(hf: Mapping[str, Any], window: int | None) -> int | None:
+  """The sliding window of all layers, from `layer_types` where a config has them.
+
+  Raises:
+    UserError: where only some layers have the window.
+  """
+  kinds = set(hf.get('layer_types') or ['sliding_attention'])
+  if window is None or kinds == {'full_attention'}:
+    return None
+  if kinds != {'sliding_attention'}:
+    raise UserError(
+      f'The model mixes layers of {" and ".join(sorted(kinds))}; supported are models whose '
+      'layers all have the same sliding window, or none.'
+    )
+  return window
 
 
 def require(hf: Mapping[str, Any], *fields: str) -> list[Any]:

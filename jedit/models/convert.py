@@ -22,15 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from jedit import checkpoint
 from jedit.log import Progress, quiet
 from jedit.memory import free_bytes
+from jedit.mesh import fetch
 from jedit.models.config import ModelConfig
 from jedit.models.decoder import FAMILIES, init_params
 from jedit.models.layers import wider
 from jedit.models.stored import COMPANIONS, INDEX, WEIGHTS, Stored, open_tensors, some
+from jedit.sharding import param_shardings
 from jedit.types import UserError
 
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
@@ -83,7 +86,7 @@ def name_table(config: ModelConfig) -> dict[str, tuple[str, str, tuple[int, ...]
       ours = path.replace('{}', str(layer))
       if ours in expected:
         shape = expected[ours][::-1] if kind == 'kernel' else expected[ours]
-        table[name.replace('{}', str(layer))] = (ours, kind, shape)
+        table[config.stored_name(name.replace('{}', str(layer)))] = (ours, kind, shape)
   nameless = sorted(expected.keys() - {path for path, _, _ in table.values()})
   if nameless:
     raise ValueError(f'The name table of {config.family} lacks {", ".join(nameless)}.')
@@ -91,15 +94,15 @@ def name_table(config: ModelConfig) -> dict[str, tuple[str, str, tuple[int, ...]
 
 
 def load_directory(
-  path: str | os.PathLike[str], dtype: str = 'float32', shardings: Any = None
+  path: str | os.PathLike[str], dtype: str = 'float32', mesh: Mesh | None = None
 ) -> tuple[ModelConfig, dict[str, Any], dict[str, Any]]:
   """Reads the config and the weights of a Hugging Face directory, one tensor at a time.
 
   Args:
     path: directory with config.json and model.safetensors, whole or sharded with its index.
     dtype: what weights are converted to and activations are computed in.
-    shardings: a pytree like the parameters with a `jax.sharding.Sharding` for each; every device
-      reads its part only. None puts all on the default device.
+    mesh: devices over which the parameters are spread by the family's rules; each process reads
+      what its devices hold. None puts all on the default device.
 
   Returns:
     The config, the parameters as a nested dict of arrays, and config.json as it stands.
@@ -114,10 +117,12 @@ def load_directory(
   hf_config = _read_hf_config(path)
   config = FAMILIES[hf_config['model_type']].read_config(hf_config, dtype)
   tensors = open_tensors(path)
+  config = _with_renames(config, tensors)
   config, hf_config = _untie_if_different(config, hf_config, tensors)
   table = name_table(config)
   _check_names(path, config, table, tensors)
-  placed = {} if shardings is None else traverse_util.flatten_dict(shardings, sep='/')
+  shardings = {} if mesh is None else param_shardings(config, mesh)
+  placed = traverse_util.flatten_dict(shardings, sep='/')
   _check_fits(path, table, dtype, placed)
   flat = {}
   with _progress('loading', list(tensors.values())) as progress:
@@ -194,6 +199,13 @@ def _read_hf_config(path: pathlib.Path) -> dict[str, Any]:
   return hf_config
 
 
+def _with_renames(config: ModelConfig, tensors: Mapping[str, Stored]) -> ModelConfig:
+  """Follows the file where it begins names in another way than the family's table."""
+  renames = FAMILIES[config.family].renames
+  used = tuple((ours, _) for ours, _ in renames if not any(n.startswith(ours) for n in tensors))
+  return dataclasses.replace(config, renames=used)
+
+
 def _untie_if_different(
   config: ModelConfig, hf_config: dict[str, Any], tensors: Mapping[str, Stored]
 ) -> tuple[ModelConfig, dict[str, Any]]:
@@ -201,7 +213,7 @@ def _untie_if_different(
 
   transformers does the same. A stored head that equals the embedding is the usual case.
   """
-  names = {path: name for name, path, _ in FAMILIES[config.family].names}
+  names = {path: config.stored_name(name) for name, path, _ in FAMILIES[config.family].names}
   head, embedding = names['head/kernel'], names['embed/embedding']
   if not config.tie_head or head not in tensors or embedding not in tensors:
     return config, hf_config
@@ -220,7 +232,8 @@ def _check_names(
   family = FAMILIES[config.family]
   ignored = [re.compile(pattern) for pattern in family.ignored]
   if config.tie_head:  # stored as well as tied, and equal to the embedding
-    ignored += [re.compile(re.escape(n)) for n, ours, _ in family.names if ours == 'head/kernel']
+    heads = [config.stored_name(name) for name, ours, _ in family.names if ours == 'head/kernel']
+    ignored += [re.compile(re.escape(name)) for name in heads]
   strangers = [name for name in tensors if name not in table]
   unknown = sorted(n for n in strangers if not any(rule.fullmatch(n) for rule in ignored))
   missing = sorted(table.keys() - tensors.keys())
@@ -292,7 +305,7 @@ def fingerprint(params: Any, config: ModelConfig | None = None) -> str:
   equal weights do another thing there.
   """
   flat = sorted(traverse_util.flatten_dict(params, sep='/').items())
-  sums = jax.device_get([_checksum(jnp.asarray(leaf)) for _, leaf in flat])
+  sums = fetch([_checksum(jnp.asarray(leaf)) for _, leaf in flat])
   digest = hashlib.sha256(b'' if config is None else json.dumps(_given(config)).encode())
   for (path, leaf), pair in zip(flat, sums, strict=True):
     digest.update(json.dumps([path, list(leaf.shape), str(leaf.dtype), pair.tolist()]).encode())
@@ -353,7 +366,7 @@ def save_directory(
   base_flat = {} if base is None else traverse_util.flatten_dict(base, sep='/')
   table = name_table(config)
   original = _original(source, table)
-  names = {ours: name for name, ours, _ in FAMILIES[config.family].names}
+  names = {ours: config.stored_name(name) for name, ours, _ in FAMILIES[config.family].names}
   if config.tie_head and names['head/kernel'] in original:  # the embedding once more
     table[names['head/kernel']] = table[names['embed/embedding']]
   unchanged = {
@@ -424,7 +437,7 @@ def _is_unchanged(stored: Stored, kind: str, leaf: jax.Array) -> bool:
 
 def _on_host(leaf: jax.Array) -> np.ndarray:
   # An array keeps what was fetched from it as long as it lives; the copy's goes with the copy.
-  return np.asarray(jnp.copy(leaf))
+  return fetch(jnp.copy(leaf))
 
 
 def _turned(leaf: jax.Array, kind: str) -> np.ndarray:

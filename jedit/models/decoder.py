@@ -15,12 +15,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from jedit.models import gptj, llama
+from jedit.models import gpt2, gpt_neox, gptj, llama, mistral, qwen
 from jedit.models.config import Family, ModelConfig
-from jedit.models.layers import Cache, Linear, View, matmul_precision, rotary_tables, wider
+from jedit.models.layers import Cache, Embed, Linear, View, matmul_precision, rotary_tables, wider
 from jedit.models.sites import Sites, site
 
-FAMILIES: dict[str, Family] = {f.model_type: f for f in (gptj.FAMILY, llama.FAMILY)}
+FAMILIES: dict[str, Family] = {
+  family.model_type: family
+  for family in (
+    gpt2.FAMILY,
+    gpt_neox.FAMILY,
+    gptj.FAMILY,
+    llama.FAMILY,
+    mistral.FAMILY,
+    qwen.QWEN2,
+    qwen.QWEN3,
+  )
+}
 
 
 @struct.dataclass
@@ -59,7 +70,7 @@ class Decoder(nn.Module):
 
   def setup(self) -> None:
     c, family = self.config, FAMILIES[self.config.family]
-    self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=nn.initializers.normal(0.02))
+    self.embed = Embed(c)
     for layer in range(c.num_layers):
       setattr(self, f'block_{layer}', family.block(c, layer))
     self.final_norm = family.final_norm(c.norm_eps)
@@ -103,10 +114,14 @@ class Decoder(nn.Module):
     """
     stop = self.config.num_layers if stop is None else stop
     dtype = jnp.dtype(self.config.dtype)
+    given = token_NxT if hidden_NxTxD is None else hidden_NxTxD
+    if given is None:
+      raise ValueError('Give token_NxT, or hidden_NxTxD to start from hidden states.')
+    if position_NxT is None:
+      first_N = jnp.zeros((len(given),), jnp.int32) if past is None else past.length_N
+      position_NxT = first_N[:, None] + jnp.arange(given.shape[1])[None, :]
     if hidden_NxTxD is None:
-      if token_NxT is None:
-        raise ValueError('Give token_NxT, or hidden_NxTxD to start from hidden states.')
-      hidden_NxTxD = self.embed(token_NxT)
+      hidden_NxTxD = self.embed(given, position_NxT)
     x_NxTxD = hidden_NxTxD.astype(dtype)
     view = self._view(x_NxTxD, position_NxT, segment_NxT, past, cache)
     sites = Sites(edits, taps)
@@ -138,17 +153,17 @@ class Decoder(nn.Module):
   def _view(
     self,
     x_NxTxD: jax.Array,
-    position_NxT: jax.Array | None,
+    position_NxT: jax.Array,
     segment_NxT: jax.Array | None,
     past: Past | None,
     cache: Cache | None,
   ) -> View:
     num_rows, num_tokens = x_NxTxD.shape[:2]
     index_T = jnp.arange(num_tokens)
-    if position_NxT is None:
-      first_N = jnp.zeros((num_rows,), jnp.int32) if past is None else past.length_N
-      position_NxT = first_N[:, None] + index_T[None, :]
     mask_NxTxS = (index_T[None, :] <= index_T[:, None])[None]
+    reach = self.config.sliding_window
+    if reach is not None:
+      mask_NxTxS = mask_NxTxS & (position_NxT[:, :, None] - position_NxT[:, None, :] < reach)
     if segment_NxT is not None:
       mask_NxTxS = mask_NxTxS & (segment_NxT[:, :, None] == segment_NxT[:, None, :])
     mask_NxTxS = jnp.broadcast_to(mask_NxTxS, (num_rows, num_tokens, num_tokens))
@@ -157,11 +172,19 @@ class Decoder(nn.Module):
       layers = {layer: (past.key[layer], past.value[layer]) for layer in past.key}
       size = next(iter(past.key.values())).shape[1]
       exists_NxS = jnp.arange(size)[None, :] < past.length_N[:, None]
-      exists_NxTxS = jnp.broadcast_to(exists_NxS[:, None, :], (num_rows, num_tokens, size))
+      exists_NxTxS = exists_NxS[:, None, :]
+      if reach is not None:
+        past_S = jnp.arange(size)
+        exists_NxTxS = exists_NxTxS & (position_NxT[:, :, None] - past_S[None, None, :] < reach)
+      exists_NxTxS = jnp.broadcast_to(exists_NxTxS, (num_rows, num_tokens, size))
       mask_NxTxS = jnp.concatenate([exists_NxTxS, mask_NxTxS], axis=-1)
     if cache is not None:
       mask_NxTxS = cache.exists_NxS[:, None, :]
-    cos, sin = rotary_tables(self.config.rope, position_NxT)
+      if reach is not None:
+        is_near_NxS = position_NxT - cache.position_NxS < reach
+        mask_NxTxS = mask_NxTxS & is_near_NxS[:, None, :]
+    rope = self.config.rope
+    cos, sin = (None, None) if rope is None else rotary_tables(rope, position_NxT)
     return View(cos_NxTxR=cos, sin_NxTxR=sin, mask_NxTxS=mask_NxTxS, past=layers, cache=cache)
 
 

@@ -49,7 +49,7 @@ def generate(
     seed: of the sampling.
     stop_ids: tokens that end a row.
     max_length: how many tokens a row may have with its prompt; a row that has them already gets
-      none.
+      none. Where positions are learned, no row gets more than there are.
     row_ids: a number per row that its random draws depend on, besides the seed; by default the
       index in `rows`. Rows keep their texts when they are given in other batches with the same
       number.
@@ -59,14 +59,15 @@ def generate(
     The new tokens of each row, without the prompt; a stop token that ended the row comes last.
 
   Raises:
-    UserError: for an empty row, a token that the model does not have, or settings out of range.
+    UserError: for an empty row, a token that the model does not have, a text longer
+      than the positions that were learned, or settings out of range.
   """
   _check(config, rows, max_new_tokens, top_k, temperature)
   row_ids = range(len(rows)) if row_ids is None else row_ids
   if len(row_ids) != len(rows):
     raise ValueError(f'{len(row_ids)} row_ids for {len(rows)} rows.')
-  room = [max_new_tokens if max_length is None else max_length - len(row) for row in rows]
-  room = [max(0, min(max_new_tokens, left)) for left in room]
+  most = [each for each in (max_length, config.position_limit) if each is not None]
+  room = [max(0, min([max_new_tokens, *(each - len(row) for each in most)])) for row in rows]
   new: list[list[int]] = [[] for _ in rows]
   stop_Z = jnp.asarray(np.asarray(stop_ids, np.int32))
   for indices in _batches(rows, room, batch_size):
@@ -104,6 +105,11 @@ def _check(
   for number, row in enumerate(rows):
     if not len(row):
       raise UserError(f'Text {number} has no token to continue from; give at least one.')
+    if config.position_limit is not None and len(row) > config.position_limit:
+      raise UserError(
+        f'Text {number} has {len(row)} tokens, and the model has positions for '
+        f'{config.position_limit}; shorten it.'
+      )
     if min(row) < 0 or max(row) >= config.vocab_size:
       raise UserError(
         f'Text {number} has a token outside the vocabulary of {config.vocab_size}; '
@@ -187,10 +193,14 @@ def _decode(
     # New tokens stand behind the longest prompt: one slot for all rows, whatever their lengths.
     slot = num_tokens + state.num_steps
     is_new_S = (slot_S >= num_tokens) & (slot_S <= slot)
+    behind_S = jnp.maximum(slot_S - num_tokens, 0)
     cache = Cache(
       key=state.key,
       value=state.value,
       exists_NxS=(slot_S[None, :] < length_N[:, None]) | is_new_S[None, :],
+      position_NxS=jnp.where(
+        (slot_S < num_tokens)[None, :], slot_S[None, :], length_N[:, None] + behind_S[None, :]
+      ),
       slot=slot,
     )
     hidden_Nx1xD, seen = forward(

@@ -7,22 +7,8 @@ import jax
 from flax import linen as nn
 
 from jedit.models.config import Family, ModelConfig, Rope, require
-from jedit.models.layers import ACTIVATIONS, Attention, LayerNorm, Linear, View
+from jedit.models.layers import MLP, SHARDING, Attention, LayerNorm, View
 from jedit.models.sites import Sites
-
-
-class MLP(nn.Module):
-  """Two biased layers with an activation between: down(act(up(x)))."""
-
-  config: ModelConfig
-  layer: int
-
-  @nn.compact
-  def __call__(self, x_NxTxD: jax.Array, sites: Sites) -> jax.Array:
-    c = self.config
-    key_NxTxF = ACTIVATIONS[c.activation](Linear(c.ffn_width, c.mlp_bias, name='up')(x_NxTxD))
-    key_NxTxF = sites(self.layer, 'mlp_in', key_NxTxF)
-    return sites(self.layer, 'mlp_out', Linear(c.width, c.mlp_bias, name='down')(key_NxTxF))
 
 
 class Block(nn.Module):
@@ -91,4 +77,5 @@ FAMILY = Family(
     r'transformer\.h\.\d+\.attn\.(bias|masked_bias)',
     r'transformer\.h\.\d+\.attn\.embed_positions',
   ),
+  sharding=SHARDING,
 )

@@ -1,6 +1,8 @@
-"""The parts that every family shares: linear maps, norms, rotary positions and attention."""
+"""The parts that families share: linear maps, norms, positions, attention, MLP and block."""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from jedit.models.sites import Sites
 
 ACTIVATIONS = {
   'gelu_new': lambda x: nn.gelu(x, approximate=True),
+  'gelu_fast': lambda x: nn.gelu(x, approximate=True),
   'gelu_pytorch_tanh': lambda x: nn.gelu(x, approximate=True),
   'gelu': lambda x: nn.gelu(x, approximate=False),
   'silu': nn.silu,
@@ -20,6 +23,24 @@ ACTIVATIONS = {
   'relu': nn.relu,
 }
 _KERNEL_INIT = nn.initializers.normal(0.02)
+
+# How the parameters of the modules below, and of the decoder around them, are split over a mesh:
+# columns of what reads the residual stream and rows of what writes to it, so that a block needs one
+# sum per half; the vocabulary of embedding and head. See `Family.sharding`.
+SHARDING = (
+  (r'embed/embedding', ('model', None)),
+  (r'embed/positions', (None, None)),
+  (r'block_\d+/attn/(q|k|v|qkv)/kernel', (None, 'model')),
+  (r'block_\d+/attn/(q|k|v|qkv)/bias', ('model',)),
+  (r'block_\d+/attn/out/kernel', ('model', None)),
+  (r'block_\d+/mlp/up/kernel', (None, 'model')),
+  (r'block_\d+/mlp/up/bias', ('model',)),
+  (r'block_\d+/mlp/down/kernel', ('model', None)),
+  (r'block_\d+/(attn/out|mlp/down)/bias', (None,)),
+  (r'.*norm/(scale|bias)', (None,)),
+  (r'head/kernel', (None, 'model')),
+  (r'head/bias|head_bias', ('model',)),
+)
 
 
 def wider(*dtypes: DTypeLike) -> jnp.dtype:
@@ -42,13 +63,15 @@ class Cache:
 
   Attributes:
     key, value: by layer, [N, K, S, Dh].
-    exists_NxS: the slots to attend to, that of the new token among them.
+    exists_NxS: which slots hold a token of the row, that of the new token among them.
+    position_NxS: of the token in each slot.
     slot: where the new token goes.
   """
 
   key: dict[int, jax.Array]
   value: dict[int, jax.Array]
   exists_NxS: jax.Array
+  position_NxS: jax.Array
   slot: jax.Array
 
   def write(
@@ -66,14 +89,15 @@ class View:
   """What the tokens of a forward pass see, shared by all layers.
 
   Attributes:
-    cos_NxTxR, sin_NxTxR: rotary tables, one angle per rotated pair, float32.
+    cos_NxTxR, sin_NxTxR: rotary tables, one angle per rotated pair, float32; None where
+      positions are learned.
     mask_NxTxS: which of the S tokens, the past ones and these T, each of these attends to.
     past: attention keys and values [N, S - T, K, Dh] of earlier tokens by layer, or empty.
     cache: where earlier tokens are instead, and this one goes.
   """
 
-  cos_NxTxR: jax.Array
-  sin_NxTxR: jax.Array
+  cos_NxTxR: jax.Array | None
+  sin_NxTxR: jax.Array | None
   mask_NxTxS: jax.Array
   past: dict[int, tuple[jax.Array, jax.Array]]
   cache: Cache | None = None
@@ -98,6 +122,26 @@ class Linear(nn.Module):
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
       y = y + bias.astype(dtype).reshape((1,) * (y.ndim - 1) + (-1,))
     return y.astype(x.dtype)
+
+
+class Embed(nn.Module):
+  """Vectors of the tokens, plus those of their positions where a model learns them."""
+
+  config: ModelConfig
+
+  def setup(self) -> None:
+    c = self.config
+    self.embedding = self.param('embedding', _KERNEL_INIT, (c.vocab_size, c.width))
+    if c.position_limit is not None:
+      self.positions = self.param('positions', _KERNEL_INIT, (c.position_limit, c.width))
+
+  def __call__(self, token_NxT: jax.Array, position_NxT: jax.Array) -> jax.Array:
+    c = self.config
+    x_NxTxD = jnp.take(self.embedding, token_NxT, axis=0).astype(c.dtype)
+    if c.position_limit is None:
+      return x_NxTxD
+    known_NxT = jnp.minimum(position_NxT, c.position_limit - 1)  # padding may go beyond
+    return x_NxTxD + jnp.take(self.positions, known_NxT, axis=0).astype(c.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -163,6 +207,7 @@ def _static_frequencies(rope: Rope, exponent_R: jax.Array) -> jax.Array:
 
 def rotate(x_NxTxHxDh: jax.Array, view: View, *, interleaved: bool) -> jax.Array:
   """Turns the first 2R units of each head by the angles of the view; the rest pass through."""
+  assert view.cos_NxTxR is not None and view.sin_NxTxR is not None
   cos = view.cos_NxTxR[:, :, None, :].astype(x_NxTxHxDh.dtype)
   sin = view.sin_NxTxR[:, :, None, :].astype(x_NxTxHxDh.dtype)
   pairs = cos.shape[-1]
@@ -207,7 +252,7 @@ def attend(
 
 
 class Attention(nn.Module):
-  """Rotary multi-head attention with intervention sites on its key, value, mix and output."""
+  """Multi-head attention with intervention sites on its key, value, mix and output."""
 
   config: ModelConfig
   layer: int
@@ -215,15 +260,15 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x_NxTxD: jax.Array, view: View, sites: Sites) -> jax.Array:
     c = self.config
-
-    def heads(name: str, count: int) -> jax.Array:
-      y = Linear(count * c.head_dim, c.attention_bias, name=name)(x_NxTxD)
-      return y.reshape(*x_NxTxD.shape[:2], count, c.head_dim)
-
-    query = rotate(heads('q', c.num_heads), view, interleaved=c.rope.interleaved)
-    key = rotate(heads('k', c.num_kv_heads), view, interleaved=c.rope.interleaved)
+    query, key, value = self._query_key_value(x_NxTxD)
+    if c.qk_norm:
+      query = RMSNorm(c.norm_eps, name='q_norm')(query)
+      key = RMSNorm(c.norm_eps, name='k_norm')(key)
+    if c.rope is not None:
+      query = rotate(query, view, interleaved=c.rope.interleaved)
+      key = rotate(key, view, interleaved=c.rope.interleaved)
     key = sites(self.layer, 'attn_key', key)
-    value = sites(self.layer, 'attn_value', heads('v', c.num_kv_heads))
+    value = sites(self.layer, 'attn_value', value)
     if self.layer in view.past:
       past_key, past_value = view.past[self.layer]
       key = jnp.concatenate([past_key.astype(key.dtype), key], axis=1)
@@ -233,5 +278,52 @@ class Attention(nn.Module):
       key, value = sites(self.layer, 'attn_cache', view.cache.write(self.layer, key, value))
     mix = attend(query, key, value, view.mask_NxTxS, attention_scale(c))
     mix = sites(self.layer, 'attn_in', mix)
-    out = Linear(c.width, c.attention_bias, name='out')(mix)
+    out = Linear(c.width, c.out_bias, name='out')(mix)
     return sites(self.layer, 'attn_out', out)
+
+  def _query_key_value(self, x_NxTxD: jax.Array) -> Sequence[jax.Array]:
+    """Query [N, T, H, Dh], key and value [N, T, K, Dh]."""
+    c, rows = self.config, x_NxTxD.shape[:2]
+    if c.fused_qkv is None:
+      counts = {'q': c.num_heads, 'k': c.num_kv_heads, 'v': c.num_kv_heads}
+      return [
+        Linear(count * c.head_dim, c.qkv_bias, name=name)(x_NxTxD).reshape(*rows, count, c.head_dim)
+        for name, count in counts.items()
+      ]
+    fused = Linear(3 * c.num_heads * c.head_dim, c.qkv_bias, name='qkv')(x_NxTxD)
+    if c.fused_qkv == 'by_head':
+      return jnp.unstack(fused.reshape(*rows, c.num_heads, 3, c.head_dim), axis=3)
+    return jnp.unstack(fused.reshape(*rows, 3, c.num_heads, c.head_dim), axis=2)
+
+
+class MLP(nn.Module):
+  """Two layers with an activation between: down(act(up(x)))."""
+
+  config: ModelConfig
+  layer: int
+
+  @nn.compact
+  def __call__(self, x_NxTxD: jax.Array, sites: Sites) -> jax.Array:
+    c = self.config
+    key_NxTxF = ACTIVATIONS[c.activation](Linear(c.ffn_width, c.mlp_bias, name='up')(x_NxTxD))
+    key_NxTxF = sites(self.layer, 'mlp_in', key_NxTxF)
+    return sites(self.layer, 'mlp_out', Linear(c.width, c.mlp_bias, name='down')(key_NxTxF))
+
+
+class TwoNormBlock(nn.Module):
+  """Attention and MLP, each on its own norm: one after the other, or `config.parallel`."""
+
+  config: ModelConfig
+  layer: int
+  norm: Callable[..., Any]
+  mlp: Callable[..., Any]
+
+  @nn.compact
+  def __call__(self, x_NxTxD: jax.Array, view: View, sites: Sites) -> jax.Array:
+    c = self.config
+    normed = self.norm(c.norm_eps, name='attn_norm')(x_NxTxD)
+    after_NxTxD = x_NxTxD + Attention(c, self.layer, name='attn')(normed, view, sites)
+    read_NxTxD = x_NxTxD if c.parallel else after_NxTxD
+    normed = self.norm(c.norm_eps, name='mlp_norm')(read_NxTxD)
+    after_NxTxD = after_NxTxD + self.mlp(c, self.layer, name='mlp')(normed, sites)
+    return sites(self.layer, 'block_out', after_NxTxD)

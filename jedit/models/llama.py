@@ -1,5 +1,6 @@
 """LLaMA 1 to 3: RMSNorm, SwiGLU, grouped-query attention, rotary pairs (i, i + Dh/2)."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 from flax import linen as nn
 
 from jedit.models.config import Family, ModelConfig, read_rope, require
-from jedit.models.layers import ACTIVATIONS, Attention, Linear, RMSNorm, View
+from jedit.models.layers import ACTIVATIONS, SHARDING, Linear, RMSNorm, TwoNormBlock
 from jedit.models.sites import Sites
 
 
@@ -26,22 +27,6 @@ class MLP(nn.Module):
     return sites(self.layer, 'mlp_out', Linear(c.width, c.mlp_bias, name='down')(key_NxTxF))
 
 
-class Block(nn.Module):
-  """x + attention(norm(x)), then that + mlp(norm(that))."""
-
-  config: ModelConfig
-  layer: int
-
-  @nn.compact
-  def __call__(self, x_NxTxD: jax.Array, view: View, sites: Sites) -> jax.Array:
-    eps = self.config.norm_eps
-    normed = RMSNorm(eps, name='attn_norm')(x_NxTxD)
-    x_NxTxD = x_NxTxD + Attention(self.config, self.layer, name='attn')(normed, view, sites)
-    normed = RMSNorm(eps, name='mlp_norm')(x_NxTxD)
-    x_NxTxD = x_NxTxD + MLP(self.config, self.layer, name='mlp')(normed, sites)
-    return sites(self.layer, 'block_out', x_NxTxD)
-
-
 def read_config(hf: Mapping[str, Any], dtype: str) -> ModelConfig:
   """ModelConfig of a Hugging Face LLaMA config."""
   vocab, layers, width, heads, ffn = require(
@@ -49,6 +34,7 @@ def read_config(hf: Mapping[str, Any], dtype: str) -> ModelConfig:
   )
   positions = hf.get('max_position_embeddings', 2048)
   head_dim = hf.get('head_dim') or width // heads
+  attention_bias = bool(hf.get('attention_bias', False))
   return ModelConfig(
     family='llama',
     vocab_size=vocab,
@@ -63,7 +49,8 @@ def read_config(hf: Mapping[str, Any], dtype: str) -> ModelConfig:
     rope=read_rope(hf, head_dim, interleaved=False, max_positions=positions),
     activation=hf.get('hidden_act', 'silu'),
     tie_head=bool(hf.get('tie_word_embeddings', False)),
-    attention_bias=bool(hf.get('attention_bias', False)),
+    qkv_bias=attention_bias,
+    out_bias=attention_bias,
     mlp_bias=bool(hf.get('mlp_bias', False)),
     dtype=dtype,
   )
@@ -72,7 +59,7 @@ def read_config(hf: Mapping[str, Any], dtype: str) -> ModelConfig:
 FAMILY = Family(
   model_type='llama',
   read_config=read_config,
-  block=Block,
+  block=functools.partial(TwoNormBlock, norm=RMSNorm, mlp=MLP),
   final_norm=RMSNorm,
   names=(
     ('model.embed_tokens.weight', 'embed/embedding', 'plain'),
@@ -96,4 +83,9 @@ FAMILY = Family(
     ('lm_head.weight', 'head/kernel', 'kernel'),
   ),
   ignored=(r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq',),
+  sharding=(
+    (r'block_\d+/mlp/gate/kernel', (None, 'model')),
+    (r'block_\d+/mlp/gate/bias', ('model',)),
+    *SHARDING,
+  ),
 )

@@ -44,7 +44,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> N
 def _edit(config: ml_collections.ConfigDict, path: str) -> None:
   """Statistics, edit, evaluation and report."""
   settings, workdir = _open(config.to_dict(), path)
-  _edit_model(inputs.load_model(settings.model), settings, workdir)
+  _edit_model(inputs.load_model(settings), settings, workdir)
 
 
 def _edit_model(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None:
@@ -85,7 +85,7 @@ def _stats(config: ml_collections.ConfigDict, path: str) -> None:
   method = settings.required_method
   if not method.uses_moments:
     raise UserError(f'Method {method.name} needs no second moments; choose another method or task.')
-  lm = inputs.load_model(settings.model)
+  lm = inputs.load_model(settings)
   method.check_layers(lm.config.num_layers)
   documents = inputs.load_documents(settings)
   workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings)})
@@ -101,7 +101,7 @@ def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
   """Measures patches that are there already."""
   settings, workdir = _open(config.to_dict(), path)
   patches = inputs.load_patches(settings, workdir.path)
-  lm = inputs.load_model(settings.model)
+  lm = inputs.load_model(settings)
   records = inputs.load_selection(settings)
   _apply(lm, patches)
   workdir.begin(
@@ -119,7 +119,7 @@ def _export(config: ml_collections.ConfigDict, path: str) -> None:
   """Writes the edited model as a Hugging Face directory."""
   settings, workdir = _open(config.to_dict(), path)
   patches = inputs.load_patches(settings, workdir.path)
-  lm = inputs.load_model(settings.model)
+  lm = inputs.load_model(settings)
   edited = _apply(lm, patches)
   workdir.begin({'model': inputs.describe_model(lm, settings)})
   written = stages.export(edited, settings, workdir)
@@ -145,7 +145,7 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
     name: _open(sweep.with_shared(cell, shared), str(whole / 'cells' / sweep.folder(name)))
     for name, cell in cells.items()
   }
-  lm = inputs.load_model(first.model)
+  lm = inputs.load_model(first)
   methods = [each.required_method for each in settings.values()]
   for name, each in settings.items():
     try:

@@ -12,6 +12,7 @@ from jedit.data.corpus import read_corpus
 from jedit.data.edit_rows import Contexts, check_contexts
 from jedit.data.requests import load_records, select
 from jedit.language_model import LanguageModel, load
+from jedit.mesh import make_mesh
 from jedit.patch import Patch
 from jedit.runner.settings import Data, Model, Settings
 from jedit.testbeds.known_facts import KnownFacts
@@ -23,9 +24,10 @@ PATCH_FILE = 'patch.safetensors'
 Question = tuple[str, str]  # a prompt and its known answer
 
 
-def load_model(model: Model) -> LanguageModel:
-  """The model, without any patch."""
-  return load(model.directory, dtype=model.dtype)
+def load_model(settings: Settings) -> LanguageModel:
+  """The model, without any patch, on all devices."""
+  mesh = make_mesh(settings.mesh.data, settings.mesh.model)
+  return load(settings.model.directory, dtype=settings.model.dtype, mesh=mesh)
 
 
 def load_selection(settings: Settings) -> list[Record]:

@@ -61,6 +61,22 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mesh:
+  """How all devices of all processes are used, see `jedit.mesh.make_mesh`.
+
+  Attributes:
+    data: devices that share rows of texts and edits; 0 takes as many as `model` leaves.
+    model: devices that share each copy of the parameters.
+  """
+
+  data: int = 0
+  model: int = 1
+
+  def __post_init__(self) -> None:
+    _at_least('mesh', self, data=0, model=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
   """The records to edit and to measure.
 
@@ -182,6 +198,7 @@ class Settings:
   task: str = 'edit'
   seed: int = 0
   model: Model = Model()
+  mesh: Mesh = Mesh()
   data: Data = Data()
   method: Method | None = None
   contexts: str = ''

@@ -47,12 +47,65 @@ LLAMA = {
   'eos_token_id': 1,
   'dtype': 'float32',
 }
-HF_CONFIGS = {'gptj': GPTJ, 'llama': LLAMA}
+GPT_NEOX = {
+  'model_type': 'gpt_neox',
+  'architectures': ['GPTNeoXForCausalLM'],
+  'vocab_size': VOCAB,
+  'num_hidden_layers': 2,
+  'hidden_size': 32,
+  'num_attention_heads': 4,
+  'intermediate_size': 48,
+  'max_position_embeddings': 64,
+  'rotary_pct': 0.5,
+  'rotary_emb_base': 10000,
+  'hidden_act': 'gelu',
+  'layer_norm_eps': 1e-5,
+  'use_parallel_residual': True,
+  'tie_word_embeddings': False,
+  'bos_token_id': 0,
+  'eos_token_id': 0,
+  'dtype': 'float32',
+}
+GPT2 = {
+  'model_type': 'gpt2',
+  'architectures': ['GPT2LMHeadModel'],
+  'vocab_size': VOCAB,
+  'n_layer': 2,
+  'n_embd': 32,
+  'n_head': 4,
+  'n_inner': 48,
+  'n_positions': 64,
+  'activation_function': 'gelu_new',
+  'attn_pdrop': 0.0,
+  'embd_pdrop': 0.0,
+  'resid_pdrop': 0.0,
+  'bos_token_id': 0,
+  'eos_token_id': 0,
+  'dtype': 'float32',
+}
+HF_CONFIGS = {'gptj': GPTJ, 'llama': LLAMA, 'gpt_neox': GPT_NEOX, 'gpt2': GPT2}
+
+# Families that are LLaMA but for a few fields; tests of what they add use them.
+LLAMA_LIKE = {
+  'mistral': {
+    **LLAMA,
+    'model_type': 'mistral',
+    'architectures': ['MistralForCausalLM'],
+    'sliding_window': 4,
+  },
+  'qwen2': {**LLAMA, 'model_type': 'qwen2', 'architectures': ['Qwen2ForCausalLM']},
+  'qwen3': {
+    **LLAMA,
+    'model_type': 'qwen3',
+    'architectures': ['Qwen3ForCausalLM'],
+    'head_dim': 12,
+  },
+}
 
 
 def hf_config(family: str, **fields: Any) -> dict[str, Any]:
   """config.json of a small model, with some fields changed."""
-  return {**HF_CONFIGS[family], **fields}
+  return {**{**HF_CONFIGS, **LLAMA_LIKE}[family], **fields}
 
 
 def random_params(config: ModelConfig, seed: int = 0) -> Any:
@@ -69,7 +122,7 @@ def random_params(config: ModelConfig, seed: int = 0) -> Any:
 @functools.cache
 def model(family: str, num_layers: int = 2) -> tuple[ModelConfig, Any]:
   """Config and parameters of the small model of a family, in float32."""
-  config = FAMILIES[family].read_config(HF_CONFIGS[family], 'float32')
+  config = FAMILIES[family].read_config(hf_config(family), 'float32')
   config = dataclasses.replace(config, num_layers=num_layers)
   return config, random_params(config)
 

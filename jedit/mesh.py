@@ -1,0 +1,156 @@
+"""Devices as one mesh with the axes 'data' and 'model', over one process or several.
+
+Every process runs the same program and holds the same host arrays; only device arrays are spread.
+Parameters are spread over 'model' (and their placement says which mesh there is), rows of texts and
+edits over 'data'. What comes back to the host is whole in every process; files are written by the
+first one, while the others wait.
+"""
+
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jedit.types import UserError
+
+DATA, MODEL = 'data', 'model'
+_barriers = itertools.count()
+
+
+def initialise(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
+  """Joins the processes of a run; to be called before anything touches a device.
+
+  Args:
+    coordinator: address host:port of the first process; 'auto' asks the cluster (Slurm, TPU, MPI).
+    num_processes: how many there are; None where the cluster knows.
+    process_id: which this one is, from 0; None where the cluster knows.
+
+  Raises:
+    UserError: if they do not find each other.
+  """
+  address = None if coordinator == 'auto' else coordinator
+  if address is not None and (num_processes is None or process_id is None):
+    raise UserError('With --coordinator=HOST:PORT give --num_processes and --process_id, too.')
+  try:
+    jax.distributed.initialize(address, num_processes, process_id)
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).splitlines()[0]
+    raise UserError(
+      f'The processes of this run did not find each other ({reason}); check --coordinator, '
+      '--num_processes and --process_id of each.'
+    ) from error
+
+
+def make_mesh(data: int = 0, model: int = 1) -> Mesh | None:
+  """All devices of all processes as a mesh; None where there is one device.
+
+  Args:
+    data: devices that share the rows; 0 takes as many as `model` leaves.
+    model: devices that share each copy of the parameters.
+
+  Raises:
+    UserError: if the numbers do not fit the devices.
+  """
+  devices = jax.devices()
+  if model < 1 or data < 0 or len(devices) % model or data not in (0, len(devices) // model):
+    raise UserError(
+      f'A mesh of data={data} and model={model} does not fit {len(devices)} devices; choose '
+      'numbers whose product is that, or data=0.'
+    )
+  if len(devices) == 1:
+    return None
+  axes = (len(devices) // model, model)
+  return jax.make_mesh(axes, (DATA, MODEL), (AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def mesh_of(params: Any) -> Mesh | None:
+  """The mesh that parameters are spread over; None for those on one device."""
+  for leaf in jax.tree.leaves(params):
+    if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
+      mesh = leaf.sharding.mesh
+      assert isinstance(mesh, Mesh), 'parameters are concrete'
+      return mesh
+  return None
+
+
+def num_row_shards(params: Any) -> int:
+  """Into how many parts rows are split; batches that are multiples of it use all devices."""
+  mesh = mesh_of(params)
+  return 1 if mesh is None else mesh.shape[DATA]
+
+
+def place_rows(params: Any, rows: Any) -> Any:
+  """Host arrays as arrays on the devices of the parameters, their first axis over 'data'.
+
+  Arrays whose first axis does not divide are whole on every device. Without a mesh they are left
+  to jit.
+  """
+  mesh = mesh_of(params)
+  if mesh is None:
+    return rows
+  return jax.tree.map(lambda x: place(mesh, x, _over_rows(mesh, x)), rows)
+
+
+def place(mesh: Mesh, array: np.ndarray, spec: PartitionSpec) -> jax.Array:
+  """A host array that every process holds as one array over the mesh."""
+  # Not device_put: over several processes it first compares the values of all of them.
+  array = np.asarray(array)
+  return jax.make_array_from_callback(
+    array.shape, NamedSharding(mesh, spec), lambda index: array[index]
+  )
+
+
+def _over_rows(mesh: Mesh, array: Any) -> PartitionSpec:
+  shape = np.shape(array)
+  return PartitionSpec(DATA) if shape and shape[0] % mesh.shape[DATA] == 0 else PartitionSpec()
+
+
+def over_rows(mesh: Mesh | None, tree: Any) -> Any:
+  """Inside jit: has the first axis of every array lie over 'data' where it divides."""
+  if mesh is None:
+    return tree
+
+  def constrain(x):
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _over_rows(mesh, x)))
+
+  return jax.tree.map(constrain, tree)
+
+
+def fetch(tree: Any) -> Any:
+  """Arrays as NumPy, whole in every process."""
+  jax.tree.map(_start_copy, tree)
+  return jax.tree.map(_fetch, tree)
+
+
+def _is_spread(x: Any) -> bool:
+  return isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+
+
+def _start_copy(x: Any) -> None:
+  if isinstance(x, jax.Array) and not _is_spread(x):
+    x.copy_to_host_async()
+
+
+def _fetch(x: Any) -> np.ndarray:
+  return np.asarray(multihost_utils.process_allgather(x, tiled=True) if _is_spread(x) else x)
+
+
+def is_first_process() -> bool:
+  """Whether this process writes files and speaks."""
+  return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def wait_for_all() -> None:
+  """Returns once every process is here; all have to call it in the same order."""
+  if jax.distributed.is_initialized():
+    multihost_utils.sync_global_devices(f'jedit {next(_barriers)}')
+
+
+def least_over_processes(value: int) -> int:
+  """The smallest of the processes' values, for choices that all have to make alike."""
+  if not jax.distributed.is_initialized():
+    return value
+  return int(multihost_utils.process_allgather(np.int64(value)).min())

@@ -1,0 +1,58 @@
+"""Which parameter is split over which axis of the mesh: a family's table, applied to shapes."""
+
+import re
+from typing import Any
+
+import jax
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jedit.models.config import ModelConfig
+from jedit.models.decoder import FAMILIES, init_params
+
+
+def param_shapes(config: ModelConfig) -> dict[str, Any]:
+  """The parameter tree with a `jax.ShapeDtypeStruct` per leaf; nothing is made."""
+  shapes: dict[str, Any] = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  return shapes
+
+
+def param_specs(config: ModelConfig) -> dict[str, Any]:
+  """What the family's table says of every parameter, whatever the mesh.
+
+  Returns:
+    The parameter tree with a PartitionSpec per leaf, one entry per dimension.
+
+  Raises:
+    ValueError: for a parameter that no row matches, or whose row has another number of
+      dimensions; names its path and shape.
+  """
+  rules = FAMILIES[config.family].sharding
+  specs = {}
+  for path, leaf in traverse_util.flatten_dict(param_shapes(config), sep='/').items():
+    axes = next((axes for rule, axes in rules if re.fullmatch(rule, path)), None)
+    if axes is None or len(axes) != len(leaf.shape):
+      raise ValueError(f'No sharding rule of {config.family} matches {path} {leaf.shape}.')
+    specs[path] = PartitionSpec(*axes)
+  return traverse_util.unflatten_dict(specs, sep='/')
+
+
+def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+  """The parameter tree with a NamedSharding per leaf.
+
+  A dimension that the mesh axis does not divide (GPT-2's vocabulary of 50257) stays whole on
+  every device.
+
+  Args:
+    config: sizes of the model.
+    mesh: devices with the axes 'data' and 'model'.
+  """
+
+  def fit(leaf: Any, spec: PartitionSpec) -> NamedSharding:
+    axes = [
+      axis if axis is not None and not size % mesh.shape[axis] else None
+      for axis, size in zip(spec, leaf.shape, strict=True)
+    ]
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+  return jax.tree.map(fit, param_shapes(config), param_specs(config))

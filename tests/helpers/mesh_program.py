@@ -1,0 +1,61 @@
+"""What a run computes, on one device or spread over a mesh of fake ones.
+
+python mesh_program.py OUT.npz DEVICES DATA MODEL [COORDINATOR NUM_PROCESSES PROCESS_ID]
+"""
+
+import dataclasses
+import os
+import pathlib
+import random
+import sys
+
+import numpy as np
+
+PROMPTS = ['The city', 'Zoë plays jazz in']
+
+
+def results(data: int = 0, model: int = 1, is_spread: bool = False) -> dict[str, np.ndarray]:
+  """Second moments, targets, updates, scores and text of the small model."""
+  import jedit
+  from helpers import editing
+  from jedit.mesh import make_mesh
+
+  lm = editing.language_model('gptj')
+  if is_spread:
+    lm = lm.shard(make_mesh(data, model))
+  rng = random.Random(0)
+  texts = [' '.join(rng.choices('abcdefghijklm', k=rng.randint(3, 30))) for _ in range(60)]
+  moments = jedit.statistics(lm, texts, layers=(0, 1), row_tokens=32, batch_tokens=256)
+  method = jedit.methods.pmet(layers=(0, 1), num_steps=4)
+  requests = [dataclasses.replace(each, target_true='the') for each in editing.REQUESTS]
+  records = [jedit.Record(i, each, ('In {}',), PROMPTS) for i, each in enumerate(requests)]
+  # Those of so little text would magnify every rounding.
+  stats = editing.second_moments(lm, method)
+  patch, details = jedit.edit(lm, requests, method, stats, contexts=editing.CONTEXTS, details=True)
+  edited = lm.apply(patch)
+  table = jedit.evaluate(edited, records, before=lm)
+  found = {f'z {name}': z_BxD for name, z_BxD in details.z.items()}
+  found |= {f'moments {layer}': cov_FxF for (_, layer), cov_FxF in moments.cov.items()}
+  found |= {f'update {path}': update.value() for path, update in patch.updates.items()}
+  found |= {f'after {name}': value_N for name, value_N in table.after.items()}
+  found['logits'] = edited.logits(PROMPTS)
+  found['text'] = np.array(edited.generate(PROMPTS, max_new_tokens=6))
+  found['reverted'] = edited.revert(patch).logits(PROMPTS) - lm.logits(PROMPTS)
+  return found
+
+
+def main(out: str, devices: str, data: str, model: str, *processes: str) -> None:
+  os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+  from jedit import mesh
+
+  if processes:
+    mesh.initialise(processes[0], int(processes[1]), int(processes[2]))
+  found = results(int(data), int(model), is_spread=True)
+  if mesh.is_first_process():
+    np.savez(out, **found)
+  mesh.wait_for_all()
+
+
+if __name__ == '__main__':
+  sys.path[:0] = [str(pathlib.Path(__file__).parents[n]) for n in (1, 2)]
+  main(*sys.argv[1:])
