@@ -189,18 +189,19 @@ def _decode(
       out_NxM=state.out_NxM.at[index_N, slot_N].set(token_N, mode='drop'),
     )
 
+  # New tokens stand behind the longest prompt: one slot for all rows, whatever their lengths.
+  is_new_S = slot_S >= num_tokens
+  gap_N = num_tokens - length_N
+  position_NxS = slot_S[None, :] - jnp.where(is_new_S[None, :], gap_N[:, None], 0)
+
   def step(state: _State) -> _State:
-    # New tokens stand behind the longest prompt: one slot for all rows, whatever their lengths.
     slot = num_tokens + state.num_steps
-    is_new_S = (slot_S >= num_tokens) & (slot_S <= slot)
-    behind_S = jnp.maximum(slot_S - num_tokens, 0)
+    is_written_S = is_new_S & (slot_S <= slot)
     cache = Cache(
       key=state.key,
       value=state.value,
-      exists_NxS=(slot_S[None, :] < length_N[:, None]) | is_new_S[None, :],
-      position_NxS=jnp.where(
-        (slot_S < num_tokens)[None, :], slot_S[None, :], length_N[:, None] + behind_S[None, :]
-      ),
+      exists_NxS=(slot_S[None, :] < length_N[:, None]) | is_written_S[None, :],
+      position_NxS=position_NxS,
       slot=slot,
     )
     hidden_Nx1xD, seen = forward(
