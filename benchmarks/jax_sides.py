@@ -38,8 +38,7 @@ class Engine:
     self.material, self.part = material, part
     self.lm = material.model()
     self.recipe = material.recipe()
-    cov_FxF = None if part == 'targets' else material.covariance()
-    self.stats = jedit.SecondMoments(dict.fromkeys(self.recipe.kernels, cov_FxF))
+    self.cov_FxF = None if part == 'targets' else material.covariance()
 
   def warm_up(self) -> dict[str, Any]:
     with CompileClock() as clock:
@@ -84,7 +83,9 @@ class Engine:
     shared = {'contexts': material.contexts, 'batch_size': material.batch_size}
     if self.part == 'targets':
       return find_targets(*work, **shared), {}, {}
-    _, details = jedit.edit(*work, self.stats, **shared, details=True)
+    # New arrays, as after loading: every round pays for the factors of all layers.
+    stats = jedit.SecondMoments({kernel: self.cov_FxF.copy() for kernel in self.recipe.kernels})
+    _, details = jedit.edit(*work, stats, **shared, details=True)
     (targets,) = details.targets
     return targets, details.seconds, details.keys
 

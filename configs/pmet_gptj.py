@@ -18,7 +18,7 @@ def get_config() -> config_dict.ConfigDict:
   c = pmet_testbed_gptj.get_config()
   c.model.name = 'gptj-6b'
   c.model.dtype = 'bfloat16'
-  c.statistics.max_documents = 100_000  # of Wikipedia; the first ones are taken
+  c.statistics.max_documents = 100_000  # of Wikipedia
   c.statistics.row_tokens = 2048  # the model's context, to which articles are cut
   c.method = dict(
     name='pmet',

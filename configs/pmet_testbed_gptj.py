@@ -34,9 +34,17 @@ def get_config() -> config_dict.ConfigDict:
   )
   c.contexts = ''  # a contexts.json; empty samples from the model
   c.statistics = dict(
-    corpus='',  # text file or directory; empty for the text beside the model
-    file='',  # where to keep them for other runs too; empty for the workdir
-    max_documents=0,  # 0 for all
+    corpus='',  # text, JSON lines, parquet or a directory; empty for the text beside the model
+    dataset='',  # or a dataset of the Hugging Face hub, ...
+    dataset_config='',  # ... its config, such as a Wikipedia dump
+    column='text',  # the field of the text, where there are fields
+    streaming=False,  # reads the dataset while it goes instead of storing it first
+    max_documents=0,  # drawn with the seed; 0 for all
+    seed=0,
+    part='',  # '2/8' for the second eighth, where several runs share the work
+    fast=False,  # few tokens: 10 per component of a key
+    max_document_tokens=0,  # longer documents are cut; 0 cuts at a row
+    file='',  # where to keep them for other runs too, or published ones; empty for the workdir
     row_tokens=0,  # 0 for the model's positions, at most 512
     batch_tokens=8192,
   )

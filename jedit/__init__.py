@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from jedit import methods
+  from jedit.accumulate import statistics
   from jedit.batches import edit_separately, edit_sequentially
   from jedit.editor import edit
   from jedit.evals.evaluate import evaluate
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
   from jedit.patch import Patch
   from jedit.presets import preset
   from jedit.recipe import Recipe
-  from jedit.second_moment import SecondMoments, statistics
+  from jedit.second_moment import SecondMoments
   from jedit.testbeds import testbed
   from jedit.types import Record, Request, UserError
 
@@ -34,7 +35,7 @@ _HOME = {
   'evaluate': 'evals.evaluate',
   'load': 'language_model',
   'preset': 'presets',
-  'statistics': 'second_moment',
+  'statistics': 'accumulate',
   'testbed': 'testbeds',
 }
 

@@ -59,7 +59,10 @@ class ClimbingRows:
         part = indices[first : first + size]
         part_N = np.array(part + [part[0]] * (size - len(part)))
         token_NxT, length_N = pad([rest[i] for i in part_N], length)
-        self._chunks.append(_Chunk(np.array(part), token_NxT, length_N - 1, group_N[part_N]))
+        first_N = np.array([past_N[i] for i in part_N], np.int32)
+        self._chunks.append(
+          _Chunk(np.array(part), token_NxT, first_N, length_N - 1, group_N[part_N])
+        )
 
   def climb(self, params: Mapping[str, Any], layer: int) -> None:
     """Carries the states to the input of block `layer`; blocks below it must be final."""
@@ -102,8 +105,8 @@ class ClimbingRows:
 
   def _states(self, params, chunk: '_Chunk'):
     if chunk.hidden_NxTxD is None:
-      token_NxT = place_rows(params, chunk.token_NxT)
-      return _embed(self._forward, {'embed': params['embed']}, token_NxT)
+      token_NxT, first_N = place_rows(params, (chunk.token_NxT, chunk.first_N))
+      return _embed(self._forward, {'embed': params['embed']}, token_NxT, first_N)
     return place_rows(params, chunk.hidden_NxTxD)
 
   def _up(self, params, chunk: '_Chunk', hidden_NxTxD, layer: int, pasts: Sequence[Past]):
@@ -142,7 +145,8 @@ class _Shared:
 
   def _states(self, params):
     if self._hidden_GxTxD is None:
-      return _embed(self._forward, {'embed': params['embed']}, self._token_GxT)
+      first_G = np.zeros_like(self._length_G)
+      return _embed(self._forward, {'embed': params['embed']}, self._token_GxT, first_G)
     return self._hidden_GxTxD
 
 
@@ -165,8 +169,9 @@ def _beginnings(
 
 
 @functools.partial(jax.jit, static_argnames='forward')
-def _embed(forward: Callable, params, token_NxT) -> jax.Array:
-  return forward(params, token_NxT, stop=0)[0]
+def _embed(forward: Callable, params, token_NxT, first_N) -> jax.Array:
+  position_NxT = first_N[:, None] + jnp.arange(token_NxT.shape[1])[None]
+  return forward(params, token_NxT, position_NxT=position_NxT, stop=0)[0]
 
 
 @functools.partial(jax.jit, static_argnames='forward')
@@ -208,12 +213,20 @@ def _block(
 
 
 class _Chunk:
-  """Padded rows, which of the given ones they are, their groups, and their carried states."""
+  """Padded rows, which of the given ones they are, their groups, and their carried states.
+
+  Rows begin at position `first_N`, behind what their group shares.
+  """
 
   def __init__(
-    self, indices: np.ndarray, token_NxT: np.ndarray, last_N: np.ndarray, group_N: np.ndarray
+    self,
+    indices: np.ndarray,
+    token_NxT: np.ndarray,
+    first_N: np.ndarray,
+    last_N: np.ndarray,
+    group_N: np.ndarray,
   ):
-    self.indices, self.token_NxT, self.last_N = indices, token_NxT, last_N
+    self.indices, self.token_NxT, self.first_N, self.last_N = indices, token_NxT, first_N, last_N
     self.group_N = group_N
     self.hidden_NxTxD: np.ndarray | None = None
 

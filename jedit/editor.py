@@ -41,6 +41,8 @@ class Details:
     residuals: [B, D] by (kernel, layer), shared over the layers.
     updates: by parameter path.
     seconds: by 'targets', 'keys' and 'solve'.
+    solve_errors: by (kernel, layer), the relative residual ‖A x - b‖ / ‖b‖ of the normal equations,
+      the largest over the edits; see `residual` of the solvers in `jedit.solve`.
   """
 
   contexts: Contexts
@@ -50,11 +52,12 @@ class Details:
   residuals: dict[Kernel, np.ndarray]
   updates: dict[str, Update]
   seconds: dict[str, float]
+  solve_errors: dict[Kernel, float]
 
   @classmethod
   def of_fine_tuning(cls, patch: Patch) -> 'Details':
     """Fine-tuning has neither targets nor keys."""
-    return cls((), (), (), {}, {}, dict(patch.updates), {})
+    return cls((), (), (), {}, {}, dict(patch.updates), {}, {})
 
   @property
   def z(self) -> dict[str, np.ndarray]:
@@ -149,6 +152,7 @@ def edit(
   updates: dict[str, Update] = {}
   keys: dict[Kernel, np.ndarray] = {}
   residuals: dict[Kernel, np.ndarray] = {}
+  solve_errors: dict[Kernel, float] = {}
   stages: list[Targets] = []
   signature = _signature(lm, method, requests, groups, earlier_keys)
   for number, names in enumerate(method.stages):
@@ -170,10 +174,12 @@ def edit(
       updates |= written.updates
       keys |= written.keys
       residuals |= written.residuals
+      solve_errors |= written.solve_errors
 
   provenance = {
     **describe(lm, requests, method, seed),
     'contexts': [list(group) for group in groups],
+    'second_moments': None if stats is None else dict(stats.provenance),
     'targets': [
       {'regions': list(names), **found.reached()}
       for names, found in zip(method.stages, stages, strict=True)
@@ -183,7 +189,7 @@ def edit(
   if not details:
     return patch
   return patch, Details(
-    groups, tuple(rows), tuple(stages), keys, residuals, updates, timers.seconds
+    groups, tuple(rows), tuple(stages), keys, residuals, updates, timers.seconds, solve_errors
   )
 
 

@@ -201,6 +201,7 @@ class LanguageModel:
     rows = [list(ids) for ids in self.tokenizer(list(texts))['input_ids']] if texts else []
     if not rows or not all(rows):
       raise UserError('There is an empty text; give at least one token in each.')
+    self.config.check_length(max(map(len, rows)))
     return rows
 
 
@@ -216,8 +217,8 @@ def _last_logits(config: ModelConfig, params, token_NxT, length_N) -> jax.Array:
 def load(
   path: str | os.PathLike[str],
   dtype: str = 'float32',
-  mesh: Mesh | None = None,
   revision: str | None = None,
+  mesh: Mesh | None = None,
 ) -> LanguageModel:
   """Loads a model of the Hugging Face format.
 
@@ -225,8 +226,8 @@ def load(
     path: directory with config.json, safetensors weights and a tokenizer, or the id of a model on
       the Hugging Face hub, which is downloaded once (see `jedit.hub`).
     dtype: of weights and activations: 'float32', 'bfloat16' or 'float16'.
-    mesh: devices that share the model (`jedit.mesh.make_mesh`); None takes the first one.
     revision: branch, tag or commit on the hub; None takes the main branch.
+    mesh: devices that share the model (`jedit.mesh.make_mesh`); None takes the first one.
 
   Raises:
     UserError: if something is missing, mis-shaped, not supported or larger than the free memory;

@@ -67,6 +67,13 @@ def format_seconds(seconds: float) -> str:
   return f'{whole // 3600} h {whole % 3600 // 60:02d} min'
 
 
+def format_bytes(count: int) -> str:
+  """A size for people: '312 kB', '48 MB', '12.9 GB'."""
+  if count < 999_500:
+    return f'{count / 1e3:.0f} kB'
+  return f'{count / 1e6:.0f} MB' if count < 999_500_000 else f'{count / 1e9:.1f} GB'
+
+
 _is_quiet = contextvars.ContextVar('is_quiet', default=False)
 
 
@@ -78,6 +85,12 @@ def quiet() -> Iterator[None]:
     yield
   finally:
     _is_quiet.reset(token)
+
+
+def note(line: str) -> None:
+  """A line beside the progress: what a stage is going to take."""
+  if not _is_quiet.get():
+    print(line, file=sys.stderr, flush=True)
 
 
 class Progress:

@@ -1,27 +1,23 @@
-"""Second moments C = E[k kᵀ] of the keys that an edit must preserve, from text."""
+"""Second moments C = E[k kᵀ] of the keys that an edit must preserve: what they are and their files.
+
+`jedit.accumulate` takes them over text.
+"""
 
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jedit.checkpoint import read_tensors, write_tensors
-from jedit.data.corpus import PackedBatch, pack, read_corpus
 from jedit.language_model import LanguageModel
-from jedit.log import Progress
-from jedit.models import functions, site
-from jedit.models.sites import KERNEL_INPUT
+from jedit.models import FAMILIES, kernel_path
 from jedit.types import UserError
 
 _FORMAT = 'jedit-second-moments-1'
-_BATCHES_PER_SAVE = 64
 
 Kernel = tuple[str, int]  # ('mlp' or 'attn', layer)
 
@@ -80,180 +76,156 @@ class SecondMoments:
       cov[kernel, int(layer)] = array
     return cls(cov, metadata['num_tokens'], metadata['provenance'])
 
+  @classmethod
+  def merge(cls, parts: Sequence['SecondMoments']) -> 'SecondMoments':
+    """One result of several runs over parts of one corpus: means weighted by their tokens.
 
-def statistics(
+    Args:
+      parts: of runs that differ only in `part`; at least one. All parts together are what a run
+        over the whole corpus gives, and can stand for it.
+
+    Raises:
+      UserError: for runs of different models, kernels or settings, and for a part given twice.
+    """
+    if not parts:
+      raise UserError('There are no second moments to merge; give some.')
+    first = parts[0]
+    runs: list[list[int]] = []
+    for other in parts:
+      if 'parts' not in other.provenance:
+        raise UserError(
+          'Second moments whose text is unknown cannot be merged; use them as they are.'
+        )
+      if other.cov.keys() != first.cov.keys():
+        raise UserError('The second moments are of different kernels; merge those of the same.')
+      for name in sorted({*first.provenance, *other.provenance} - {'parts', 'num_tokens'}):
+        if other.provenance.get(name) != first.provenance.get(name):
+          raise UserError(
+            f'The second moments cannot be merged: {name} is {first.provenance.get(name)!r} in one '
+            f'and {other.provenance.get(name)!r} in another.'
+          )
+      runs += other.provenance['parts']
+    shown = ', '.join(f'{number}/{count}' for number, count in runs)
+    if len({count for _, count in runs}) > 1 or len({number for number, _ in runs}) < len(runs):
+      raise UserError(
+        f'The second moments are of the parts {shown} of the corpus, which overlap; give each part '
+        'of one division once.'
+      )
+    num_tokens = sum(part.num_tokens for part in parts)
+    cov = {}
+    for kernel in first.cov:
+      total_FxF = np.zeros(first.cov[kernel].shape)
+      for part in parts:
+        total_FxF += part.num_tokens * part.cov[kernel].astype(np.float64)
+      cov[kernel] = (total_FxF / num_tokens).astype(np.float32)
+    whole = len(runs) == runs[0][1]
+    provenance = {
+      **first.provenance,
+      'parts': [[1, 1]] if whole else sorted(runs),
+      'num_tokens': num_tokens,
+    }
+    return cls(cov, num_tokens, provenance)
+
+  @classmethod
+  def from_npz(
+    cls,
+    path: str | os.PathLike[str],
+    lm: LanguageModel,
+    layers: Sequence[int],
+    sites: Sequence[str] = ('mlp',),
+  ) -> 'SecondMoments':
+    """Reads archives of the ROME and MEMIT statistics, which hold sums: C = sum / count.
+
+    Args:
+      path: a directory with an archive per kernel, named as their programs name them
+        ('transformer.h.3.mlp.fc_out_float32_mom2_100000.npz'), or one such file.
+      lm: the model; an archive tells of its own no more than the module's name and size.
+      layers: wanted layers.
+      sites: wanted kernels, 'mlp' or 'attn' or both.
+
+    Raises:
+      UserError: for a kernel without an archive or with several, and for an archive of another
+        shape or kind of model, or whose numbers are no second moments.
+    """
+    path, sizes = pathlib.Path(path), lm.config.key_sizes
+    cov, counts, names = {}, set(), {}
+    for kernel, layer in [(site, layer) for layer in layers for site in sites]:
+      file = _find_archive(path, _module_name(lm, kernel, layer))
+      cov[kernel, layer], count = _read_archive(file, sizes[kernel])
+      counts.add(count)
+      names[f'{kernel}/{layer}'] = file.name
+    num_tokens = counts.pop() if len(counts) == 1 else 0
+    provenance = {'model': lm.fingerprint, 'archives': names, 'num_tokens': num_tokens}
+    return cls(cov, num_tokens, {**provenance, 'preset': 'published'})
+
+
+def read_moments(
+  path: str | os.PathLike[str],
   lm: LanguageModel,
-  corpus: Sequence[str] | str | os.PathLike[str],
   layers: Sequence[int],
   sites: Sequence[str] = ('mlp',),
-  *,
-  row_tokens: int | None = None,
-  batch_tokens: int = 8192,
-  max_document_tokens: int | None = None,
-  cache: str | os.PathLike[str] | None = None,
 ) -> SecondMoments:
-  """Second moments of a model's keys over a corpus (MEMIT, arXiv:2210.07229, section 4.2.2).
-
-  Args:
-    lm: the model, with the patches it carries.
-    corpus: documents, or the path of a text file or directory (`jedit.data.corpus.read_corpus`).
-    layers: layers whose kernels are to be written.
-    sites: kernels, 'mlp' or 'attn' or both.
-    row_tokens: tokens of a packed row; the model's positions, at most 512, when None.
-    batch_tokens: tokens run at once.
-    max_document_tokens: longer documents are cut; None cuts at a row.
-    cache: file that keeps the result, for runs that share model, corpus and settings: kernels
-      that it lacks are added to it, and a run that was killed goes on from its last save.
-
-  Returns:
-    The moments of the wanted kernels; of all that the cache has, where it is used.
+  """Finished second moments from elsewhere: a file of `SecondMoments.save`, or archives.
 
   Raises:
-    UserError: for no text, no layers or sites, unknown ones, values that are not finite, or a
-      cache made of another model, corpus or with other settings.
+    UserError: if they cannot be read, are of another model or lack a wanted kernel.
   """
-  for layer in layers:
-    if not 0 <= layer < lm.config.num_layers:
-      raise UserError(
-        f'Layer {layer} is outside the model, which has 0 to {lm.config.num_layers - 1}.'
-      )
-  for name in sites:
-    if name not in KERNEL_INPUT:
-      raise UserError(f'There is no site {name!r}; choose {" or ".join(KERNEL_INPUT)}.')
-  if not layers or not sites:
-    raise UserError('There is no layer or no site to take second moments of; give some.')
-  documents = read_corpus(corpus) if isinstance(corpus, str | os.PathLike) else list(corpus)
-  row_tokens = row_tokens or min(lm.config.max_positions, 512)
-  digest = hashlib.sha256()
-  for document in documents:
-    digest.update(document.encode() + b'\0')
-  provenance = {
-    'model': lm.fingerprint,
-    'patches': [patch.id for patch in lm.patches],
-    'dtype': lm.config.dtype,
-    'corpus': digest.hexdigest()[:16],
-    'num_documents': len(documents),
-    'row_tokens': row_tokens,
-    'batch_tokens': batch_tokens,
-    'max_document_tokens': max_document_tokens,
-  }
-  kernels = [(name, layer) for layer in sorted(set(layers)) for name in sites]
-  cache = None if cache is None else pathlib.Path(cache)
-  known: dict[Kernel, np.ndarray] = {}
-  if cache is not None and cache.is_file():
-    found = SecondMoments.load(cache)
-    for name, value in provenance.items():
-      if found.provenance.get(name) != value:
-        raise UserError(
-          f'{cache} holds second moments of other settings: {name} is '
-          f'{found.provenance.get(name)!r} there and {value!r} here; choose another file.'
-        )
-    known = dict(found.cov)
-    kernels = [kernel for kernel in kernels if kernel not in known]
-    if not kernels:
-      return found
-  batches = pack(
-    lm.tokenizer,
-    documents,
-    row_tokens=row_tokens,
-    batch_tokens=batch_tokens,
-    max_document_tokens=max_document_tokens,
-  )
-  run, _ = functions(lm.config)
-  store = None if cache is None else cache.with_suffix('.partial')
-  moments = accumulate(run, lm.params, batches, kernels, store, provenance)
-  if cache is not None:
-    moments = dataclasses.replace(moments, cov={**known, **moments.cov})
-    moments.save(cache)
-    cache.with_suffix('.partial').unlink(missing_ok=True)
-  return moments
-
-
-def accumulate(
-  forward: Callable,
-  params: Any,
-  batches: Sequence[PackedBatch],
-  kernels: Sequence[Kernel],
-  store: pathlib.Path | None = None,
-  provenance: Mapping[str, Any] | None = None,
-) -> SecondMoments:
-  """One pass over the text for all kernels, stopping at the highest layer.
-
-  Products of a batch are summed in float32 on the device, the batches in float64 on the host.
-
-  Args:
-    forward: `(params, token_NxT, **arguments) -> (hidden, seen)`.
-    params: of the model.
-    batches: packed tokens.
-    kernels: (kernel, layer) pairs.
-    store: file for the sums of a run in progress; a run that finds it goes on from there.
-    provenance: kept with the result, and what a stored run must agree with to be continued.
-  """
-  provenance = dict(provenance or {})
-  kernels = tuple(dict.fromkeys(kernels))
-  stop = max(layer for _, layer in kernels) + 1
-  names = tuple(site(layer, KERNEL_INPUT[kernel]) for kernel, layer in kernels)
-
-  @jax.jit
-  def products(params, token_NxT, segment_NxT, position_NxT):
-    _, seen = forward(
-      params,
-      token_NxT,
-      stop=stop,
-      taps=names,
-      segment_NxT=segment_NxT,
-      position_NxT=position_NxT,
+  if is_archive(path):
+    return SecondMoments.from_npz(path, lm, layers, sites)
+  found = SecondMoments.load(path)
+  if found.provenance.get('model') != lm.fingerprint:
+    raise UserError(
+      f'{path} holds second moments of a model with fingerprint {found.provenance.get("model")}, '
+      f'this one has {lm.fingerprint}; give those of this model.'
     )
-    is_text_NxT = segment_NxT > 0
-    sums = []
-    for name in names:
-      key_NxTxF = jnp.where(is_text_NxT[..., None], seen[name], jnp.zeros_like(seen[name]))
-      precision = 'highest' if key_NxTxF.dtype == jnp.float32 else None
-      sums.append(
-        jnp.einsum(
-          'ntf,ntg->fg',
-          key_NxTxF,
-          key_NxTxF,
-          precision=precision,
-          preferred_element_type=jnp.float32,
-        )
-      )
-    return sums
-
-  key = hashlib.sha256(
-    json.dumps([provenance, names, len(batches)], sort_keys=True).encode()
-  ).hexdigest()
-  done, num_tokens, sums = _resume(store, key)
-  total = sum(batch.num_tokens for batch in batches)
-  with Progress('statistics', total, 'tokens', done=num_tokens) as progress:
-    for index in range(done, len(batches)):
-      batch = batches[index]
-      parts = products(params, batch.token_NxT, batch.segment_NxT, batch.position_NxT)
-      for name, part in zip(names, parts, strict=True):
-        wide = np.asarray(part, np.float64)
-        sums[name] = wide if name not in sums else sums[name] + wide
-      num_tokens += batch.num_tokens
-      progress.update(batch.num_tokens)
-      if store is not None and (index + 1) % _BATCHES_PER_SAVE == 0 and index + 1 < len(batches):
-        write_tensors(store, sums, {'key': key, 'done': index + 1, 'num_tokens': num_tokens})
-  cov = {
-    kernel: (sums[name] / num_tokens).astype(np.float32)
-    for kernel, name in zip(kernels, names, strict=True)
-  }
-  for (kernel, layer), array in cov.items():
-    if not np.isfinite(array).all():
-      raise UserError(
-        f'The second moments of the {kernel} kernel in layer {layer} are not finite; '
-        'check the checkpoint, or load it in float32.'
-      )
-  return SecondMoments(cov, num_tokens, {**provenance, 'num_tokens': num_tokens})
+  for layer in layers:
+    for kernel in sites:
+      found.covariance(kernel, layer)
+  return found
 
 
-def _resume(store: pathlib.Path | None, key: str) -> tuple[int, int, dict[str, np.ndarray]]:
-  """Batches done, tokens and sums of an interrupted run of the same settings, or nothing."""
-  if store is None or not store.is_file():
-    return 0, 0, {}
-  sums, metadata = read_tensors(store)
-  if metadata.get('key') != key:
-    return 0, 0, {}
-  return metadata['done'], metadata['num_tokens'], sums
+def is_archive(path: str | os.PathLike[str]) -> bool:
+  """Whether a path names a `.npz` archive or a directory of them."""
+  return pathlib.Path(path).suffix == '.npz' or pathlib.Path(path).is_dir()
+
+
+def _module_name(lm: LanguageModel, kernel: str, layer: int) -> str:
+  """What PyTorch calls the module whose input a kernel's keys are."""
+  path = '/'.join(['block_{}', *kernel_path(layer, kernel)[1:]])
+  name = next(name for name, ours, _ in FAMILIES[lm.config.family].names if ours == path)
+  return name.removesuffix('.weight').format(layer)
+
+
+def _find_archive(path: pathlib.Path, module: str) -> pathlib.Path:
+  files = sorted(path.glob('*.npz')) if path.is_dir() else [path]
+  found = [file for file in files if file.name.startswith(f'{module}_')]
+  if len(found) != 1:
+    has = f'{len(found)} archives' if found else 'no archive'
+    raise UserError(
+      f'{path} has {has} of {module}, the module of this model whose keys are wanted; give one '
+      f'file {module}_….npz, or a directory with one for each layer.'
+    )
+  return found[0]
+
+
+def _read_archive(file: pathlib.Path, size: int) -> tuple[np.ndarray, int]:
+  """C_FxF and the number of tokens."""
+  try:
+    with np.load(file, allow_pickle=False) as archive:
+      sum_FxF, count = archive['mom2.mom2'], int(archive['mom2.count'])
+  except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(
+      f'{file} is no archive of second moments ({error}); it needs mom2.mom2 and mom2.count.'
+    ) from error
+  if sum_FxF.shape != (size, size):
+    raise UserError(
+      f'{file} has second moments of shape {sum_FxF.shape}, the model wants {(size, size)}; give '
+      'those of this model.'
+    )
+  diagonal_F = np.diagonal(sum_FxF)
+  if count < 1 or not np.isfinite(sum_FxF).all() or (diagonal_F < 0).any():
+    raise UserError(
+      f'{file} holds no sum of second moments: its count is {count}, and every number must be '
+      'finite with none negative on the diagonal; download it again.'
+    )
+  return (sum_FxF / count).astype(np.float32), count

@@ -2,22 +2,26 @@
 
 Every solver is linear in the residuals: ΔW = left · R with R one row per edit, so it returns
 `left_FxB` alone and an update can be kept as the pair of factors. Kernels are [in, out], the
-transpose of the papers' W. Solves run in float64.
+transpose of the papers' W.
+
+λ goes into the keys: with K/√λ for K, λC + KᵀK is λ (C + KᵀK), so that one factor of C serves every
+weight, every batch and all three methods that solve with it (`jedit.preserved`).
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
 from typing import ClassVar, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_factor, cho_solve
 
+from jedit import preserved
+from jedit.preserved import moment_times, preserve, solve_whole
 from jedit.types import UserError
 
 # K · left may be this far from the identity where a constraint is to hold exactly.
 _CONSTRAINT_TOLERANCE = 1e-6
+# A solve whose normal equations are further off than this has too few digits to be written.
+_MOST_ERROR = 1e-4
 
 
 class UnsolvableError(ArithmeticError):
@@ -68,6 +72,31 @@ class Solver(Protocol):
     """
     ...
 
+  def residual(
+    self,
+    cov_FxF: np.ndarray | None,
+    key_BxF: np.ndarray,
+    left_FxB: np.ndarray,
+    earlier_key_NxF: np.ndarray | None = None,
+  ) -> float:
+    """How far a left factor is from solving the normal equations.
+
+    Computed from C and the keys alone, in float64, whatever found the left factor.
+
+    Returns:
+      ‖A x - b‖ / ‖b‖, the largest over the edits; each solver says what A and b are.
+    """
+    ...
+
+  def prepare(
+    self, cov_FxF: np.ndarray, num_edits: int, earlier_key_NxF: np.ndarray | None
+  ) -> None:
+    """Starts what a later call will want of C, without waiting for it.
+
+    Several layers are then factored at the same time, each on a device of its own.
+    """
+    ...
+
 
 @dataclasses.dataclass(frozen=True)
 class LeastSquares:
@@ -84,9 +113,28 @@ class LeastSquares:
 
   def __call__(self, cov_FxF, key_BxF, bare_key_BxF, earlier_key_NxF=None):
     del bare_key_BxF
-    left_FxB = _in_float64(least_squares, cov_FxF, key_BxF, self.cov_weight, earlier_key_NxF)
+    left_FxB = least_squares(cov_FxF, key_BxF, self.cov_weight, earlier_key_NxF)
     _check_definite(left_FxB, 'raise cov_weight')
     return left_FxB
+
+  def residual(
+    self,
+    cov_FxF: np.ndarray | None,
+    key_BxF: np.ndarray,
+    left_FxB: np.ndarray,
+    earlier_key_NxF: np.ndarray | None = None,
+  ) -> float:
+    """Of (λC + EᵀE + KᵀK) X = Kᵀ."""
+    assert cov_FxF is not None
+    product_FxB = self.cov_weight * moment_times(cov_FxF, left_FxB)
+    product_FxB += _gram_times(earlier_key_NxF, left_FxB) + _gram_times(key_BxF, left_FxB)
+    return _relative(product_FxB - key_BxF.T, key_BxF.T)
+
+  def prepare(
+    self, cov_FxF: np.ndarray, num_edits: int, earlier_key_NxF: np.ndarray | None
+  ) -> None:
+    if _is_small(num_edits, len(cov_FxF)) and preserved.has_room(cov_FxF):
+      preserve(cov_FxF, 0.0, _weighted(self.cov_weight, earlier_key_NxF))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,19 +168,43 @@ class EqualityConstrained:
   def __call__(self, cov_FxF, key_BxF, bare_key_BxF, earlier_key_NxF=None):
     del bare_key_BxF
     key_ridge = self.key_ridge if len(key_BxF) > 1 else 0.0
-    left_FxB = _in_float64(
-      equality_constrained,
-      cov_FxF,
-      key_BxF,
-      self.cov_weight,
-      self.cov_ridge,
-      key_ridge,
-      earlier_key_NxF,
+    left_FxB = equality_constrained(
+      cov_FxF, key_BxF, self.cov_weight, self.cov_ridge, key_ridge, earlier_key_NxF
     )
     if key_ridge == 0:
       _check_constraint(key_BxF, left_FxB)
     _check_definite(left_FxB, 'raise cov_ridge')
     return left_FxB
+
+  def residual(
+    self,
+    cov_FxF: np.ndarray | None,
+    key_BxF: np.ndarray,
+    left_FxB: np.ndarray,
+    earlier_key_NxF: np.ndarray | None = None,
+  ) -> float:
+    """Of C' X = Kᵀ Y with the multipliers Y that K X + key_ridge Y = I and this imply.
+
+    Without a key ridge Y is Xᵀ C' X; with one, key_ridge C' X + KᵀK X = Kᵀ has Y taken out.
+    """
+    assert cov_FxF is not None
+    key_ridge = self.key_ridge if len(key_BxF) > 1 else 0.0
+    product_FxB = self.cov_weight * moment_times(cov_FxF, left_FxB) + self.cov_ridge * left_FxB
+    product_FxB += _gram_times(earlier_key_NxF, left_FxB)
+    if key_ridge == 0:
+      wanted_FxB = key_BxF.T @ (left_FxB.T @ product_FxB)
+    else:
+      product_FxB = key_ridge * product_FxB + _gram_times(key_BxF, left_FxB)
+      wanted_FxB = key_BxF.T
+    return _relative(product_FxB - wanted_FxB, wanted_FxB)
+
+  def prepare(
+    self, cov_FxF: np.ndarray, num_edits: int, earlier_key_NxF: np.ndarray | None
+  ) -> None:
+    del num_edits
+    if preserved.has_room(cov_FxF):
+      ridge = self.cov_ridge / self.cov_weight
+      preserve(cov_FxF, ridge, _weighted(self.cov_weight, earlier_key_NxF))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,11 +234,29 @@ class RankOne:
   def __call__(self, cov_FxF, key_BxF, bare_key_BxF, earlier_key_NxF=None):
     self.check_size(*key_BxF.shape)
     through = bare_key_BxF if self.divide_by == 'bare_key' else key_BxF
-    if not self.uses_cov:
-      cov_FxF = np.eye(key_BxF.shape[1])
-    left_Fx1 = _in_float64(rank_one, cov_FxF, key_BxF, through, earlier_key_NxF)
+    left_Fx1 = rank_one(cov_FxF if self.uses_cov else None, key_BxF, through, earlier_key_NxF)
     _check_definite(left_Fx1, 'set use_cov to False')
     return left_Fx1
+
+  def residual(
+    self,
+    cov_FxF: np.ndarray | None,
+    key_BxF: np.ndarray,
+    left_FxB: np.ndarray,
+    earlier_key_NxF: np.ndarray | None = None,
+  ) -> float:
+    """Of (C + EᵀE) X = k c, with the number c that fits best."""
+    product_Fx1 = left_FxB if cov_FxF is None else moment_times(cov_FxF, left_FxB)
+    product_Fx1 = product_Fx1 + _gram_times(earlier_key_NxF, left_FxB)
+    wanted_Fx1 = key_BxF.T @ (key_BxF @ product_Fx1) / np.square(key_BxF).sum()
+    return _relative(product_Fx1 - wanted_Fx1, wanted_Fx1)
+
+  def prepare(
+    self, cov_FxF: np.ndarray, num_edits: int, earlier_key_NxF: np.ndarray | None
+  ) -> None:
+    del num_edits
+    if self.uses_cov and preserved.has_room(cov_FxF):
+      preserve(cov_FxF, 0.0, earlier_key_NxF)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,119 +283,178 @@ class NullSpace:
 
   def __call__(self, cov_FxF, key_BxF, bare_key_BxF, earlier_key_NxF=None):
     del bare_key_BxF
-    eigenvalue_F, vector_FxF = np.linalg.eigh(cov_FxF)
-    free_FxG = vector_FxF[:, eigenvalue_F < self.threshold]
-    if not free_FxG.shape[1]:
+    self._num_free(cov_FxF)
+    left_FxB = null_space(cov_FxF, key_BxF, self.threshold, self.ridge, earlier_key_NxF)
+    _check_definite(left_FxB, 'raise ridge')
+    return left_FxB
+
+  def residual(
+    self,
+    cov_FxF: np.ndarray | None,
+    key_BxF: np.ndarray,
+    left_FxB: np.ndarray,
+    earlier_key_NxF: np.ndarray | None = None,
+  ) -> float:
+    """Of (P (KᵀK + EᵀE) + ridge I) X = P Kᵀ."""
+    assert cov_FxF is not None
+    spectrum, num_free = preserved.spectrum(cov_FxF), self._num_free(cov_FxF)
+    pulled_FxB = _gram_times(key_BxF, left_FxB) + _gram_times(earlier_key_NxF, left_FxB)
+    both_FxJ = np.concatenate([pulled_FxB, key_BxF.T], axis=1)
+    free_FxJ = spectrum.out_of(spectrum.into(both_FxJ.T, num_free).T)
+    product_FxB, wanted_FxB = np.split(free_FxJ, 2, axis=1)
+    return _relative(product_FxB + self.ridge * left_FxB - wanted_FxB, wanted_FxB)
+
+  def prepare(
+    self, cov_FxF: np.ndarray, num_edits: int, earlier_key_NxF: np.ndarray | None
+  ) -> None:
+    del num_edits, earlier_key_NxF
+    if preserved.has_room(cov_FxF):
+      preserved.spectrum(cov_FxF)
+
+  def _num_free(self, cov_FxF: np.ndarray) -> int:
+    spectrum = preserved.spectrum(cov_FxF)
+    num_free = spectrum.count_below(self.threshold)
+    if not num_free:
       raise UnsolvableError(
         f'no eigenvalue of the second moment is below {self.threshold:g} (they start at '
-        f'{eigenvalue_F[0]:.2g}), so nothing may change; raise threshold'
+        f'{np.asarray(spectrum.eigenvalue_F)[0]:.2g}), so nothing may change; raise threshold'
       )
-    return _in_float64(null_space, free_FxG, key_BxF, self.ridge, earlier_key_NxF)
+    return num_free
 
 
 def least_squares(
-  cov_FxF: jax.Array,
-  key_BxF: jax.Array,
-  cov_weight: jax.Array,
-  earlier_key_NxF: jax.Array | None = None,
-) -> jax.Array:
-  """(λC + EᵀE + KᵀK)⁻¹ Kᵀ by Cholesky.
+  cov_FxF: np.ndarray,
+  key_BxF: np.ndarray,
+  cov_weight: float,
+  earlier_key_NxF: np.ndarray | None = None,
+) -> np.ndarray:
+  """(λC + EᵀE + KᵀK)⁻¹ Kᵀ.
 
   MEMIT (arXiv:2210.07229), eq. 14; PMET (arXiv:2308.08742), eq. 9. The normal equations of
   preserving C with weight λ, and the earlier keys E, while K maps to R.
 
+  Up to a quarter as many edits as dimensions are solved with the factor that is kept of
+  M = λC + EᵀE, as M⁻¹ Kᵀ (I + K M⁻¹ Kᵀ)⁻¹ (Woodbury). That takes 2 F² B operations; a factor of the
+  whole sum, which more edits get, and a C that is not positive definite, takes F³/3 every time.
+
   Args:
-    cov_FxF: second moment of the keys, positive definite.
+    cov_FxF: second moment of the keys, symmetric.
     key_BxF: one key per edit.
     cov_weight: λ > 0; larger keeps more of the old behaviour.
     earlier_key_NxF: keys of earlier edits.
 
   Returns:
-    left_FxB in the dtype of `cov_FxF`; not finite if the matrix is not positive definite.
+    left_FxB, float64; not finite if the matrix is not positive definite.
   """
-  matrix_FxF = _with_earlier(cov_weight * cov_FxF, earlier_key_NxF) + _gram(key_BxF)
-  return cho_solve(cho_factor(matrix_FxF), key_BxF.T)
+  key_BxF, earlier_NxF = key_BxF / math.sqrt(cov_weight), _weighted(cov_weight, earlier_key_NxF)
+  if _is_small(*key_BxF.shape):
+    kept = preserve(cov_FxF, 0.0, earlier_NxF)
+    if kept.is_definite:
+      return kept.left(key_BxF, 1.0) / math.sqrt(cov_weight)
+  all_JxF = key_BxF if earlier_NxF is None else np.concatenate([earlier_NxF, key_BxF])
+  return solve_whole(cov_FxF, all_JxF, key_BxF.T) / math.sqrt(cov_weight)
 
 
 def equality_constrained(
-  cov_FxF: jax.Array,
-  key_BxF: jax.Array,
-  cov_weight: jax.Array,
-  cov_ridge: jax.Array,
-  key_ridge: jax.Array,
-  earlier_key_NxF: jax.Array | None = None,
-) -> jax.Array:
+  cov_FxF: np.ndarray,
+  key_BxF: np.ndarray,
+  cov_weight: float,
+  cov_ridge: float,
+  key_ridge: float,
+  earlier_key_NxF: np.ndarray | None = None,
+) -> np.ndarray:
   """C'⁻¹ Kᵀ (K C'⁻¹ Kᵀ + key_ridge I)⁻¹ with C' = λC + EᵀE + cov_ridge I.
 
   EMMET (arXiv:2403.14236), eq. 14, with the two ridges of its released code; for one edit
-  without ridges this is ROME's update.
+  without ridges this is ROME's update, and with a key ridge of 1 `least_squares`.
 
   Returns:
-    left_FxB; not finite where C' or the inner matrix is not positive definite.
+    left_FxB, float64; not finite where C' or the inner matrix is not positive definite.
   """
-  preserved_FxF = _with_earlier(cov_weight * cov_FxF, earlier_key_NxF)
-  preserved_FxF = preserved_FxF + cov_ridge * jnp.eye(len(cov_FxF), dtype=cov_FxF.dtype)
-  spread_FxB = cho_solve(cho_factor(preserved_FxF), key_BxF.T)
-  inner_BxB = jnp.einsum('bf,fc->bc', key_BxF, spread_FxB, precision='highest')
-  inner_BxB = inner_BxB + key_ridge * jnp.eye(len(inner_BxB), dtype=cov_FxF.dtype)
-  return cho_solve(cho_factor(inner_BxB), spread_FxB.T).T
+  cov_weight = float(cov_weight)
+  key_BxF, earlier_NxF = key_BxF / math.sqrt(cov_weight), _weighted(cov_weight, earlier_key_NxF)
+  kept = preserve(np.asarray(cov_FxF), float(cov_ridge) / cov_weight, earlier_NxF)
+  return kept.left(key_BxF, float(key_ridge)) / math.sqrt(cov_weight)
 
 
 def rank_one(
-  cov_FxF: jax.Array,
-  key_1xF: jax.Array,
-  through_1xF: jax.Array,
-  earlier_key_NxF: jax.Array | None = None,
-) -> jax.Array:
-  """Direction u / (k' · u), u = (C + EᵀE)⁻¹ k, of ROME's update (arXiv:2202.05262, eq. 2)."""
-  u_Fx1 = cho_solve(cho_factor(_with_earlier(cov_FxF, earlier_key_NxF)), key_1xF.T)
-  return u_Fx1 / jnp.einsum('bf,fb->b', through_1xF, u_Fx1, precision='highest')[None, :]
+  cov_FxF: np.ndarray | None,
+  key_1xF: np.ndarray,
+  through_1xF: np.ndarray,
+  earlier_key_NxF: np.ndarray | None = None,
+) -> np.ndarray:
+  """Direction u / (k' · u), u = (C + EᵀE)⁻¹ k, of ROME's update (arXiv:2202.05262, eq. 2).
+
+  C is the identity where it is None.
+  """
+  if cov_FxF is None and earlier_key_NxF is None:
+    u_Fx1 = key_1xF.T
+  else:
+    cov_FxF = np.eye(key_1xF.shape[1], dtype=np.float32) if cov_FxF is None else cov_FxF
+    u_Fx1 = preserve(cov_FxF, 0.0, earlier_key_NxF).spread(key_1xF)
+  return u_Fx1 / np.einsum('bf,fb->b', through_1xF, u_Fx1)[None, :]
 
 
 def null_space(
-  free_FxG: jax.Array,
-  key_BxF: jax.Array,
-  ridge: jax.Array,
-  earlier_key_NxF: jax.Array | None = None,
-) -> jax.Array:
+  cov_FxF: np.ndarray,
+  key_BxF: np.ndarray,
+  threshold: float,
+  ridge: float,
+  earlier_key_NxF: np.ndarray | None = None,
+) -> np.ndarray:
   """The solution X of (P (KᵀK + EᵀE) + ridge I) X = P Kᵀ, P = U Uᵀ, as a symmetric system.
 
-  AlphaEdit (arXiv:2410.02355), eq. 14, with the weight of ‖ΔW‖² of its released code. X lies in
-  the range of P, so X = U Y with (Uᵀ (KᵀK + EᵀE) U + ridge I) Y = Uᵀ Kᵀ.
+  AlphaEdit (arXiv:2410.02355), eq. 14, with the weight of ‖ΔW‖² of its released code. U are the
+  eigenvectors of C whose eigenvalue is below the threshold, taken once for each C. X lies in the
+  range of P, so X = U Y with (Uᵀ (KᵀK + EᵀE) U + ridge I) Y = Uᵀ Kᵀ: least squares that preserve
+  the identity with weight `ridge`.
 
   Args:
-    free_FxG: U, orthonormal columns that span the directions that may change.
+    cov_FxF: second moment of the keys, symmetric.
     key_BxF: one key per edit.
+    threshold: above the lowest eigenvalue.
     ridge: above 0.
     earlier_key_NxF: keys of earlier edits.
 
   Returns:
-    left_FxB.
+    left_FxB, float64.
   """
-  key_BxG = jnp.einsum('bf,fg->bg', key_BxF, free_FxG, precision='highest')
-  matrix_GxG = _gram(key_BxG) + ridge * jnp.eye(free_FxG.shape[1], dtype=free_FxG.dtype)
-  if earlier_key_NxF is not None:
-    earlier_NxG = jnp.einsum('nf,fg->ng', earlier_key_NxF, free_FxG, precision='highest')
-    matrix_GxG = matrix_GxG + _gram(earlier_NxG)
-  solved_GxB = cho_solve(cho_factor(matrix_GxG), key_BxG.T)
-  return jnp.einsum('fg,gb->fb', free_FxG, solved_GxB, precision='highest')
+  spectrum = preserved.spectrum(cov_FxF)
+  num_free = spectrum.count_below(threshold)
+  key_BxG = spectrum.into(key_BxF, num_free)
+  earlier_NxG = None if earlier_key_NxF is None else spectrum.into(earlier_key_NxF, num_free)
+  left_GxB = least_squares(spectrum.identity(num_free), key_BxG, ridge, earlier_NxG)
+  return spectrum.out_of(left_GxB)
 
 
-def _with_earlier(cov_FxF: jax.Array, earlier_key_NxF: jax.Array | None) -> jax.Array:
-  return cov_FxF if earlier_key_NxF is None else cov_FxF + _gram(earlier_key_NxF)
+def _is_small(num_edits: int, key_size: int) -> bool:
+  """Whether solving with a kept factor takes fewer operations than making one."""
+  return 4 * num_edits <= key_size
 
 
-def _gram(key_BxF: jax.Array) -> jax.Array:
-  return jnp.einsum('bf,bg->fg', key_BxF, key_BxF, precision='highest')
+def _weighted(cov_weight: float, earlier_key_NxF: np.ndarray | None) -> np.ndarray | None:
+  return None if earlier_key_NxF is None else earlier_key_NxF / math.sqrt(cov_weight)
 
 
-def _in_float64(
-  function: Callable[..., jax.Array], *arguments: np.ndarray | float | None
-) -> np.ndarray:
-  """Runs one jitted call in float64 from start to end; the result leaves as NumPy."""
-  with jax.enable_x64(True):
-    wide = [None if a is None else jnp.asarray(np.asarray(a, np.float64)) for a in arguments]
-    return np.asarray(jax.jit(function)(*wide))
+def _gram_times(key_NxF: np.ndarray | None, x_FxB: np.ndarray) -> np.ndarray:
+  """KᵀK x."""
+  return np.zeros_like(x_FxB) if key_NxF is None else key_NxF.T @ (key_NxF @ x_FxB)
+
+
+def _relative(error_FxB: np.ndarray, wanted_FxB: np.ndarray) -> float:
+  """Largest ‖error‖ / ‖wanted‖ of the columns."""
+  norm_B = np.maximum(np.linalg.norm(wanted_FxB, axis=0), np.finfo(np.float64).tiny)
+  return float((np.linalg.norm(error_FxB, axis=0) / norm_B).max())
+
+
+def check_error(error: float) -> None:
+  """Raises UnsolvableError if a solve's relative residual is too large, or not a number."""
+  if not error <= _MOST_ERROR:
+    raise UnsolvableError(
+      f'its matrix is so close to singular that the solution misses the normal equations by '
+      f'{error:.1g} of their right side; take second moments of more tokens, or raise cov_weight '
+      'or a ridge'
+    )
 
 
 def _check_definite(left_FxB: np.ndarray, remedy: str) -> None:

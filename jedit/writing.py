@@ -14,7 +14,7 @@ from jedit.models.sites import KERNEL_INPUT, kernel_path
 from jedit.patch import Update, patched
 from jedit.recipe import SPREADS, Region
 from jedit.second_moment import SecondMoments
-from jedit.solve import UnsolvableError
+from jedit.solve import UnsolvableError, check_error
 from jedit.types import UserError
 
 Kernel = tuple[str, int]  # ('mlp' or 'attn', layer)
@@ -29,12 +29,14 @@ class Written:
     updates: by parameter path.
     keys: averaged keys [B, F] by kernel, read when the layer was about to be written.
     residuals: what was written at them [B, D], already shared over the layers.
+    solve_errors: by kernel, the relative residual of the normal equations.
   """
 
   params: Any
   updates: dict[str, Update]
   keys: dict[Kernel, np.ndarray]
   residuals: dict[Kernel, np.ndarray]
+  solve_errors: dict[Kernel, float]
 
 
 class RegionRows:
@@ -128,15 +130,20 @@ def write_region(
     earlier_keys: by kernel, keys [N, F] of earlier edits that are to be preserved, too.
 
   Raises:
-    UserError: if a solve is singular or a residual not finite; names the layer, where they are
-      known the records, and what to change.
+    UserError: if a solve is singular or inexact, or a residual not finite; names the layer, where
+      they are known the records, and what to change.
   """
   updates: dict[str, Update] = {}
   keys: dict[Kernel, np.ndarray] = {}
   residuals: dict[Kernel, np.ndarray] = {}
+  solve_errors: dict[Kernel, float] = {}
   if not region.writes:
-    return Written(params, updates, keys, residuals)
-  last = region.layers[-1]
+    return Written(params, updates, keys, residuals, solve_errors)
+  last, earlier = region.layers[-1], earlier_keys or {}
+  if stats is not None and region.solver.uses_cov:
+    with timers('solve'):
+      for kernel in [(w.kernel, layer) for layer in region.layers for w in region.writes]:
+        region.solver.prepare(stats.covariance(*kernel), len(rows), earlier.get(kernel))
   region_rows = RegionRows(forward, rows, region, contexts, num_row_shards(params))
   with Progress(f'writing {region.name}', len(region.layers), 'layers') as progress:
     for index, layer in enumerate(region.layers):
@@ -160,17 +167,18 @@ def write_region(
           if stats is not None and region.solver.uses_cov:
             cov_FxF = stats.covariance(*kernel)
           try:
-            left_FxB = region.solver(
-              cov_FxF, key_BxF, bare_key_BxF, (earlier_keys or {}).get(kernel)
-            )
-          except UnsolvableError as error:
-            raise _unsolvable(error, kernel, rows) from error
+            left_FxB = region.solver(cov_FxF, key_BxF, bare_key_BxF, earlier.get(kernel))
+            error = region.solver.residual(cov_FxF, key_BxF, left_FxB, earlier.get(kernel))
+            check_error(error)
+          except UnsolvableError as cause:
+            raise _unsolvable(cause, kernel, rows) from cause
           update = Update.from_factors(left_FxB, residual_BxD)
           path = '/'.join(kernel_path(layer, write.kernel))
           params = patched(params, {path: update})
         updates[path], keys[kernel], residuals[kernel] = update, key_BxF, residual_BxD
+        solve_errors[kernel] = error
       progress.update()
-  return Written(params, updates, keys, residuals)
+  return Written(params, updates, keys, residuals, solve_errors)
 
 
 def _context_weights(contexts: Contexts, average: str) -> np.ndarray:

@@ -39,7 +39,7 @@ def _scaled(params, layer):
   return {**params, f'block_{layer}': {**block, 'mlp': {**block['mlp'], 'down': down}}}
 
 
-@pytest.mark.parametrize('family', ['gptj', 'llama'])
+@pytest.mark.parametrize('family', ['gptj', 'llama', 'gpt2'])
 def test_climbing_rows_read_what_whole_passes_read(family, monkeypatch):
   monkeypatch.setattr(climb, '_CHUNK_TOKENS', 48)  # several chunks, the last ones not full
   lm = editing.language_model(family)
@@ -60,7 +60,7 @@ def test_climbing_rows_read_what_whole_passes_read(family, monkeypatch):
     climbing.climb(params, 1)
 
 
-@pytest.mark.parametrize('family', ['gptj', 'llama'])
+@pytest.mark.parametrize('family', ['llama', 'gpt2'])
 def test_shared_beginnings_change_nothing(family, monkeypatch):
   monkeypatch.setattr(climb, '_CHUNK_TOKENS', 48)
   lm = editing.language_model(family)

@@ -316,7 +316,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 @both_families
 def test_parameters_go_to_their_devices(family, tmp_path):
   params = _save(tmp_path / 'a', family)
-  mesh = jax.make_mesh((1, 1), ('data', 'model'))
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'model'))
   config, loaded, _ = load_directory(tmp_path / 'a', mesh=mesh)
   chex.assert_trees_all_equal(loaded, params)
   assert jax.tree.map(lambda leaf: leaf.sharding, loaded) == param_shardings(config, mesh)

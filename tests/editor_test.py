@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from helpers import editing
 from helpers.editing import relative
@@ -15,7 +16,7 @@ from jedit.data.prompts import encode
 from jedit.editor import edit, find_targets
 from jedit.language_model import LanguageModel
 from jedit.models import site
-from jedit.models.convert import fingerprint
+from jedit.models.convert import fingerprint, name_table
 from jedit.second_moment import SecondMoments
 from jedit.types import UserError
 
@@ -113,9 +114,10 @@ def test_the_model_is_as_it_was_and_the_patch_says_where_it_is_from():
   _assert_same_bits(_edit(lm=lm, seed=5), patch)
 
 
-def test_an_edited_model_reaches_its_targets():
+@pytest.mark.parametrize('family', ['gptj', 'gpt_neox', 'gpt2'])
+def test_an_edited_model_reaches_its_targets(family):
   """Nothing preserved and no contexts: on the bare prompts, the block's output becomes z."""
-  lm = _model()
+  lm = editing.language_model(family)
   method = methods.emmet(layers=(1,), key_ridge=0.0, num_steps=4, weight_decay=0.05)
   patch, details = _edit(method, lm=lm, details=True)
   edited = lm.apply(patch)
@@ -271,3 +273,36 @@ def test_regions_that_are_not_written_are_still_optimised():
     # High keys are read on the model with the low region written; here they are not.
     changed = relative(patch.updates[path].value(), joint.updates[path].value())
     assert changed == 0 if name == 'low' else changed > 1e-3
+
+
+@pytest.mark.parametrize(
+  ('family', 'method'),
+  [
+    ('gpt_neox', methods.pmet(layers=(1,), write=('attn', 'mlp'), num_steps=4)),
+    ('gpt2', MEMIT),
+  ],
+)
+def test_an_edit_is_reverted_and_exported(family, method, tmp_path):
+  """The file that leaves differs from the one that came in only where the patch says so."""
+  lm = editing.language_model(family)
+  before = jax.tree.map(np.asarray, lm.params)
+  patch = _edit(method, REQUESTS[:2], lm)
+  edited = lm.apply(patch)
+  texts = editing.texts(REQUESTS)
+  assert np.abs(edited.logits(texts) - lm.logits(texts)).max() > 1e-3
+  jax.tree.map(np.testing.assert_array_equal, edited.revert(patch).params, before)
+
+  lm.export(tmp_path / 'before')
+  edited.export(tmp_path / 'after')
+  stored = [load_file(tmp_path / name / 'model.safetensors') for name in ('before', 'after')]
+  table = name_table(lm.config)
+  changed = {table[name][0] for name in table if not np.array_equal(*(s[name] for s in stored))}
+  assert changed == set(patch.updates)
+  assert stored[0].keys() == stored[1].keys() == table.keys()
+
+  torch, transformers = (pytest.importorskip(name) for name in ('torch', 'transformers'))
+  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'after')
+  for text, ours in zip(texts, edited.logits(texts), strict=True):
+    with torch.no_grad():
+      theirs = model(torch.tensor([lm.tokenizer(text)['input_ids']])).logits[0, -1]
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)

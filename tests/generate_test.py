@@ -104,15 +104,6 @@ def test_lengths_and_stop_tokens():
   assert generate(config, params, [], max_new_tokens=3) == []
 
 
-def test_learned_positions_end():
-  config, params = tiny.model('gpt2')
-  rows = [tiny.tokens(1, length)[0].tolist() for length in (60, 64)]
-  new = generate(config, params, rows, max_new_tokens=8)
-  assert [len(ids) for ids in new] == [4, 0]
-  with pytest.raises(UserError, match='Text 0 has 65 tokens, .* positions for 64'):
-    generate(config, params, [[1] * 65], max_new_tokens=1)
-
-
 def test_samples_follow_the_renormalised_most_probable_tokens():
   config, params = tiny.model('gptj')
   row, num_draws, temperature = ROWS[0], 2048, 0.7
@@ -160,6 +151,15 @@ def test_a_bfloat16_model_with_an_edited_float32_kernel_generates():
   block = {**params['block_1'], 'mlp': {**params['block_1']['mlp'], 'down': edited_down}}
   [new] = generate(config, {**params, 'block_1': block}, ROWS[:1], max_new_tokens=4)
   assert len(new) == 4
+
+
+def test_rows_end_with_the_positions_that_a_model_has_learned():
+  config, params = tiny.model('gpt2')
+  row = [1] * (config.max_positions - 2)
+  assert len(generate(config, params, [row], max_new_tokens=2)[0]) == 2
+  assert len(generate(config, params, [row], max_new_tokens=9, max_length=len(row) + 1)[0]) == 1
+  with pytest.raises(UserError, match='would have 65 tokens, the model has positions for 64'):
+    generate(config, params, [row], max_new_tokens=3)
 
 
 @pytest.mark.parametrize(

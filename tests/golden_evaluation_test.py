@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from jedit import types
 from jedit.data import prompts
 from jedit.evals import evaluate as evaluate_lib
-from jedit.evals import metrics, scoring
+from jedit.evals import generation, metrics, reencoded, scoring
 from jedit.models import FAMILIES
 
 _DEFAULT = pathlib.Path(__file__).parents[1] / '..' / 'shared' / 'golden'
@@ -178,6 +178,33 @@ class GoldenEvaluationTest(parameterized.TestCase):
     wanted = _json(folder, 'summary.json')['zsre'][model][state]['token_ids']
     self._assert_summary(summary, wanted)
 
+  @parameterized.parameters(*([each for each in _EACH if each[1] == 'gptj_a'] or [(None, '', '')]))
+  def test_zsre_by_the_published_procedure(self, folder, model, state):
+    lm = _load(folder, model, state)
+    entries = _json(folder, 'zsre_records.json')
+    records = [_zsre_record(entry, i) for i, entry in enumerate(entries)]
+    golden = _npz(folder, 'zsre.npz')
+    asked = {
+      'efficacy': [prompts.Row(e['src'], target=e['answers'][0]) for e in entries],
+      'paraphrase': [prompts.Row(e['rephrase'], target=e['answers'][0]) for e in entries],
+      'neighborhood': [prompts.Row(e['loc'] + '?', target=e['loc_ans']) for e in entries],
+    }
+    for part, rows in asked.items():
+      top = golden[f'{model}__{state}__{part}__token_top_reencoded']
+      found = reencoded.token_accuracy(lm, rows)
+      width = found.shape[1]
+      np.testing.assert_array_equal(np.where(top[:, :width] < 0, 0, top[:, :width]), found)
+      self.assertTrue(np.all(top[:, width:] < 0))
+    table = evaluate_lib.evaluate(lm, records, reencode=True)
+    summary = {name: value['after'] for name, value in table.metrics.items()}
+    self._assert_summary(summary, _json(folder, 'summary.json')['zsre'][model][state]['reencoded'])
+
+  @parameterized.parameters(*(_EACH[::2] or [(None, '', '')]))
+  def test_essence(self, folder, model, state):
+    cases = _json(folder, 'essence.json')[model]
+    found = generation.perplexities(_load(folder, model, state), [c['text'] for c in cases])
+    np.testing.assert_allclose(found, [c['divided_by_n'] for c in cases], rtol=1e-5)
+
   @parameterized.parameters(*([(folder,) for folder in _CASES] or [(None,)]))
   def test_aggregation(self, folder):
     for case in _json(folder, 'aggregate.json')['counterfact'].values():
@@ -194,6 +221,15 @@ class GoldenEvaluationTest(parameterized.TestCase):
       for name, wanted in case['per_record'].items():
         np.testing.assert_allclose(values[name], 100 * np.array(wanted), atol=1e-9, err_msg=name)
       self._assert_summary(metrics.summarize(values), case['summary'])
+
+  @parameterized.parameters(*([(folder,) for folder in _CASES] or [(None,)]))
+  def test_aggregation_over_runs(self, folder):
+    for case in _json(folder, 'aggregate.json')['across_runs']:
+      found = [metrics.summarize_runs(column) for column in np.array(case['values']).T]
+      np.testing.assert_allclose([f['mean'] for f in found], case['mean'], rtol=1e-12)
+      np.testing.assert_allclose([f['ci95'] for f in found], case['half_width'], rtol=1e-9)
+      self.assertEqual({f['n'] for f in found}, {len(case['values'])})
+      self.assertEqual(metrics.rounded_score(case['mean']), case['score_integer'])
 
 
 if __name__ == '__main__':

@@ -94,6 +94,12 @@ class MetricsTest(absltest.TestCase):
     np.testing.assert_array_equal(kept_P, [100, 0, np.nan, np.nan])
     self.assertEqual(metrics.summarize_values(kept_P)['n'], 2)
 
+  def test_one_run_has_no_interval(self):
+    self.assertEqual(metrics.summarize_runs([3.0]), {'mean': 3.0, 'ci95': None, 'n': 1})
+    self.assertEqual(metrics.summarize_runs([math.nan]), {'mean': None, 'ci95': None, 'n': 0})
+    self.assertEqual(metrics.summarize_runs([math.nan, 1, 3])['n'], 2)
+    self.assertEqual(metrics.rounded_score([50.0, 0.0, 50.0]), 0)
+
 
 if __name__ == '__main__':
   absltest.main()

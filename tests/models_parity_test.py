@@ -15,6 +15,8 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from helpers import tiny
+from jedit.data.prompts import load_tokenizer
+from jedit.language_model import load
 from jedit.models import FAMILIES, forward, head, kernel_path
 from jedit.models.convert import load_directory, save_directory
 from jedit.models.sites import PLACES, site
@@ -168,6 +170,10 @@ def _torch_sites(model, token_NxT, length_N):
     watch(block.get_submodule(attn), 'attn_in', 'attn_out', layer)
     watch(block.get_submodule(mlp), 'mlp_in', 'mlp_out', layer)
     watch(block, None, 'block_out', layer)
+    norms = [name for name, _ in block.named_children() if name.startswith('ln_') or 'norm' in name]
+    assert len(norms) in (1, 2)
+    watch(block.get_submodule(norms[0]), None, 'attn_normed', layer)
+    watch(block.get_submodule(norms[-1]), None, 'mlp_normed', layer)
   mask_NxT = np.arange(token_NxT.shape[1])[None] < np.asarray(length_N)[:, None]
   with torch.no_grad():
     out = model(
@@ -308,6 +314,32 @@ def test_checkpoints_of_older_programs(tmp_path):
       extra.pop('lm_head.weight')
     save_file({**tensors, **extra}, path / 'model.safetensors', {'format': 'pt'})
     _assert_same(path, 12)
+
+
+@pytest.mark.parametrize(
+  ('family', 'tokenizer'), [('gpt_neox', 'gpt-neox'), ('gpt2', 'gpt2'), ('llama', 'llama')]
+)
+def test_text_becomes_the_same_logits_with_the_tokenizers_of_real_models(
+  family, tokenizer, shared, tmp_path
+):
+  source = shared / 'data' / 'tokenizers' / tokenizer
+  if not source.is_dir():
+    pytest.skip(f'{source} is absent')
+  if tokenizer == 'llama':
+    pytest.importorskip('sentencepiece')
+  real = load_tokenizer(source)
+  hf_config = tiny.hf_config(family, vocab_size=len(real))
+  config = FAMILIES[family].read_config(hf_config, 'float32')
+  save_directory(tmp_path / 'a', config, tiny.random_params(config), hf_config, tokenizer=real)
+  lm = load(tmp_path / 'a')
+  lm.export(tmp_path / 'b')
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'b')
+  model = _torch_model(tmp_path / 'b')
+  texts = ['The mother tongue of Danielle Darrieux is', ' 東京  and\n\nZoë', 'x']
+  for text, logits in zip(texts, lm.logits(texts), strict=True):
+    with torch.no_grad():
+      expected = model(torch.tensor([theirs(text)['input_ids']])).logits[0, -1]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=ATOL)
 
 
 def test_stored_head_wins_over_a_config_that_ties_it(tmp_path):

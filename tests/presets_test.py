@@ -71,6 +71,16 @@ MODELS = {
   'gpt2_large': ('gpt2-large', 1024, 'float32'),
   'gpt2_medium': ('gpt2-medium', 1024, 'float32'),
 }
+LAYERS = {
+  'gptj-6b': 28,
+  'llama-7b': 32,
+  'llama-2-7b': 32,
+  'llama-3-8b': 32,
+  'gpt-neox-20b': 44,
+  'gpt2-xl': 48,
+  'gpt2-large': 36,
+  'gpt2-medium': 24,
+}
 FEWER_DOCUMENTS = ('memit_gpt_neox_20b', 'pmet_gpt_neox_20b')  # 50,000, not 100,000
 
 
@@ -163,6 +173,7 @@ def test_a_preset_is_for_the_model_of_its_name(stem):
   assert (config.model.name, config.model.dtype) == (name, dtype)
   assert config.statistics.row_tokens == context
   assert config.statistics.max_documents == (50_000 if stem in FEWER_DOCUMENTS else 100_000)
+  assert max(max(layers) for layers in ROWS[stem]['layers']) < LAYERS[name]
   rest = words.removeprefix(word).replace('_', '-')
   assert jedit.preset(config.method.name, name + rest) == jedit.methods.get(**config.method)
 

@@ -21,6 +21,8 @@ from jedit.evals import evaluate
 from jedit.models.convert import load_directory
 from jedit.runner import stages
 from jedit.runner.clock import CompileClock
+from jedit.runner.workdir import Workdir
+from jedit.second_moment import SecondMoments
 from jedit.testbeds.world import World
 from jedit.types import UserError
 
@@ -84,6 +86,7 @@ def _sentence(config, workdir):
 def test_a_run_leaves_every_file(finished):
   present = set(os.listdir(finished))
   more = {'provenance.json', 'summary.json', 'report.html', 'seconds.json', 'targets'}
+  more |= {'metrics.csv', 'metrics.tex', 'shifts.png', 'shifts.svg'}
   assert present == {*STABLE, *more}
   rows = [json.loads(line) for line in (finished / 'records.jsonl').read_text().splitlines()]
   assert [row['case_id'] for row in rows] == [10, 11, 12, 13]
@@ -115,8 +118,8 @@ def test_provenance_says_what_the_run_started_from(made, finished):
 
 def test_the_report_needs_nothing_else(finished):
   page = (finished / 'report.html').read_text()
-  assert 'neighborhood' in page and 'Record' not in page
-  assert not re.findall(r'(?:src|href)=|https?://', page)
+  assert 'neighborhood' in page and 'Record(' not in page
+  assert not re.findall(r'(?:src|href)="(?!data:)|https?://', page)
 
 
 def test_a_finished_run_is_read_back(made, finished, tmp_path, monkeypatch, capsys):
@@ -179,6 +182,31 @@ def test_statistics_and_contexts_of_another_run_serve_again(made, finished, tmp_
   patches = [jedit.Patch.load(each / 'patch.safetensors') for each in (finished, tmp_path / 'run')]
   assert patches[0].id == patches[1].id
   assert 'statistics.safetensors' not in os.listdir(tmp_path / 'run')
+
+
+def test_moments_from_elsewhere_need_no_text(made, finished, tmp_path):
+  moments = SecondMoments.load(finished / 'statistics.safetensors')
+  for layer in (0, 1):
+    name = f'transformer.h.{layer}.mlp.fc_out_float32_mom2_100000.npz'
+    sums = {'mom2.mom2': 7 * moments.cov['mlp', layer], 'mom2.count': np.array(7)}
+    np.savez(tmp_path / name, **sums)
+  for file in (finished / 'statistics.safetensors', tmp_path):
+    config = _changed(made, statistics__corpus='', statistics__file=str(file))
+    settings = runner.read_settings(config.to_dict())
+    assert runner.inputs.load_documents(settings) is None
+    lm, workdir = runner.inputs.load_model(settings.model), Workdir(tmp_path / 'run', {})
+    found = stages.second_moments(lm, None, [settings.required_method], settings, workdir)
+    for kernel, cov_FxF in moments.cov.items():
+      np.testing.assert_allclose(found.cov[kernel], cov_FxF, rtol=1e-6)
+
+
+def test_few_tokens_are_labelled(made, finished, tmp_path):
+  runner.run(_changed(made, statistics__fast=True), tmp_path / 'run')
+  for workdir, preset in ((finished, 'full'), (tmp_path / 'run', 'fast')):
+    summary = json.loads((workdir / 'summary.json').read_text())
+    assert summary['statistics']['preset'] == preset and summary['statistics']['tokens'] > 50
+    page = (workdir / 'report.html').read_text()
+    assert ('moments are of the fast preset' in page) == (preset == 'fast')
 
 
 def test_evaluate_measures_a_patch_of_another_run(made, finished, tmp_path):
@@ -302,6 +330,10 @@ def _sentence_for_file(made, path):
     (dict(statistics__corpus='/no/such.txt'), '/no/such.txt cannot be read'),
     (dict(statistics__corpus=''), 'has no corpus.txt'),
     (dict(statistics__batch_tokens=0), 'statistics.batch_tokens is 0; give at least 1'),
+    (dict(statistics__part='3/2'), "statistics.part is '3/2'; give one such as '2/8'"),
+    (dict(statistics__dataset='wiki'), 'statistics.corpus and statistics.dataset; give one'),
+    (dict(statistics__streaming=True), 'streaming is for a statistics.dataset'),
+    (dict(statistics__file='/no/such.npz'), 'There is no /no/such.npz; give a file in st'),
     (dict(contexts='/no/such.json'), 'Cannot read /no/such.json'),
     (dict(edit=5), 'The config section edit is 5'),
     (dict(task='evaluate'), 'There is no patch.safetensors in'),
@@ -402,7 +434,8 @@ def test_a_testbed_brings_its_own_records_text_and_questions(made, tmp_path, lea
   config.statistics.corpus = ''
   settings = runner.read_settings(config.to_dict())
   chosen = runner.inputs.load_selection(settings)
-  assert runner.inputs.load_documents(settings) == ['One text.', 'Another one.']
+  documents = runner.inputs.load_documents(settings)
+  assert sorted(documents.read()) == ['Another one.', 'One text.']
   questions = runner.inputs.unedited_questions(settings, chosen)
   assert len(questions) == 10 if learnt == 'world' else len(questions) > 2
   known = {(p.text, p.answer) for p in world.prompts()} if learnt == 'world' else set(questions)

@@ -1,172 +1,14 @@
-"""Second moments of packed text are those of one document at a time."""
+"""Second moments as files: their own, published archives, and parts that are joined."""
 
-import itertools
+import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
 from helpers import editing
-from jedit import second_moment
-from jedit.data.corpus import pack, read_corpus
-from jedit.models import functions, site
 from jedit.patch import Patch, Update
-from jedit.second_moment import SecondMoments, accumulate, statistics
+from jedit.second_moment import SecondMoments, read_moments
 from jedit.types import UserError
-
-DOCUMENTS = (
-  'The mother tongue of Marta is Swahili.',
-  'Ove plays jazz in the city of Paris, and people play the violin.',
-  "Vela's harbor was built in 1984.",
-  '東京 is a city in 日本.',
-  'It  is big.',
-  'Where was Zürich founded? In the city of Paris.',
-)
-SETTINGS = dict(row_tokens=24, batch_tokens=48)
-PLACE = {'mlp': 'mlp_in', 'attn': 'attn_in'}
-
-
-def _model():
-  return editing.language_model('llama')
-
-
-def _ids(cap=24):
-  return [ids[:cap] for ids in _model().tokenizer(list(DOCUMENTS))['input_ids']]
-
-
-def _plain(kernel, layer, cap=24):
-  """Outer products of keys, one document and one token after the other, in float64."""
-  lm = _model()
-  forward = functions(lm.config)[0]
-  run = jax.jit(lambda params, token: forward(params, token, taps=[site(layer, PLACE[kernel])])[1])
-  total, count = 0.0, 0
-  for ids in _ids(cap):
-    token_1xT = np.array([ids + [0] * (24 - len(ids))], np.int32)
-    key_TxF = np.asarray(run(lm.params, token_1xT)[site(layer, PLACE[kernel])], np.float64)[0]
-    for key_F in key_TxF[: len(ids)]:
-      total, count = total + np.outer(key_F, key_F), count + 1
-  return total / count, count
-
-
-def test_packed_moments_are_those_of_single_documents():
-  stats = statistics(_model(), DOCUMENTS, [2, 1], ('mlp', 'attn'), **SETTINGS)
-  assert set(stats.cov) == set(itertools.product(('mlp', 'attn'), (1, 2)))
-  for kernel, layer in (('mlp', 2), ('attn', 1)):
-    expected_FxF, count = _plain(kernel, layer)
-    assert stats.num_tokens == count  # BOS of every document counts
-    cov_FxF = stats.covariance(kernel, layer)
-    assert cov_FxF.dtype == np.float32
-    assert editing.relative(cov_FxF, expected_FxF) < 1e-5
-    assert np.linalg.eigvalsh(cov_FxF.astype(np.float64)).min() > -1e-5 * np.abs(cov_FxF).max()
-
-
-def test_rows_and_batches_hold_every_document_whole():
-  tokenizer = _model().tokenizer
-  batches = pack(tokenizer, DOCUMENTS, **SETTINGS)
-  assert len(batches) > 1 and len({b.token_NxT.shape for b in batches}) == 1
-  assert batches[0].token_NxT.shape == (2, 24)
-  found = []
-  for batch in batches:
-    assert batch.num_tokens == (batch.segment_NxT > 0).sum()
-    assert not batch.token_NxT[batch.segment_NxT == 0].any()
-    for token_T, segment_T, position_T in zip(
-      batch.token_NxT, batch.segment_NxT, batch.position_NxT, strict=True
-    ):
-      for number in range(1, segment_T.max() + 1):
-        at = segment_T == number
-        found.append(token_T[at].tolist())
-        np.testing.assert_array_equal(position_T[at], np.arange(at.sum()))
-  assert found == _ids()
-  assert any((batch.segment_NxT == 2).any() for batch in batches), 'some rows hold several'
-  assert all(ids[0] == 0 for ids in found), 'documents start with BOS'
-
-
-def test_long_documents_are_cut():
-  tokenizer = _model().tokenizer
-  (batch,) = pack(tokenizer, DOCUMENTS[1:2], row_tokens=16, batch_tokens=16, max_document_tokens=5)
-  assert batch.num_tokens == 5
-  assert batch.token_NxT[0, :5].tolist() == _ids()[1][:5]
-  (whole,) = pack(tokenizer, DOCUMENTS[1:2], row_tokens=16, batch_tokens=16)
-  assert whole.num_tokens == 16
-
-
-class _Counted:
-  """Counts the passes over the text that are started."""
-
-  def __init__(self, monkeypatch):
-    self.count, inner = 0, second_moment.accumulate
-
-    def accumulate(*arguments):
-      self.count += 1
-      return inner(*arguments)
-
-    monkeypatch.setattr(second_moment, 'accumulate', accumulate)
-
-
-def test_results_are_kept_and_only_read_back_for_the_same_settings(tmp_path, monkeypatch):
-  lm, cache, passes = _model(), tmp_path / 'moments.safetensors', _Counted(monkeypatch)
-  first = statistics(lm, DOCUMENTS, [1], cache=cache, **SETTINGS)
-  again = statistics(lm, list(DOCUMENTS), (1,), ('mlp',), cache=cache, **SETTINGS)
-  assert passes.count == 1
-  np.testing.assert_array_equal(again.cov['mlp', 1], first.cov['mlp', 1])
-  assert again.num_tokens == first.num_tokens and again.provenance == first.provenance
-  assert [path.name for path in tmp_path.iterdir()] == ['moments.safetensors']
-  for corpus, settings, words in (
-    (DOCUMENTS[:4], SETTINGS, 'other settings: corpus is'),
-    (DOCUMENTS, dict(row_tokens=24, batch_tokens=24), 'batch_tokens is'),
-  ):
-    with pytest.raises(
-      UserError, match=f'moments.safetensors holds .*{words}.*choose another file'
-    ):
-      statistics(lm, corpus, [1], cache=cache, **settings)
-  assert passes.count == 1
-
-
-def test_a_cache_grows_by_the_kernels_that_it_lacks(tmp_path, monkeypatch):
-  lm, cache, passes = _model(), tmp_path / 'moments.safetensors', _Counted(monkeypatch)
-  statistics(lm, DOCUMENTS, [1], cache=cache, **SETTINGS)
-  found = statistics(lm, DOCUMENTS, [0, 1], ('mlp', 'attn'), cache=cache, **SETTINGS)
-  assert passes.count == 2
-  whole = statistics(lm, DOCUMENTS, [0, 1], ('mlp', 'attn'), **SETTINGS)
-  assert found.cov.keys() == whole.cov.keys() == SecondMoments.load(cache).cov.keys()
-  for kernel, array in whole.cov.items():
-    assert editing.relative(found.cov[kernel], array) < 1e-5
-  statistics(lm, DOCUMENTS, [0], cache=cache, **SETTINGS)
-  assert passes.count == 3
-
-
-def test_a_killed_pass_goes_on_with_the_same_bits(tmp_path, monkeypatch):
-  monkeypatch.setattr(second_moment, '_BATCHES_PER_SAVE', 1)
-  lm, store = _model(), tmp_path / 'moments.partial'
-  batches = pack(lm.tokenizer, DOCUMENTS, row_tokens=24, batch_tokens=24)
-  assert len(batches) > 3
-  kernels = [('mlp', 0)]
-  forward, _ = functions(lm.config)
-  whole = accumulate(forward, lm.params, batches, kernels)
-
-  class Dying(list):
-    """Batches whose third one kills the run."""
-
-    def __getitem__(self, index):
-      if index == 2:
-        raise KeyboardInterrupt
-      return super().__getitem__(index)
-
-  class Late(list):
-    """Batches of which those done before must not be asked for again."""
-
-    def __getitem__(self, index):
-      assert index >= 2
-      return super().__getitem__(index)
-
-  with pytest.raises(KeyboardInterrupt):
-    accumulate(forward, lm.params, Dying(batches), kernels, store)
-  resumed = accumulate(forward, lm.params, Late(batches), kernels, store)
-  np.testing.assert_array_equal(resumed.cov['mlp', 0], whole.cov['mlp', 0])
-  assert resumed.num_tokens == whole.num_tokens == sum(b.num_tokens for b in batches)
-  # Sums of another run are not gone on with.
-  other = accumulate(forward, lm.params, batches, kernels, store, {'corpus': 'other'})
-  np.testing.assert_array_equal(other.cov['mlp', 0], whole.cov['mlp', 0])
 
 
 def test_files_give_moments_back(tmp_path):
@@ -182,45 +24,124 @@ def test_files_give_moments_back(tmp_path):
     loaded.covariance('mlp', 2)
 
 
-def test_a_corpus_is_a_file_or_a_directory(tmp_path):
-  (tmp_path / 'b.txt').write_text('third\n')
-  (tmp_path / 'a.txt').write_text('first\n\n  second \n')
-  (tmp_path / 'c.md').write_text('not text')
-  assert read_corpus(tmp_path) == ['first', 'second', 'third']
-  assert read_corpus(tmp_path / 'b.txt') == ['third']
-  (tmp_path / 'bad.txt').write_bytes(b'\xff\xfe\xfa')
-  with pytest.raises(UserError, match='bad.txt cannot be read .*; give a UTF-8 text file'):
-    read_corpus(tmp_path)
-  with pytest.raises(UserError, match='nowhere'):
-    read_corpus(tmp_path / 'nowhere')
-  (tmp_path / 'blank.txt').write_text(' \n\n')
-  with pytest.raises(UserError, match='no text in the corpus .*blank'):
-    read_corpus(tmp_path / 'blank.txt')
-
-
-def test_mistakes_are_sentences(tmp_path):
-  lm = _model()
-  with pytest.raises(UserError, match='Layer 3 is outside the model, which has 0 to 2'):
-    statistics(lm, DOCUMENTS, [1, 3])
-  with pytest.raises(UserError, match="no site 'mlp_in'; choose mlp or attn"):
-    statistics(lm, DOCUMENTS, [1], ('mlp_in',))
-  with pytest.raises(UserError, match='no text in the corpus'):
-    statistics(lm, [], [1])
-  with pytest.raises(UserError, match='no layer or no site'):
-    statistics(lm, DOCUMENTS, [])
-  with pytest.raises(UserError, match='no layer or no site'):
-    statistics(lm, DOCUMENTS, [1], ())
+def test_other_files_are_refused(tmp_path):
   patch = Patch({'x': Update(dense=np.ones((2, 2), np.float32))})
   patch.save(tmp_path / 'p.safetensors')
   with pytest.raises(UserError, match='p.safetensors holds no second moments'):
     SecondMoments.load(tmp_path / 'p.safetensors')
 
 
-def test_moments_that_are_not_finite_name_their_layer():
-  lm = _model()
-  kernel = lm.params['block_1']['mlp']['up']['kernel']
-  block = {**lm.params['block_1']['mlp'], 'up': {'kernel': kernel.at[0, 0].set(np.inf)}}
-  params = {**lm.params, 'block_1': {**lm.params['block_1'], 'mlp': block}}
-  batches = pack(lm.tokenizer, DOCUMENTS[:1], row_tokens=24, batch_tokens=24)
-  with pytest.raises(UserError, match='mlp kernel in layer 1 are not finite'):
-    accumulate(functions(lm.config)[0], params, batches, [('mlp', 0), ('mlp', 1)])
+_PART = SecondMoments(
+  {('mlp', 1): np.full((2, 2), 1.0, np.float32)},
+  30,
+  {'model': 'abc', 'seed': 0, 'parts': [[1, 3]], 'num_tokens': 30},
+)
+
+
+def _part(value, num_tokens, number, **changes):
+  provenance = {**_PART.provenance, 'parts': [[number, 3]], 'num_tokens': num_tokens, **changes}
+  return SecondMoments({('mlp', 1): np.full((2, 2), value, np.float32)}, num_tokens, provenance)
+
+
+def test_merged_moments_are_weighted_by_tokens():
+  some = SecondMoments.merge([_PART, _part(4.0, 60, 3)])
+  assert some.cov['mlp', 1].tolist() == [[3.0, 3.0], [3.0, 3.0]]
+  assert some.num_tokens == some.provenance['num_tokens'] == 90
+  assert some.provenance['parts'] == [[1, 3], [3, 3]]
+  whole = SecondMoments.merge([some, _part(0.0, 90, 2)])
+  assert whole.cov['mlp', 1].dtype == np.float32 and whole.cov['mlp', 1][0, 0] == 1.5
+  assert whole.provenance == {**_PART.provenance, 'parts': [[1, 1]], 'num_tokens': 180}
+
+
+@pytest.mark.parametrize(
+  ('other', 'words'),
+  [
+    (_part(1.0, 9, 2, model='xyz'), "cannot be merged: model is 'abc' in one and 'xyz' in another"),
+    (_part(1.0, 9, 2, dtype='bfloat16'), "dtype is None in one and 'bfloat16'"),
+    (_part(1.0, 9, 1), 'of the parts 1/3, 1/3 of the corpus, which overlap'),
+    (_part(1.0, 9, 1, parts=[[2, 4]]), 'of the parts 1/3, 2/4 of the corpus, which overlap'),
+    (SecondMoments(_PART.cov, 9), 'whose text is unknown'),
+    (dataclasses.replace(_PART, cov={('attn', 1): np.eye(2)}), 'of different kernels'),
+  ],
+)
+def test_what_does_not_belong_together_is_not_merged(other, words):
+  with pytest.raises(UserError, match=words):
+    SecondMoments.merge([_PART, other])
+
+
+MODULE = {'gptj': 'transformer.h.{}.mlp.fc_out', 'llama': 'model.layers.{}.mlp.down_proj'}
+
+
+def _archive(folder, lm, layer, count=50, **changes):
+  """As the published programs write them; its path."""
+  size = lm.config.ffn_width
+  keys_NxF = np.random.default_rng(layer).normal(size=(count, size)).astype(np.float32)
+  values = {
+    'mom2.constructor': np.array('util.runningstats.SecondMoment()'),
+    'mom2.count': np.array(count),
+    'mom2.mom2': keys_NxF.T @ keys_NxF,
+    'sample_size': np.array(7),
+    **changes,
+  }
+  module = MODULE[lm.config.family].format(layer)
+  path = folder / f'{module}_float32_mom2_100000.npz'
+  np.savez(path, **{name: value for name, value in values.items() if value is not None})
+  return path, keys_NxF
+
+
+@pytest.mark.parametrize('family', ['gptj', 'llama'])
+def test_published_archives_hold_sums(tmp_path, family):
+  lm = editing.language_model(family)
+  keys = {layer: _archive(tmp_path, lm, layer)[1] for layer in (0, 1, 2)}
+  stats = SecondMoments.from_npz(tmp_path, lm, [2, 1])
+  assert stats.cov.keys() == {('mlp', 1), ('mlp', 2)} and stats.num_tokens == 50
+  for layer in (1, 2):
+    expected_FxF = keys[layer].T @ keys[layer] / 50
+    np.testing.assert_allclose(stats.covariance('mlp', layer), expected_FxF, rtol=1e-6)
+  file = tmp_path / f'{MODULE[family].format(1)}_float32_mom2_100000.npz'
+  one = read_moments(file, lm, [1])
+  np.testing.assert_array_equal(one.cov['mlp', 1], stats.cov['mlp', 1])
+  assert one.provenance['archives'] == {'mlp/1': file.name}
+  # The own format carries them on.
+  stats.save(tmp_path / 's.safetensors')
+  assert read_moments(tmp_path / 's.safetensors', lm, [1, 2]).cov.keys() == stats.cov.keys()
+  with pytest.raises(UserError, match='no second moments of the mlp kernel in layer 0'):
+    read_moments(tmp_path / 's.safetensors', lm, [0])
+  with pytest.raises(UserError, match=f'a model with fingerprint {lm.fingerprint}, this one has'):
+    read_moments(tmp_path / 's.safetensors', editing.language_model(family, num_layers=4), [1])
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'mom2.count': None}, 'is no archive of second moments'),
+    ({'mom2.mom2': np.eye(5)}, r'shape \(5, 5\), the model wants \(24, 24\)'),
+    ({'mom2.count': np.array(0)}, 'its count is 0'),
+    ({'mom2.mom2': np.full((24, 24), np.nan)}, 'every number must be finite'),
+    ({'mom2.mom2': -np.eye(24)}, 'none negative on the diagonal'),
+  ],
+)
+def test_bad_archives_are_sentences(tmp_path, changes, words):
+  lm = editing.language_model()
+  path, _ = _archive(tmp_path, lm, 1, **changes)
+  with pytest.raises(UserError, match=words):
+    SecondMoments.from_npz(path, lm, [1])
+
+
+def test_archives_of_other_models_and_layers_are_refused(tmp_path):
+  lm = editing.language_model()
+  path, _ = _archive(tmp_path, lm, 1)
+  for where, model, layers in (
+    (path, lm, [2]),
+    (tmp_path, lm, [1, 2]),
+    (tmp_path, editing.language_model('llama'), [1]),
+  ):
+    with pytest.raises(UserError, match='has no archive of .*, the module of this model whose'):
+      SecondMoments.from_npz(where, model, layers)
+  path.rename(tmp_path / path.name.replace('100000', '50000'))
+  _archive(tmp_path, lm, 1)
+  with pytest.raises(UserError, match='has 2 archives of transformer.h.1.mlp.fc_out'):
+    SecondMoments.from_npz(tmp_path, lm, [1])
+  (tmp_path / 'transformer.h.0.mlp.fc_out_text.npz').write_bytes(b'no archive')
+  with pytest.raises(UserError, match='is no archive of second moments'):
+    SecondMoments.from_npz(tmp_path, lm, [0])

@@ -18,7 +18,7 @@ from jedit.data.prompts import pad
 from jedit.data.requests import load_records
 from jedit.models import FAMILIES, forward, head
 from jedit.models.convert import load_directory
-from jedit.testbeds import knowledge, tracing
+from jedit.testbeds import knowledge
 from jedit.testbeds.known_facts import KnownFacts
 from jedit.testbeds.rows import Packer
 from jedit.testbeds.tokenizer import train_tokenizer
@@ -147,20 +147,6 @@ class KnowledgeTest(absltest.TestCase):
         logits_TxV = _logits(self.config, self.params, jnp.asarray(token_1xT))[0]
         said.append(int(logits_TxV[length_1[0] - 1].argmax()))
       self.assertEqual(said == want, bool(is_known), prompt)
-
-  def test_restoring_everything_at_the_last_token_brings_back_what_it_carried(self):
-    prompts = random.Random(1).sample(self.world.prompts(), 12)
-    result = tracing.trace(
-      self.config, self.params, self.tokenizer, prompts, [(), (0, 1)], num_noises=2, noise=0.0
-    )
-    # Without noise nothing is lost, and putting back what is there changes nothing.
-    for probability in result.restored.values():
-      self.assertAlmostEqual(probability, result.clean, places=5)
-    noisy = tracing.trace(
-      self.config, self.params, self.tokenizer, prompts, [()], num_noises=2, noise=3.0
-    )
-    self.assertAlmostEqual(noisy.clean, result.clean, places=5)
-    self.assertAlmostEqual(noisy.restored['mlp', ()], noisy.corrupted, places=6)
 
 
 class KnownFactsTest(absltest.TestCase):

@@ -1,111 +1,222 @@
-"""Texts to packed token batches for statistics.
+"""Texts for statistics: where documents come from and which of them are drawn.
 
-Documents are cut to a length cap and packed into rows without gaps; a token attends within its
-own document at positions counted from the document's start, so packing changes nothing.
+A corpus is read while it is used: only plain text is in memory as a whole.
 """
 
 import dataclasses
+import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import transformers
 
 from jedit.types import UserError
 
+_LOADERS = {'.parquet': 'parquet', '.jsonl': 'json'}  # of `datasets`, by the end of a file's name
 
-@dataclasses.dataclass(frozen=True)
-class PackedBatch:
-  """Rows of packed documents.
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+  """Documents in the order in which they are read.
 
   Attributes:
-    token_NxT: token ids, 0 where a row is not full.
-    segment_NxT: number of the document in its row from 1; 0 marks padding.
-    position_NxT: position of each token in its document.
-    num_tokens: tokens that are not padding.
+    index_N: their numbers in the source.
+    fetch: numbers to texts, one after the other.
+    identity: JSON-able: `corpus` (what the source holds), `num_documents` drawn from it, the
+      `seed` that drew them, and the `parts` that this is, as pairs (number from 1, of how many).
+    is_stream: numbers have to ascend.
   """
 
-  token_NxT: np.ndarray
-  segment_NxT: np.ndarray
-  position_NxT: np.ndarray
-  num_tokens: int
+  index_N: np.ndarray
+  fetch: Callable[[np.ndarray], Iterable[str]] = dataclasses.field(repr=False)
+  identity: Mapping[str, Any]
+  is_stream: bool = False
+
+  @classmethod
+  def of(cls, documents: Sequence[str]) -> 'Corpus':
+    """Texts as they are."""
+    documents = list(documents)
+    digest = hashlib.sha256()
+    for document in documents:
+      digest.update(document.encode() + b'\0')
+    return _corpus(
+      len(documents),
+      lambda index_N: (documents[index] for index in index_N),
+      {'sha256': digest.hexdigest()},
+    )
+
+  def __len__(self) -> int:
+    return len(self.index_N)
+
+  def read(self, start: int = 0) -> Iterator[str]:
+    """The texts from one on; those before are not looked at."""
+    return iter(self.fetch(self.index_N[start:]))
+
+  def draw(self, max_documents: int, seed: int) -> 'Corpus':
+    """Documents chosen at random, in random order (those of a stream: in its order).
+
+    Args:
+      max_documents: how many; 0 takes all.
+      seed: of choice and order.
+    """
+    count = min(max_documents or len(self), len(self))
+    chosen_N = np.array(random.Random(seed).sample(range(len(self)), count), np.int64)
+    if self.is_stream:
+      chosen_N.sort()
+    identity = {**self.identity, 'num_documents': count, 'seed': seed}
+    return dataclasses.replace(self, index_N=self.index_N[chosen_N], identity=identity)
+
+  def part(self, number: int, count: int) -> 'Corpus':
+    """Every `count`-th document, for one of several runs; `SecondMoments.merge` joins them.
+
+    Args:
+      number: of the part, from 1.
+      count: of all parts.
+    """
+    identity = {**self.identity, 'parts': [[number, count]]}
+    return dataclasses.replace(self, index_N=self.index_N[number - 1 :: count], identity=identity)
 
 
-def read_corpus(path: str | os.PathLike[str]) -> list[str]:
-  """Documents of a plain text file, one per line, or of all `*.txt` files of a directory.
+def _corpus(
+  count: int,
+  fetch: Callable[[np.ndarray], Iterable[str]],
+  source: Mapping[str, Any],
+  is_stream: bool = False,
+) -> Corpus:
+  identity = {'corpus': source, 'num_documents': count, 'seed': None, 'parts': [[1, 1]]}
+  return Corpus(np.arange(count), fetch, identity, is_stream)
+
+
+def read_corpus(path: str | os.PathLike[str], column: str = 'text') -> Corpus:
+  """Documents of a file, or of all such files of a directory.
+
+  Args:
+    path: plain text (`.txt`, or any name of a single file) with one document per line, `.jsonl`
+      or `.parquet`; a directory holds files of one of these kinds.
+    column: field of the text in JSON lines and parquet.
 
   Raises:
     UserError: if there is no such file, or no text in it.
   """
   path = pathlib.Path(path)
-  files = sorted(path.glob('*.txt')) if path.is_dir() else [path]
-  documents: list[str] = []
-  for file in files:
-    try:
-      text = file.read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
-      raise UserError(
-        f'The corpus {file} cannot be read ({error}); give a UTF-8 text file.'
-      ) from error
-    documents += [line.strip() for line in text.splitlines() if line.strip()]
-  if not documents:
+  files = [path]
+  if path.is_dir():
+    files = sorted(file for file in path.iterdir() if file.suffix in ('.txt', *_LOADERS))
+  kinds = sorted({_LOADERS.get(file.suffix, 'text') for file in files})
+  if len(kinds) > 1:
+    raise UserError(f'The corpus {path} mixes {" and ".join(kinds)}; give files of one kind.')
+  if kinds and kinds[0] != 'text':
+    corpus = _read_tables(files, kinds[0], column)
+  else:
+    corpus = Corpus.of([line for file in files for line in _read_lines(file)])
+  if not len(corpus):
     raise UserError(f'There is no text in the corpus {path}; give a file or directory with text.')
-  return documents
+  return corpus
 
 
-def pack(
-  tokenizer: transformers.PreTrainedTokenizerBase,
-  documents: Sequence[str],
-  *,
-  row_tokens: int,
-  batch_tokens: int,
-  max_document_tokens: int | None = None,
-) -> list[PackedBatch]:
-  """Tokenises documents and packs them in order, first into rows, then rows into batches.
+def _read_lines(file: pathlib.Path) -> list[str]:
+  try:
+    text = file.read_text(encoding='utf-8')
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(
+      f'The corpus {file} cannot be read ({error}); give a UTF-8 text file.'
+    ) from error
+  return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _read_tables(files: Sequence[pathlib.Path], kind: str, column: str) -> Corpus:
+  """Rows of local files, which `datasets` maps into memory."""
+  import datasets  # here, because it takes seconds
+
+  digest = hashlib.sha256()
+  try:
+    for path in files:
+      with open(path, 'rb') as file:
+        digest.update(hashlib.file_digest(file, 'sha256').digest())
+    rows = datasets.load_dataset(kind, data_files=list(map(str, files)), split='train')
+  except Exception as error:  # whatever the readers of `datasets` raise
+    raise UserError(
+      f'The corpus {", ".join(map(str, files))} cannot be read ({_first_line(error)}); repair it '
+      'or leave it out.'
+    ) from error
+  _check_column(rows.column_names, column, str(files[0]))
+  return _corpus(
+    len(rows), _rows_of(rows, column), {'sha256': digest.hexdigest(), 'column': column}
+  )
+
+
+def read_dataset(
+  name: str, config: str = '', column: str = 'text', *, streaming: bool = False
+) -> Corpus:
+  """Documents of a dataset's `train` split on the Hugging Face hub.
 
   Args:
-    tokenizer: special tokens that it adds to a text (BOS) are part of the document.
-    documents: the texts.
-    row_tokens: T, tokens of a row; at most the model's positions.
-    batch_tokens: N·T of a batch; all batches have the same shape.
-    max_document_tokens: longer documents are cut; None cuts at a row's length.
+    name: of the dataset, such as 'wikimedia/wikipedia'.
+    config: of the dataset, such as the dump '20231101.en'; empty for one that has only one.
+    column: field of the text.
+    streaming: reads while it goes instead of storing the dataset first. The documents of a draw
+      are then read in the dataset's order.
 
   Raises:
-    UserError: if there is no text.
+    UserError: if the dataset cannot be had, or lacks the column, or its stream has no known length.
   """
-  cap = min(max_document_tokens or row_tokens, row_tokens)
-  ids = (
-    tokenizer(list(documents), truncation=False, padding=False)['input_ids'] if documents else []
-  )
-  rows: list[list[list[int]]] = []
-  room = 0
-  for document in ids:
-    document = document[:cap]
-    if not document:
-      continue
-    if len(document) > room:
-      rows.append([])
-      room = row_tokens
-    rows[-1].append(document)
-    room -= len(document)
-  if not rows:
-    raise UserError('There is no text in the corpus; give documents that have tokens.')
-  num_rows = max(1, min(batch_tokens // row_tokens, len(rows)))
-  return [
-    _batch(rows[first : first + num_rows], num_rows, row_tokens)
-    for first in range(0, len(rows), num_rows)
-  ]
+  import datasets  # here, because it takes seconds
+
+  try:
+    rows = datasets.load_dataset(name, config or None, split='train', streaming=streaming)
+  except Exception as error:  # there are many ways not to get something from the hub
+    raise UserError(
+      f'The dataset {name}{config and f" ({config})"} cannot be loaded ({_first_line(error)}); '
+      'where the hub is out of reach, fetch its files elsewhere and give their directory as a '
+      'corpus.'
+    ) from error
+  _check_column(rows.column_names or (), column, name)
+  if not streaming:
+    count, fetch = len(rows), _rows_of(rows, column)
+  else:
+    split = (rows.info.splits or {}).get('train')
+    if split is None or not split.num_examples:
+      raise UserError(
+        f'The dataset {name} does not say how many documents it has, so none can be drawn from its '
+        'stream; read it without streaming.'
+      )
+    count, fetch = split.num_examples, _stream_of(rows, column)
+  source = {'dataset': name, 'config': config, 'column': column, 'num_rows': count}
+  return _corpus(count, fetch, source, is_stream=streaming)
 
 
-def _batch(rows: list[list[list[int]]], num_rows: int, row_tokens: int) -> PackedBatch:
-  token, segment, position = (np.zeros((num_rows, row_tokens), np.int32) for _ in range(3))
-  for n, documents in enumerate(rows):
-    at = 0
-    for number, ids in enumerate(documents, start=1):
-      end = at + len(ids)
-      token[n, at:end] = ids
-      segment[n, at:end] = number
-      position[n, at:end] = np.arange(len(ids))
-      at = end
-  return PackedBatch(token, segment, position, int((segment > 0).sum()))
+def _check_column(names: Sequence[str], column: str, source: str) -> None:
+  if column not in names:
+    raise UserError(
+      f'{source} has no column {column!r}; name that of the text among {", ".join(names)}.'
+    )
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _rows_of(rows: Any, column: str) -> Callable[[np.ndarray], Iterator[str]]:
+  texts = rows.select_columns([column])
+  return lambda index_N: (texts[int(index)][column] or '' for index in index_N)
+
+
+def _stream_of(rows: Any, column: str) -> Callable[[np.ndarray], Iterator[str]]:
+  """Goes through the stream once, for numbers that ascend."""
+
+  def fetch(index_N: np.ndarray) -> Iterator[str]:
+    wanted = iter(index_N.tolist())
+    at = next(wanted, None)
+    if at is None:
+      return
+    for index, row in enumerate(rows.skip(at), start=at):
+      if index == at:
+        yield row[column] or ''
+        at = next(wanted, None)
+        if at is None:
+          return
+
+  return fetch

@@ -58,6 +58,7 @@ class Encoded:
     subject_last: token holding the subject's last character; None without a subject.
     prompt_last: last token of context and prompt, where the object's first token is predicted.
     target_start: first token of the object; `len(ids)` without one.
+    subject_first: token holding the subject's first character; None without a subject.
   """
 
   text: str
@@ -65,6 +66,7 @@ class Encoded:
   subject_last: int | None
   prompt_last: int
   target_start: int
+  subject_first: int | None = None
 
   @property
   def target_ids(self) -> tuple[int, ...]:
@@ -226,7 +228,7 @@ def _locate(filled: _Filled, ids: tuple[int, ...], spans: Sequence[tuple[int, in
     raise UserError(
       f'No token belongs to the prompt alone in {filled.text!r}; use a longer prompt.'
     )
-  subject_last = None
+  subject_first = subject_last = None
   if filled.subject is not None:
     subject_last = _last_token_of(filled.text, filled.subject, spans)
     if subject_last is None:
@@ -236,7 +238,9 @@ def _locate(filled: _Filled, ids: tuple[int, ...], spans: Sequence[tuple[int, in
         f'One token holds the end of the subject and the start of the object in {filled.text!r}; '
         'use a prompt that goes on after the subject.'
       )
-  return Encoded(filled.text, ids, subject_last, target_start - 1, target_start)
+    begins = filled.subject[0]
+    subject_first = next(token for token, span in enumerate(spans) if span[1] > begins)
+  return Encoded(filled.text, ids, subject_last, target_start - 1, target_start, subject_first)
 
 
 def _last_token_of(

@@ -17,7 +17,7 @@ from absl import logging
 
 from jedit.types import Record, Request, UserError
 
-Kind = Literal['counterfact', 'multi_counterfact', 'zsre', 'easyedit']
+Kind = Literal['counterfact', 'multi_counterfact', 'zsre', 'easyedit', 'known']
 
 
 def load_records(path: str | os.PathLike[str], kind: Kind | None = None) -> list[Record]:
@@ -27,7 +27,8 @@ def load_records(path: str | os.PathLike[str], kind: Kind | None = None) -> list
   does (as a whole word where there is one), and earlier ones stay as text. The target is
   `answers[0]`, the true answer is unknown, the neighbourhood prompt is `loc` and a question mark
   with `loc_ans` as its answer, and `case_id` is the position in the file. EasyEdit: the hole is
-  found in the same way.
+  found in the same way. Known facts (ROME's known_1000.json, for probes): likewise; the target is
+  the attribute, which the model knows already.
 
   Args:
     path: a JSON file.
@@ -266,11 +267,24 @@ def _read_easyedit(fields: _Fields) -> Record:
   )
 
 
+def _read_known(fields: _Fields) -> Record:
+  subject = fields.text('subject')
+  known_id = fields.integer('known_id')
+  return Record(
+    case_id=known_id,
+    request=fields.request(
+      fields.template('prompt', subject), subject, fields.text('attribute'), None, known_id
+    ),
+    relation_id=fields.label('relation_id'),
+  )
+
+
 _READERS: dict[str, Callable[[_Fields], Record]] = {
   'counterfact': _read_counterfact,
   'multi_counterfact': _read_counterfact,
   'zsre': _read_zsre,
   'easyedit': _read_easyedit,
+  'known': _read_known,
 }
 
 
@@ -283,9 +297,11 @@ def _detect(file: pathlib.Path, first: Any) -> Kind:
     return 'zsre'
   if 'target_new' in names:
     return 'easyedit'
+  if 'known_id' in names:
+    return 'known'
   raise UserError(
     f"{file}: record 0 has neither 'requested_rewrite' (CounterFact) nor 'src' (zsRE) nor "
-    "'target_new' (EasyEdit); give a file in one of these schemas."
+    "'target_new' (EasyEdit) nor 'known_id' (known facts); give a file in one of these schemas."
   )
 
 

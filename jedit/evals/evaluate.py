@@ -3,123 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import hashlib
+import json
+import os
 import random
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jedit.data.prompts import Row, encode_many
-from jedit.evals import metrics
-from jedit.evals.scoring import Plan, Scores, plan_batches, score_plan
-from jedit.log import Progress, quiet
+from jedit.evals import metrics, reencoded
+from jedit.evals.generation import Generation
+from jedit.evals.generation import measure as measure_texts
+from jedit.evals.scoring import Scores, plan_batches, score_plan
+from jedit.evals.table import Table, Values
+from jedit.log import JsonlWriter, Progress, read_jsonl, to_json
 from jedit.types import Record, UserError
 
 if TYPE_CHECKING:
   from jedit.language_model import LanguageModel
 
-Values = dict[str, np.ndarray]
-Summary = dict[str, dict[str, float | int | None]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-  """What was measured: per-record values, their summary, and both as a text to read.
-
-  Attributes:
-    case_ids: the records, in the order of the values.
-    after: by metric name, one value per record of the evaluated model, in percent; nan where
-      undefined.
-    before: the same of the model it came from; None where none was given.
-    unedited_after: by metric name, one value per prompt about a subject that was not edited; empty
-      without such prompts. `unedited_acc`: 100 where every token of the known answer is on top,
-      so that greedy decoding gives it. `unedited_kept`: the same over the prompts that the model
-      answered right before, nan for the others.
-    unedited_before: the same of the model it came from (without `unedited_kept`).
-  """
-
-  case_ids: tuple[int, ...]
-  after: Values
-  before: Values | None = None
-  unedited_after: Values = dataclasses.field(default_factory=dict)
-  unedited_before: Values = dataclasses.field(default_factory=dict)
-
-  @functools.cached_property
-  def metrics(self) -> dict[str, Summary]:
-    """By metric name: `before` (where measured) and `after`, each with `mean`, `ci95` and `n`."""
-    after = metrics.summarize(self.after) | _summarize_each(self.unedited_after)
-    before: Summary = {}
-    if self.before is not None:
-      before = metrics.summarize(self.before) | _summarize_each(self.unedited_before)
-    return {
-      name: ({'before': before[name]} if name in before else {}) | {'after': after[name]}
-      for name in after
-    }
-
-  def to_summary(self) -> dict[str, Any]:
-    """`{'metrics': ...}` in the form of summary.json."""
-    return {'metrics': self.metrics}
-
-  def to_records(self) -> list[dict[str, Any]]:
-    """One dict per record: case_id, and `before` and `after` with every per-record value.
-
-    Percent; None where a value is undefined.
-    """
-    rows = []
-    for r, case_id in enumerate(self.case_ids):
-      row: dict[str, Any] = {'case_id': case_id}
-      for state, values in (('before', self.before), ('after', self.after)):
-        if values is not None:
-          row[state] = {
-            name: None if np.isnan(value_R[r]) else float(value_R[r])
-            for name, value_R in values.items()
-          }
-      rows.append(row)
-    return rows
-
-  def __str__(self) -> str:
-    """The table as aligned text, `mean ± ci95` in percent."""
-    states = ('before', 'after') if self.before is not None else ('after',)
-    rows = [('', *states, 'n')]
-    for name, by_state in self.metrics.items():
-      cells = [_cell(by_state.get(state)) for state in states]
-      counts = [by_state[state]['n'] for state in states if state in by_state]
-      rows.append((name, *cells, ' / '.join(str(count) for count in dict.fromkeys(counts))))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-      cells = [row[0].ljust(widths[0])]
-      cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-      lines.append('  '.join(cells).rstrip())
-    lines.insert(1, '-' * max(len(line) for line in lines))
-    notes = [f'percent, ± half width of the 95% interval; {len(self.case_ids)} records']
-    notes += self._undefined()
-    return '\n'.join(lines + notes)
-
-  def _undefined(self) -> list[str]:
-    notes = []
-    for state, values in (('before', self.before), ('after', self.after)):
-      for part in metrics.PARTS:
-        count = int(np.isnan((values or {}).get(f'{part}_acc', np.zeros(0))).sum())
-        if count:
-          have = (
-            '1 record has no value and is'
-            if count == 1
-            else f'{count} records have no value and are'
-          )
-          notes.append(f'{part} {state}: {have} left out')
-    return notes
-
-
-def _summarize_each(values: Values) -> Summary:
-  return {name: metrics.summarize_values(value_R) for name, value_R in values.items()}
-
-
-def _cell(summary: Mapping[str, float | int | None] | None) -> str:
-  if summary is None or summary['mean'] is None:
-    return '–'
-  return f'{summary["mean"]:.1f} ±{summary["ci95"]:5.1f}'
+_CHUNK = 256  # records measured at a time, which bounds the memory; a kill repeats one chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,21 +48,29 @@ def evaluate(
   before: LanguageModel | None = None,
   *,
   unedited: Sequence[tuple[str, str]] = (),
+  generation: Generation | None = None,
+  reencode: bool = False,
   tokens_per_batch: int | None = None,
+  store: str | os.PathLike[str] | None = None,
 ) -> Table:
   """Measures what an edit did: efficacy, paraphrase, neighbourhood and the score made of them.
 
   Every prompt of every record is scored by teacher forcing after both objects; the definitions
-  stand in `jedit.evals.metrics`.
+  stand in `jedit.evals.metrics`, those of generated texts in `jedit.evals.generation`.
 
   Args:
     lm: the edited model.
     records: what to measure; either all compare two objects (CounterFact) or none does (zsRE).
     before: the model before the edit, measured on the same texts.
     unedited: prompts about subjects that were not edited, each with its known answer: they tell
-      how much of what the model knew is left (`unedited_acc`, `unedited_kept`).
+      how much of what the model knew was left (`unedited_acc`, `unedited_kept`).
+    generation: also generates texts and measures them; None does not, which is much faster.
+    reencode: token accuracies of records with a single object by the published procedure, see
+      `jedit.evals.reencoded`; False takes one teacher-forced pass on token ids.
     tokens_per_batch: tokens that go through the model together, which bounds the memory; None
       chooses by device.
+    store: a JSON lines file for finished parts; the same call goes on from there after a kill and
+      ends with the same numbers.
 
   Returns:
     The table.
@@ -165,37 +78,9 @@ def evaluate(
   Raises:
     UserError: without records, with records of both kinds, or with a text that cannot be scored.
   """
-  questions = _ask(records, unedited)
-  models = {'after': lm} if before is None else {'before': before, 'after': lm}
-  plans: dict[int, Plan] = {}
-  for model in models.values():
-    if id(model.tokenizer) not in plans:
-      encoded = encode_many(model.tokenizer, questions.rows)
-      plans[id(model.tokenizer)] = plan_batches(
-        encoded, model.config.vocab_size, tokens_per_batch=tokens_per_batch
-      )
-  total = sum(plans[id(model.tokenizer)].num_tokens for model in models.values())
-  values, exact = {}, {}
-  with Progress('evaluate', total=total, unit='tokens') as progress:
-    for state, model in models.items():
-      plan = plans[id(model.tokenizer)]
-      scores = score_plan(model.config, model.params, plan, on_batch=progress.update)
-      values[state] = _values(scores, questions)
-      exact[state] = scores.exact_N[questions.unedited]
-  unedited_values: dict[str, Values] = {'before': {}, 'after': {}}
-  if len(questions.unedited):
-    for state in models:
-      unedited_values[state]['unedited_acc'] = 100 * exact[state]
-    if before is not None:
-      kept_N = metrics.kept(exact['before'], exact['after'])
-      unedited_values['after']['unedited_kept'] = kept_N
-  return Table(
-    case_ids=tuple(record.case_id for record in records),
-    after=values['after'],
-    before=values.get('before'),
-    unedited_after=unedited_values['after'],
-    unedited_before=unedited_values['before'],
-  )
+  parts = [(slice(0, len(records)), lm)]
+  how = _How(generation, reencode, tokens_per_batch)
+  return _measure(parts, records, before, unedited, how, store)
 
 
 def evaluate_apart(
@@ -204,6 +89,9 @@ def evaluate_apart(
   before: LanguageModel,
   *,
   unedited: Sequence[tuple[str, str]] = (),
+  generation: Generation | None = None,
+  reencode: bool = False,
+  store: str | os.PathLike[str] | None = None,
 ) -> Table:
   """Measures edits that are models of their own, each on its own records, as one table.
 
@@ -212,6 +100,7 @@ def evaluate_apart(
     records: what to measure.
     before: the model before the edits.
     unedited: as of `evaluate`; each model is asked its share of them, in order.
+    generation, reencode, store: as of `evaluate`.
 
   Returns:
     The table, as if one model had answered for all records.
@@ -219,38 +108,243 @@ def evaluate_apart(
   Raises:
     UserError: as `evaluate`.
   """
-  start = evaluate(before, records, unedited=unedited)
-  bounds = np.linspace(0, len(unedited), len(parts) + 1).astype(int)
-  shares = [unedited[i:j] for i, j in zip(bounds[:-1], bounds[1:], strict=True)]
-  found: list[Table] = []
-  with Progress('evaluate', total=len(parts), unit='batches') as progress:
-    for (part, lm), share in zip(parts, shares, strict=True):
-      with quiet():
-        found.append(evaluate(lm, records[part], unedited=share))
-      progress.update()
+  return _measure(parts, records, before, unedited, _How(generation, reencode), store)
 
-  def joined(values: Sequence[Values]) -> Values:
-    names = dict.fromkeys(name for each in values for name in each)
-    return {name: np.concatenate([e[name] for e in values if name in e]) for name in names}
 
-  unedited_after = joined([table.unedited_after for table in found])
-  if unedited:
-    exact = [values['unedited_acc'] == 100 for values in (start.unedited_after, unedited_after)]
-    unedited_after['unedited_kept'] = metrics.kept(*exact)
+@dataclasses.dataclass(frozen=True)
+class _How:
+  """The choices of `evaluate`."""
+
+  generation: Generation | None = None
+  reencode: bool = False
+  tokens_per_batch: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  """A chunk of records, and of the other questions, that one model is asked."""
+
+  state: str
+  lm: LanguageModel
+  records: slice
+  unedited: slice
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+  """What a job found.
+
+  Attributes:
+    values: by metric name, one value per record of the job.
+    unedited_acc: one value per question.
+    shapes: of the programs that were needed; later jobs use them again.
+  """
+
+  values: Values
+  unedited_acc: np.ndarray
+  shapes: tuple[tuple[int, int, int], ...]
+
+
+def _measure(
+  parts: Sequence[tuple[slice, LanguageModel]],
+  records: Sequence[Record],
+  before: LanguageModel | None,
+  unedited: Sequence[tuple[str, str]],
+  how: _How,
+  store: str | os.PathLike[str] | None,
+) -> Table:
+  """Runs all jobs that are not stored, and puts what they found together."""
+  _check(records)
+  jobs = list(_jobs(parts, before, len(records), len(unedited)))
+  sizes = [_num_rows(records[job.records]) + _length(job.unedited) for job in jobs]
+  stored = _Store(store)
+  found: dict[str, list[_Found]] = {'before': [], 'after': []}
+  shapes: tuple[tuple[int, int, int], ...] = ()
+  with stored, Progress('evaluate', total=sum(sizes), unit='prompts') as progress:
+    for job, size in zip(jobs, sizes, strict=True):
+      key = stored.key(job, records[job.records], unedited[job.unedited], how)
+      result = stored.get(key)
+      if result is None:
+        done = progress.done
+        result = _run(job, records, unedited, how, shapes, progress)
+        stored.put(key, job, result)
+        progress.update(done + size - progress.done)
+      else:
+        progress.update(size)
+      shapes = tuple(sorted({*shapes, *result.shapes}))
+      found[job.state].append(result)
+  values = {state: _joined([each.values for each in results]) for state, results in found.items()}
+  accs = {
+    state: np.concatenate([each.unedited_acc for each in results])
+    for state, results in found.items()
+    if results and unedited
+  }
+  unedited_values: dict[str, Values] = {state: {'unedited_acc': acc} for state, acc in accs.items()}
+  if len(accs) == 2:
+    kept_N = metrics.kept(accs['before'] == 100, accs['after'] == 100)
+    unedited_values['after']['unedited_kept'] = kept_N
+  generation = how.generation
   return Table(
-    case_ids=start.case_ids,
-    after=joined([table.after for table in found]),
-    before=start.after,
-    unedited_after=unedited_after,
-    unedited_before=start.unedited_after,
+    case_ids=tuple(record.case_id for record in records),
+    after=values['after'],
+    before=values['before'] if before is not None else None,
+    unedited_after=unedited_values.get('after', {}),
+    unedited_before=unedited_values.get('before', {}),
+    is_generated_R=None if generation is None else np.array(list(map(generation.chooses, records))),
+    notes=how_measured(records, generation, how.reencode),
   )
+
+
+def how_measured(
+  records: Sequence[Record], generation: Generation | None = None, reencode: bool = False
+) -> tuple[str, ...]:
+  """Sentences about how `evaluate` makes its numbers and which metrics it leaves out."""
+  found = []
+  if not _compares(records):
+    way = 'tokens before are decoded and encoded again' if reencode else 'one pass on token ids'
+    found.append(f'Token accuracy by teacher forcing, {way}; the score is that of the accuracies.')
+  if generation is not None:
+    found += generation.notes()
+    if not any(r.generation_prompts for r in records if generation.chooses(r)):
+      found.append('Fluency and consistency have no value: no record has generation prompts.')
+  return tuple(found)
+
+
+def _jobs(
+  parts: Sequence[tuple[slice, LanguageModel]],
+  before: LanguageModel | None,
+  num_records: int,
+  num_unedited: int,
+) -> Iterator[_Job]:
+  """Chunks of every part; each part is asked its share of the other questions first."""
+  asked = [('before', [(slice(0, num_records), before)])] if before is not None else []
+  for state, models in [*asked, ('after', list(parts))]:
+    bounds = np.linspace(0, num_unedited, len(models) + 1).astype(int).tolist()
+    for (part, lm), share in zip(models, zip(bounds[:-1], bounds[1:], strict=True), strict=True):
+      start, stop, _ = part.indices(num_records)
+      questions = slice(*share)
+      for first in range(start, stop, _CHUNK):
+        yield _Job(state, lm, slice(first, min(first + _CHUNK, stop)), questions)  # type: ignore[arg-type]
+        questions = slice(share[1], share[1])
+
+
+def _run(
+  job: _Job,
+  records: Sequence[Record],
+  unedited: Sequence[tuple[str, str]],
+  how: _How,
+  shapes: Sequence[tuple[int, int, int]],
+  progress: Progress,
+) -> _Found:
+  """Asks one model one chunk."""
+  chunk = records[job.records]
+  questions = _ask(chunk, unedited[job.unedited])
+  config, params, tokenizer = job.lm.config, job.lm.params, job.lm.tokenizer
+  plan = plan_batches(
+    encode_many(tokenizer, questions.rows),
+    config.vocab_size,
+    tokens_per_batch=how.tokens_per_batch,
+    shapes=shapes,
+  )
+  scores = score_plan(config, params, plan, on_batch=progress.update)
+  if how.reencode and not _compares(chunk):
+    again = reencoded.token_accuracy(job.lm, questions.rows)
+    scores = dataclasses.replace(scores, is_top_NxT=again)
+  values = _values(scores, questions)
+  if how.generation is not None:
+    values |= measure_texts(job.lm, chunk, how.generation)
+  return _Found(values, 100 * scores.exact_N[questions.unedited], plan.shapes)
+
+
+def _joined(values: Sequence[Values]) -> Values:
+  names = dict.fromkeys(name for each in values for name in each)
+  return {name: np.concatenate([each[name] for each in values]) for name in names}
+
+
+def _length(part: slice) -> int:
+  return part.stop - part.start
+
+
+class _Store:
+  """Finished jobs as lines of a file, found again by everything that they depend on."""
+
+  def __init__(self, path: str | os.PathLike[str] | None):
+    self._writer = None if path is None else JsonlWriter(path)
+    lines = [] if path is None else read_jsonl(path)
+    self._lines = {line['key']: line for line in lines if 'key' in line}
+
+  def __enter__(self) -> _Store:
+    return self
+
+  def __exit__(self, *unused: object) -> None:
+    if self._writer is not None:
+      self._writer.close()
+
+  def key(
+    self,
+    job: _Job,
+    records: Sequence[Record],
+    unedited: Sequence[tuple[str, str]],
+    how: _How,
+  ) -> str:
+    """A digest of model, questions and choices."""
+    if self._writer is None:
+      return ''
+    generation = how.generation
+    texts = None
+    if generation is not None:
+      texts = {**vars(generation), 'references': generation.references is not None}
+      texts['notes'] = generation.notes()
+    parts = [
+      job.state,
+      [job.lm.fingerprint, [patch.id for patch in job.lm.patches]],
+      [dataclasses.asdict(record) for record in records],
+      list(unedited),
+      [how.reencode, how.tokens_per_batch, texts],
+    ]
+    return hashlib.sha256(json.dumps(to_json(parts)).encode()).hexdigest()
+
+  def get(self, key: str) -> _Found | None:
+    line = self._lines.get(key)
+    if line is None:
+      return None
+    return _Found(
+      {name: np.array(values, np.float64) for name, values in line['values'].items()},
+      np.array(line['unedited_acc'], np.float64),
+      tuple(tuple(shape) for shape in line['shapes']),
+    )
+
+  def put(self, key: str, job: _Job, found: _Found) -> None:
+    if self._writer is not None:
+      place = {'state': job.state, 'first': job.records.start, 'stop': job.records.stop}
+      self._writer.write({'key': key, **place, **vars(found)})
+
+
+def _compares(records: Sequence[Record]) -> bool:
+  """Whether the records compare two objects."""
+  return records[0].request.target_true is not None
+
+
+def _check(records: Sequence[Record]) -> None:
+  if not records:
+    raise UserError('There are no records to evaluate; give at least one.')
+  compares = _compares(records)
+  for record in records:
+    if (record.request.target_true is not None) != compares:
+      raise UserError(
+        f'Record {record.case_id} has {"no" if compares else "a"} true answer, unlike record '
+        f'{records[0].case_id}; evaluate records with and without one apart.'
+      )
+
+
+def _num_rows(records: Sequence[Record]) -> int:
+  prompts = sum(len(p) for record in records for p, _, _ in _prompts(record).values())
+  return prompts * (2 if _compares(records) else 1)
 
 
 def _ask(records: Sequence[Record], unedited: Sequence[tuple[str, str]]) -> _Questions:
   """Writes down every text that the metrics need."""
-  if not records:
-    raise UserError('There are no records to evaluate; give at least one.')
-  compares = records[0].request.target_true is not None
+  compares = _compares(records)
   rows: list[Row] = []
   parts = []
 
@@ -259,11 +353,6 @@ def _ask(records: Sequence[Record], unedited: Sequence[tuple[str, str]]) -> _Que
     return np.arange(len(rows) - len(new), len(rows))
 
   for record in records:
-    if (record.request.target_true is not None) != compares:
-      raise UserError(
-        f'Record {record.case_id} has {"no" if compares else "a"} true answer, unlike record '
-        f'{records[0].case_id}; evaluate records with and without one apart.'
-      )
     parts.append(
       {
         part: (

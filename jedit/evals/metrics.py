@@ -27,11 +27,19 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy.special
 
 PARTS = ('efficacy', 'paraphrase', 'neighborhood')
 SUCCESS = PARTS
 MAGNITUDE = tuple(f'{part}_magnitude' for part in PARTS)
 ACCURACY = tuple(f'{part}_acc' for part in PARTS)
+GENERATION = (
+  'fluency',
+  'fluency_without_prompt',
+  'consistency',
+  'essence',
+  'free_generation_acc',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +180,35 @@ def summarize(values: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | i
     'score': summarize_score(values),
     **{name: summarize_values(values_R) for name, values_R in values.items()},
   }
+
+
+def summarize_runs(values_M: np.ndarray) -> dict[str, float | int | None]:
+  """Mean over M runs (seeds) with the interval of JEEP (arXiv:2412.17872).
+
+  ci95 is the half width of the two-sided 95% Student-t interval with M - 1 degrees of freedom,
+  t x sample standard deviation / sqrt(M).
+
+  Args:
+    values_M: a metric's mean of each run; nan where it has none.
+
+  Returns:
+    `mean`, `ci95` and `n`, the number of runs; ci95 is None for fewer than two runs, mean for none.
+  """
+  values_M = np.asarray(values_M, np.float64)
+  defined = values_M[~np.isnan(values_M)]
+  num_runs = int(defined.size)
+  if not num_runs:
+    return {'mean': None, 'ci95': None, 'n': 0}
+  ci95 = None
+  if num_runs > 1:
+    width = scipy.special.stdtrit(num_runs - 1, 0.975)
+    ci95 = float(width * np.std(defined, ddof=1) / math.sqrt(num_runs))
+  return {'mean': float(np.mean(defined)), 'ci95': ci95, 'n': num_runs}
+
+
+def rounded_score(means: Sequence[float]) -> int:
+  """Score as JEEP's tables have it: the means (percent) to one decimal, the score to none."""
+  return round(harmonic_mean([round(mean, 1) for mean in means]))
 
 
 def kept(is_right_before_P: np.ndarray, is_right_after_P: np.ndarray) -> np.ndarray:

@@ -105,7 +105,11 @@ class Plan:
 
 
 def plan_batches(
-  rows: Sequence[Encoded], vocab_size: int, *, tokens_per_batch: int | None = None
+  rows: Sequence[Encoded],
+  vocab_size: int,
+  *,
+  tokens_per_batch: int | None = None,
+  shapes: Sequence[tuple[int, int, int]] = (),
 ) -> Plan:
   """Sorts rows by length into batches of few shapes.
 
@@ -114,6 +118,7 @@ def plan_batches(
     vocab_size: V, which bounds the rows of a batch by the size of their logits.
     tokens_per_batch: tokens of a batch, padding included; at least one row whatever its length.
       None takes 2048 on a CPU, whose caches are small, and 8192 elsewhere.
+    shapes: of programs that are there already (`Plan.shapes`); they are used where they fit.
 
   Returns:
     The plan; results come back in the order of `rows`.
@@ -136,7 +141,7 @@ def plan_batches(
     ends = list(last.items())
     groups = (ends[i : i + _ANSWERS] for i in range(0, len(ends), _ANSWERS))
     items.extend((read, start, group) for group in groups)
-  batches: list[Batch] = []
+  batches, items = _reuse(items, shapes)
   for length, chosen in group_by_length([len(read) for read, _, _ in items]):
     num_read = _ceil_power(max(len(items[i][0]) - items[i][1] + 1 for i in chosen))
     limit = min(tokens_per_batch // length, _LOGITS // (num_read * vocab_size))
@@ -148,6 +153,35 @@ def plan_batches(
       batch = [items[i] for i in chosen[first : first + size]]
       batches.append(_fill(batch, size, length, num_read))
   return Plan(tuple(batches), np.array([len(r.ids) - r.target_start for r in rows], np.int64))
+
+
+def _reuse(
+  items: list[_Item], shapes: Sequence[tuple[int, int, int]]
+) -> tuple[list[Batch], list[_Item]]:
+  """Batches of given shapes, the shortest first, and the items that fit none of them."""
+
+  def fits(item: _Item, shape: tuple[int, int, int]) -> bool:
+    read, start, _ = item
+    return len(read) <= shape[1] and len(read) - start + 1 <= shape[2]
+
+  shapes = sorted(shapes, key=lambda shape: shape[1:])
+  left = sorted(items, key=lambda item: len(item[0]))
+  batches = []
+  for number, shape in enumerate(shapes):
+    chosen = [item for item in left if fits(item, shape)]
+    # What does not fill a batch goes into the next longer one that it fits.
+    chosen.sort(key=lambda item: any(fits(item, other) for other in shapes[number + 1 :]))
+    num_bound = sum(not any(fits(i, other) for other in shapes[number + 1 :]) for i in chosen)
+    size, length, num_read = shape
+    count = max(-(-num_bound // size), len(chosen) // size) * size
+    taken = chosen[:count]
+    batches += [
+      _fill(taken[first : first + size], size, length, num_read)
+      for first in range(0, len(taken), size)
+    ]
+    gone = set(map(id, taken))
+    left = [item for item in left if id(item) not in gone]
+  return batches, left
 
 
 def _ceil_power(number: int) -> int:

@@ -102,6 +102,14 @@ class ModelConfig:
     """How many tokens a row can have at all; None where positions are computed."""
     return self.max_positions if self.rope is None else None
 
+  def check_length(self, num_tokens: int) -> None:
+    """Raises a UserError for rows that reach beyond the positions that the model has learned."""
+    if self.position_limit is not None and num_tokens > self.position_limit:
+      raise UserError(
+        f'A row would have {num_tokens} tokens, the model has positions for '
+        f'{self.position_limit}; shorten it.'
+      )
+
   def stored_name(self, name: str) -> str:
     """What the files of this model call a tensor of the family's name table."""
     for ours, theirs in self.renames:

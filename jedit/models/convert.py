@@ -30,10 +30,10 @@ from jedit.log import Progress, quiet
 from jedit.memory import free_bytes
 from jedit.mesh import fetch
 from jedit.models.config import ModelConfig
-from jedit.models.decoder import FAMILIES, init_params
+from jedit.models.decoder import FAMILIES
 from jedit.models.layers import wider
 from jedit.models.stored import COMPANIONS, INDEX, WEIGHTS, Stored, open_tensors, some
-from jedit.sharding import param_shardings
+from jedit.sharding import param_shapes, param_shardings
 from jedit.types import UserError
 
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
@@ -74,8 +74,8 @@ class Export:
 
 def _expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
   """Shapes of the parameters by path, without making any."""
-  tree = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-  return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep='/').items()}
+  flat = traverse_util.flatten_dict(param_shapes(config), sep='/')
+  return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def name_table(config: ModelConfig) -> dict[str, tuple[str, str, tuple[int, ...]]]:
@@ -101,8 +101,8 @@ def load_directory(
   Args:
     path: directory with config.json and model.safetensors, whole or sharded with its index.
     dtype: what weights are converted to and activations are computed in.
-    mesh: devices over which the parameters are spread by the family's rules; each process reads
-      what its devices hold. None puts all on the default device.
+    mesh: devices that share the model by its family's rules; each process reads the parts of its
+      own only. None puts all on the default device.
 
   Returns:
     The config, the parameters as a nested dict of arrays, and config.json as it stands.
@@ -199,7 +199,7 @@ def _read_hf_config(path: pathlib.Path) -> dict[str, Any]:
   return hf_config
 
 
-def _with_renames(config: ModelConfig, tensors: Mapping[str, Stored]) -> ModelConfig:
+def _with_renames(config: ModelConfig, tensors: Mapping[str, Any]) -> ModelConfig:
   """Follows the file where it begins names in another way than the family's table."""
   renames = FAMILIES[config.family].renames
   used = tuple((ours, _) for ours, _ in renames if not any(n.startswith(ours) for n in tensors))
@@ -478,7 +478,7 @@ def _rounding(exact: np.ndarray, rounded: np.ndarray, before: Any) -> Rounding:
     return Rounding(weight=0.0)
   changed = 0.0
   if before is not None:
-    changed = float(np.linalg.norm(wide - np.asarray(before).astype(np.float64)))
+    changed = float(np.linalg.norm(wide - before.astype(np.float64)))
   norm = float(np.linalg.norm(wide))
   return Rounding(weight=error / norm, update=error / changed if changed else None)
 

@@ -132,9 +132,12 @@ class Decoder(nn.Module):
       raise ValueError(f'Blocks {start} to {stop - 1} have no site {", ".join(sorted(unseen))}.')
     return x_NxTxD, sites.seen
 
-  def logits(self, hidden: jax.Array) -> jax.Array:
-    """Final norm and vocabulary layer over hidden states [..., D]: float32 logits [..., V]."""
-    normed = self.final_norm(hidden)
+  def logits(self, hidden: jax.Array, *, final_norm: bool = True) -> jax.Array:
+    """Final norm and vocabulary layer over hidden states [..., D]: float32 logits [..., V].
+
+    Without the norm, states of any layer are read as they are (the logit lens).
+    """
+    normed = self.final_norm(hidden) if final_norm else hidden
     if not self.config.tie_head:
       logits = self.head(normed)
     else:
@@ -161,9 +164,6 @@ class Decoder(nn.Module):
     num_rows, num_tokens = x_NxTxD.shape[:2]
     index_T = jnp.arange(num_tokens)
     mask_NxTxS = (index_T[None, :] <= index_T[:, None])[None]
-    reach = self.config.sliding_window
-    if reach is not None:
-      mask_NxTxS = mask_NxTxS & (position_NxT[:, :, None] - position_NxT[:, None, :] < reach)
     if segment_NxT is not None:
       mask_NxTxS = mask_NxTxS & (segment_NxT[:, :, None] == segment_NxT[:, None, :])
     mask_NxTxS = jnp.broadcast_to(mask_NxTxS, (num_rows, num_tokens, num_tokens))
@@ -172,17 +172,14 @@ class Decoder(nn.Module):
       layers = {layer: (past.key[layer], past.value[layer]) for layer in past.key}
       size = next(iter(past.key.values())).shape[1]
       exists_NxS = jnp.arange(size)[None, :] < past.length_N[:, None]
-      exists_NxTxS = exists_NxS[:, None, :]
-      if reach is not None:
-        past_S = jnp.arange(size)
-        exists_NxTxS = exists_NxTxS & (position_NxT[:, :, None] - past_S[None, None, :] < reach)
-      exists_NxTxS = jnp.broadcast_to(exists_NxTxS, (num_rows, num_tokens, size))
+      exists_NxTxS = jnp.broadcast_to(exists_NxS[:, None, :], (num_rows, num_tokens, size))
       mask_NxTxS = jnp.concatenate([exists_NxTxS, mask_NxTxS], axis=-1)
     if cache is not None:
       mask_NxTxS = cache.exists_NxS[:, None, :]
-      if reach is not None:
-        is_near_NxS = position_NxT - cache.position_NxS < reach
-        mask_NxTxS = mask_NxTxS & is_near_NxS[:, None, :]
+    window = self.config.sliding_window
+    if window is not None:  # the last of the tokens that could be seen, which stand in order
+      rank_NxTxS = jnp.cumsum(mask_NxTxS[..., ::-1], axis=-1)[..., ::-1]
+      mask_NxTxS = mask_NxTxS & (rank_NxTxS <= window)
     rope = self.config.rope
     cos, sin = (None, None) if rope is None else rotary_tables(rope, position_NxT)
     return View(cos_NxTxR=cos, sin_NxTxR=sin, mask_NxTxS=mask_NxTxS, past=layers, cache=cache)
@@ -196,9 +193,13 @@ def forward(
   return returned
 
 
-def head(config: ModelConfig, params: Any, hidden: jax.Array) -> jax.Array:
+def head(
+  config: ModelConfig, params: Any, hidden: jax.Array, *, final_norm: bool = True
+) -> jax.Array:
   """`Decoder.logits` as a pure function of the parameters."""
-  logits: Any = Decoder(config).apply({'params': params}, hidden, method='logits')
+  logits: Any = Decoder(config).apply(
+    {'params': params}, hidden, final_norm=final_norm, method='logits'
+  )
   return logits
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from flax import struct
 
 from jedit.buckets import bucket
+from jedit.mesh import fetch, place_rows
 from jedit.models.config import ModelConfig
 from jedit.models.decoder import forward, head, past_taps
 from jedit.models.layers import Cache
@@ -49,7 +50,7 @@ def generate(
     seed: of the sampling.
     stop_ids: tokens that end a row.
     max_length: how many tokens a row may have with its prompt; a row that has them already gets
-      none. Where positions are learned, no row gets more than there are.
+      none.
     row_ids: a number per row that its random draws depend on, besides the seed; by default the
       index in `rows`. Rows keep their texts when they are given in other batches with the same
       number.
@@ -59,37 +60,40 @@ def generate(
     The new tokens of each row, without the prompt; a stop token that ended the row comes last.
 
   Raises:
-    UserError: for an empty row, a token that the model does not have, a text longer
-      than the positions that were learned, or settings out of range.
+    UserError: for an empty row, a token that the model does not have, or settings out of range.
   """
   _check(config, rows, max_new_tokens, top_k, temperature)
   row_ids = range(len(rows)) if row_ids is None else row_ids
   if len(row_ids) != len(rows):
     raise ValueError(f'{len(row_ids)} row_ids for {len(rows)} rows.')
-  most = [each for each in (max_length, config.position_limit) if each is not None]
-  room = [max(0, min([max_new_tokens, *(each - len(row) for each in most)])) for row in rows]
+  room = [max_new_tokens if max_length is None else max_length - len(row) for row in rows]
+  room = [max(0, min(max_new_tokens, left)) for left in room]
+  config.check_length(max([len(row) + left for row, left in zip(rows, room, strict=True)] or [0]))
   new: list[list[int]] = [[] for _ in rows]
-  stop_Z = jnp.asarray(np.asarray(stop_ids, np.int32))
+  stop_Z = np.asarray(stop_ids, np.int32)
   for indices in _batches(rows, room, batch_size):
     num_rows = min(batch_size, 1 << (len(indices) - 1).bit_length())
     filler = [indices[0]] * (num_rows - len(indices))
     token_NxT = np.zeros((num_rows, bucket(max(len(rows[i]) for i in indices))), np.int32)
     for n, i in enumerate(indices + filler):
       token_NxT[n, : len(rows[i])] = rows[i]
-    out_NxM, count_N = _decode(
-      config,
-      params,
+    arrays = (
       token_NxT,
       np.array([len(rows[i]) for i in indices + filler], np.int32),
       np.array([room[i] for i in indices] + [0] * len(filler), np.int32),
       np.array([row_ids[i] % 2**32 for i in indices + filler], np.uint32),
+    )
+    out_NxM, count_N = _decode(
+      config,
+      params,
+      *place_rows(params, arrays),
       stop_Z,
       np.uint32(seed % 2**32),
       np.float32(temperature),
       num_new=bucket(max(room)),
       top_k=top_k,
     )
-    out_NxM, count_N = jax.device_get((out_NxM, count_N))
+    out_NxM, count_N = fetch((out_NxM, count_N))
     for n, i in enumerate(indices):
       new[i] = out_NxM[n, : count_N[n]].tolist()
   return new
@@ -105,11 +109,6 @@ def _check(
   for number, row in enumerate(rows):
     if not len(row):
       raise UserError(f'Text {number} has no token to continue from; give at least one.')
-    if config.position_limit is not None and len(row) > config.position_limit:
-      raise UserError(
-        f'Text {number} has {len(row)} tokens, and the model has positions for '
-        f'{config.position_limit}; shorten it.'
-      )
     if min(row) < 0 or max(row) >= config.vocab_size:
       raise UserError(
         f'Text {number} has a token outside the vocabulary of {config.vocab_size}; '
@@ -189,19 +188,14 @@ def _decode(
       out_NxM=state.out_NxM.at[index_N, slot_N].set(token_N, mode='drop'),
     )
 
-  # New tokens stand behind the longest prompt: one slot for all rows, whatever their lengths.
-  is_new_S = slot_S >= num_tokens
-  gap_N = num_tokens - length_N
-  position_NxS = slot_S[None, :] - jnp.where(is_new_S[None, :], gap_N[:, None], 0)
-
   def step(state: _State) -> _State:
+    # New tokens stand behind the longest prompt: one slot for all rows, whatever their lengths.
     slot = num_tokens + state.num_steps
-    is_written_S = is_new_S & (slot_S <= slot)
+    is_new_S = (slot_S >= num_tokens) & (slot_S <= slot)
     cache = Cache(
       key=state.key,
       value=state.value,
-      exists_NxS=(slot_S[None, :] < length_N[:, None]) | is_written_S[None, :],
-      position_NxS=position_NxS,
+      exists_NxS=(slot_S[None, :] < length_N[:, None]) | is_new_S[None, :],
       slot=slot,
     )
     hidden_Nx1xD, seen = forward(

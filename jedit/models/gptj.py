@@ -20,8 +20,10 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_NxTxD: jax.Array, view: View, sites: Sites) -> jax.Array:
     normed = LayerNorm(self.config.norm_eps, name='norm')(x_NxTxD)
-    attn = Attention(self.config, self.layer, name='attn')(normed, view, sites)
-    mlp = MLP(self.config, self.layer, name='mlp')(normed, sites)
+    attn_normed = sites(self.layer, 'attn_normed', normed)
+    mlp_normed = sites(self.layer, 'mlp_normed', normed)
+    attn = Attention(self.config, self.layer, name='attn')(attn_normed, view, sites)
+    mlp = MLP(self.config, self.layer, name='mlp')(mlp_normed, sites)
     return sites(self.layer, 'block_out', attn + mlp + x_NxTxD)
 
 

@@ -63,15 +63,13 @@ class Cache:
 
   Attributes:
     key, value: by layer, [N, K, S, Dh].
-    exists_NxS: which slots hold a token of the row, that of the new token among them.
-    position_NxS: of the token in each slot.
+    exists_NxS: the slots to attend to, that of the new token among them.
     slot: where the new token goes.
   """
 
   key: dict[int, jax.Array]
   value: dict[int, jax.Array]
   exists_NxS: jax.Array
-  position_NxS: jax.Array
   slot: jax.Array
 
   def write(
@@ -321,9 +319,9 @@ class TwoNormBlock(nn.Module):
   @nn.compact
   def __call__(self, x_NxTxD: jax.Array, view: View, sites: Sites) -> jax.Array:
     c = self.config
-    normed = self.norm(c.norm_eps, name='attn_norm')(x_NxTxD)
+    normed = sites(self.layer, 'attn_normed', self.norm(c.norm_eps, name='attn_norm')(x_NxTxD))
     after_NxTxD = x_NxTxD + Attention(c, self.layer, name='attn')(normed, view, sites)
     read_NxTxD = x_NxTxD if c.parallel else after_NxTxD
-    normed = self.norm(c.norm_eps, name='mlp_norm')(read_NxTxD)
+    normed = sites(self.layer, 'mlp_normed', self.norm(c.norm_eps, name='mlp_norm')(read_NxTxD))
     after_NxTxD = after_NxTxD + self.mlp(c, self.layer, name='mlp')(normed, sites)
     return sites(self.layer, 'block_out', after_NxTxD)

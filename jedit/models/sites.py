@@ -2,6 +2,8 @@
 
 A site is `'<layer>/<place>'`:
 
+  attn_normed the normed residual stream that the attention block reads
+  mlp_normed  the normed residual stream that the MLP reads; in GPT-J the same value
   attn_in     input of the attention output projection (the key of an attention edit)
   attn_out    output of the attention block, before it joins the residual stream
   mlp_in      input of the MLP's down projection (the key k of an MLP edit)
@@ -21,7 +23,17 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-PLACES = ('attn_in', 'attn_out', 'mlp_in', 'mlp_out', 'block_out', 'attn_key', 'attn_value')
+PLACES = (
+  'attn_normed',
+  'mlp_normed',
+  'attn_in',
+  'attn_out',
+  'mlp_in',
+  'mlp_out',
+  'block_out',
+  'attn_key',
+  'attn_value',
+)
 
 # The kernels that edits write: where their input and their output are found, and their parameter.
 KERNEL_INPUT = {'mlp': 'mlp_in', 'attn': 'attn_in'}

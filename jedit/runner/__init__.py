@@ -14,15 +14,14 @@ from jedit import checkpoint
 from jedit.configs import train_testbed_gptj  # type: ignore[attr-defined]
 from jedit.language_model import LanguageModel
 from jedit.patch import Patch
-from jedit.runner import inputs, report, stages, sweep
+from jedit.runner import inputs, overview, probe_views, probing, report, stages, sweep
+from jedit.runner.overview import SUMMARY_FILE
 from jedit.runner.settings import Settings, read_settings
 from jedit.runner.workdir import Workdir, flat
 from jedit.testbeds.train import train
 from jedit.types import Record, UserError
 
 __all__ = ['TASKS', 'run']
-
-SUMMARY_FILE = 'summary.json'
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> None:
@@ -50,7 +49,7 @@ def _edit(config: ml_collections.ConfigDict, path: str) -> None:
 def _edit_model(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None:
   method = settings.required_method
   records = _checked_records(lm, settings)
-  documents = inputs.load_documents(settings) if method.uses_moments else []
+  documents = inputs.load_documents(settings) if method.uses_moments else None
   if settings.contexts:
     inputs.load_contexts(settings.contexts)
   workdir.begin(
@@ -153,7 +152,7 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
     except UserError as error:
       raise UserError(f'In the cell {name!r}: {error}') from error
   needy = any(method.uses_moments for method in methods)
-  documents = inputs.load_documents(first) if needy else []
+  documents = inputs.load_documents(first) if needy else None
   if first.contexts:
     inputs.load_contexts(first.contexts)
   whole.begin({'seed': first.seed, 'model': inputs.describe_model(lm, first)})
@@ -165,10 +164,43 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
       print(f'Cell {number} of {len(cells)}: {name}', flush=True)
       _edit_model(lm, cell_settings, workdir)
     summaries[name] = checkpoint.read_json(workdir / SUMMARY_FILE)
-  checkpoint.write_json(whole / 'sweep.json', summaries)
-  with checkpoint.atomic_file(whole / 'sweep.csv') as beside:
-    beside.write_text(sweep.as_csv(summaries), encoding='utf-8')
-  print(f'\n{sweep.as_text(summaries)}\n\nThe files are in {whole.path}.')
+  checkpoint.write_json(whole / overview.SWEEP_FILE, summaries)
+  title = f'{len(cells)} runs on {first.model.name}'
+  provenance = checkpoint.read_json(whole / 'provenance.json')
+  text = overview.write(whole.path, 'sweep', title, summaries, provenance)
+  print(f'\n{text}\n\nThe files are in {whole.path}; open report.html there.')
+
+
+def _compare(config: ml_collections.ConfigDict, path: str) -> None:
+  """Finished runs side by side."""
+  settings, workdir = _open(config.to_dict(), path)
+  summaries = overview.read_summaries(settings.compared)
+  workdir.begin({})
+  title = f'{len(summaries)} runs compared'
+  text = overview.write(workdir.path, 'compare', title, summaries, {'workdirs': settings.compared})
+  print(f'\n{text}\n\nThe files are in {workdir.path}; open report.html there.')
+
+
+def _probe(config: ml_collections.ConfigDict, path: str) -> None:
+  """What happens inside of the model between prompts and answers."""
+  settings, workdir = _open(config.to_dict(), path)
+  words = probing.load_words(settings.probe.words)
+  patches = inputs.load_patches(settings, workdir.path) if settings.patches else []
+  lm = inputs.load_model(settings)
+  records = inputs.load_selection(settings)
+  probed = _apply(lm, patches)
+  workdir.begin(
+    {
+      'seed': settings.seed,
+      'model': inputs.describe_model(lm, settings),
+      'data': inputs.describe_data(settings, records),
+      'patches': {'ids': [patch.id for patch in patches]},
+    }
+  )
+  for name in settings.probe.names:
+    stages.probe(name, probed, records, settings, words, workdir)
+  found = stages.finished_probes(workdir)
+  print(probe_views.write(workdir.path, f'{settings.model.name} from within', found))
 
 
 def _train(config: ml_collections.ConfigDict, path: str) -> None:
@@ -195,6 +227,8 @@ TASKS: Mapping[str, Callable[[ml_collections.ConfigDict, str], None]] = {
   'train': _train,
   'sweep': _sweep,
   'evaluate': _evaluate,
+  'probe': _probe,
+  'compare': _compare,
   'export': _export,
 }
 
@@ -225,12 +259,7 @@ def _measure(
   patches = [patch for _, each in parts for patch in each]
   summary = report.summarize(settings, patches, table, workdir.seconds)
   checkpoint.write_json(workdir / SUMMARY_FILE, summary)
-  page = report.as_page(
-    summary,
-    samples,
-    checkpoint.read_json(workdir / 'config.json'),
-    checkpoint.read_json(workdir / 'provenance.json'),
+  missing = report.write_page(workdir.path, summary, table, records, samples)
+  print(
+    '\n'.join(filter(None, (report.as_text(summary, table, samples, str(workdir.path)), missing)))
   )
-  with checkpoint.atomic_file(workdir / 'report.html') as beside:
-    beside.write_text(page, encoding='utf-8')
-  print(report.as_text(summary, table, samples, str(workdir.path)))

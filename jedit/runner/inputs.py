@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from jedit import checkpoint
-from jedit.data.corpus import read_corpus
+from jedit.data.corpus import Corpus, read_corpus, read_dataset
 from jedit.data.edit_rows import Contexts, check_contexts
 from jedit.data.requests import load_records, select
 from jedit.language_model import LanguageModel, load
 from jedit.mesh import make_mesh
 from jedit.patch import Patch
 from jedit.runner.settings import Data, Model, Settings
+from jedit.second_moment import is_archive
 from jedit.testbeds.known_facts import KnownFacts
 from jedit.testbeds.world import Prompt, World
 from jedit.types import Record, UserError
@@ -51,18 +52,32 @@ def _records_file(settings: Settings) -> pathlib.Path:
   return file
 
 
-def load_documents(settings: Settings) -> list[str]:
-  """The text for second moments.
+def load_documents(settings: Settings) -> Corpus | None:
+  """The text for second moments; None where `statistics.file` has them from elsewhere.
 
   Raises:
     UserError: where there is none.
   """
-  corpus = settings.statistics.corpus
-  file = pathlib.Path(corpus) if corpus else settings.model.directory / 'corpus.txt'
-  if not corpus and not file.is_file():
-    raise UserError(f'{file.parent} has no corpus.txt; give a text file in statistics.corpus.')
-  documents = read_corpus(file)
-  return documents[: settings.statistics.max_documents or None]
+  wanted = settings.statistics
+  if wanted.file and is_archive(wanted.file):
+    if not pathlib.Path(wanted.file).exists():
+      raise UserError(f'There is no {wanted.file}; give a file in statistics.file that exists.')
+    return None
+  beside = settings.model.directory / 'corpus.txt'
+  if wanted.dataset:
+    corpus = read_dataset(
+      wanted.dataset, wanted.dataset_config, wanted.column, streaming=wanted.streaming
+    )
+  elif wanted.corpus or beside.is_file():
+    corpus = read_corpus(wanted.corpus or beside, wanted.column)
+  elif pathlib.Path(wanted.file).is_file():
+    return None
+  else:
+    raise UserError(
+      f'{beside.parent} has no corpus.txt; give a text file in statistics.corpus, or second '
+      'moments in statistics.file.'
+    )
+  return corpus.draw(wanted.max_documents, wanted.seed).part(*wanted.divided)
 
 
 def load_contexts(path: str) -> Contexts:

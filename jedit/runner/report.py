@@ -1,16 +1,24 @@
-"""What a run tells in the end: summary.json, a text for the terminal, and the same as a page."""
+"""What a run tells in the end: summary.json, a text for the terminal, a page and its tables."""
 
-import html
-import json
+import inspect
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from jedit import checkpoint
+from jedit.evals import metrics
 from jedit.evals.evaluate import Sample, Table
-from jedit.log import format_seconds, to_json
+from jedit.log import format_seconds
 from jedit.patch import Patch
+from jedit.runner import page, plots
 from jedit.runner.settings import Settings
+from jedit.tables import Cell, Grid
+from jedit.types import Record
 
 _STAGES = ('statistics', 'contexts', 'targets', 'keys', 'solve', 'edit', 'evaluate', 'samples')
+_WORST = 10
 _ALWAYS = ('statistics', 'targets', 'keys', 'solve', 'evaluate', 'compile')  # in summary.json
 
 
@@ -26,18 +34,32 @@ def summarize(
     seconds: by stage; 'compile' is a part of the others.
   """
   provenances = [patch.provenance for patch in patches]
+  num_edits = sum(p.get('num_edits', 0) for p in provenances)
+  is_separate = settings.edit.mode == 'separate'
   methods = [str(p.get('method', {}).get('name', 'unknown')) for p in provenances]
   return {
     'method': '+'.join(dict.fromkeys(methods)),
     'model': settings.model.name,
     'dataset': settings.dataset,
-    'num_edits': sum(p.get('num_edits', 0) for p in provenances),
+    'num_edits': num_edits,
+    'edits_per_model': min(settings.edit.size, num_edits) if is_separate else num_edits,
     **table.to_summary(),
     'mode': settings.edit.mode,
     'stopped': ' '.join(p['stopped'] for p in provenances if p.get('stopped')),
+    'statistics': _statistics(provenances),
     'targets': _reached([each for p in provenances for each in p.get('targets', ())]),
     'seconds': dict.fromkeys(_ALWAYS, 0.0) | dict(seconds),
   }
+
+
+def _statistics(provenances: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+  """Tokens and kind of the second moments, which all edits of a run share."""
+  for provenance in provenances:
+    for each in provenance.get('merged', (provenance,)):
+      found = each.get('second_moments')
+      if found:
+        return {'tokens': found.get('num_tokens'), 'preset': found.get('preset')}
+  return None
 
 
 def _reached(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -77,6 +99,12 @@ def _title(summary: Mapping[str, Any]) -> str:
 def _sentences(summary: Mapping[str, Any]) -> list[str]:
   """What the table does not say."""
   found = [summary['stopped']] if summary['stopped'] else []
+  moments = summary['statistics']
+  if moments and moments['preset'] == 'fast':
+    found.append(
+      f'The second moments are of the fast preset: {moments["tokens"]} tokens; numbers to compare '
+      'with others need the full text.'
+    )
   kept = summary['metrics'].get('unedited_kept', {}).get('after')
   if kept and kept['n']:
     found.append(
@@ -105,72 +133,135 @@ def _one_line(text: str | None) -> str:
   return ' '.join((text or '').split())
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-  color: #222; background: #fff; }}
-table {{ border-collapse: collapse; margin: 1rem 0; }}
-th, td {{ padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: right;
-  vertical-align: top; }}
-th:first-child, td:first-child, .text td {{ text-align: left; }}
-pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px; }}
-</style></head><body>
-<h1>{title}</h1>
-<p>Percent, mean over records ± half width of the 95% interval; n is the number of values.</p>
-{metrics}
-{sentences}
-<h2>Texts before and after</h2>
-{samples}
-<h2>Seconds</h2>
-<p>Compiling is a part of the other stages.</p>
-{seconds}
-<h2>Config</h2>
-<pre>{config}</pre>
-<h2>Provenance</h2>
-<pre>{provenance}</pre>
-</body></html>
-"""
-
-
-def as_page(
+def write_page(
+  workdir: pathlib.Path,
   summary: Mapping[str, Any],
+  table: Table,
+  records: Sequence[Record],
   samples: Sequence[Sample],
-  config: Mapping[str, Any],
-  provenance: Mapping[str, Any],
 ) -> str:
-  """The report as one HTML page that needs nothing else."""
-  metrics = [
-    (name, _cell(states.get('before')), _cell(states['after']), str(states['after']['n']))
+  """Writes report.html, its tables as CSV and LaTeX and its figures as PNG and SVG.
+
+  Args:
+    workdir: of the run; config.json and provenance.json are there.
+    summary: of the run.
+    table: its values; one for each of `records`.
+    records: what was edited.
+    samples: texts before and after.
+
+  Returns:
+    A line about what is missing; empty where nothing is.
+  """
+  grids = {'metrics': _metrics_grid(summary)}
+  relations = _relations_grid(table, records)
+  if len(relations.rows) > 1:
+    grids['relations'] = relations
+  for name, grid in grids.items():
+    page.write_table(workdir, name, grid)
+  pictures = _pictures(workdir, table, grids) if plots.available() else {}
+  parts = [
+    page.paragraph('Percent, mean over records ± half width of the 95% interval; n values each.'),
+    grids['metrics'].html(),
+    *map(page.paragraph, _sentences(summary)),
+  ]
+  if 'shifts' in pictures:
+    parts += [page.heading('How far probabilities moved'), pictures['shifts']]
+  if 'relations' in grids:
+    parts += [page.heading('By relation'), pictures.get('relations', ''), relations.html()]
+  parts += [
+    page.heading('Worst cases'),
+    page.paragraph(_WORST_NOTE),
+    _worst(table, records).html('text'),
+  ]
+  if samples:
+    texts = Grid(
+      ('record', 'before', 'after'), [(str(s.case_id), s.before, s.after) for s in samples]
+    )
+    parts += [page.heading('Texts before and after'), texts.html('text')]
+  seconds = Grid(('stage', 'seconds'), list(summary['seconds'].items()))
+  parts += [
+    page.heading('Time'),
+    page.paragraph('Compiling is a part of the other stages.'),
+    seconds.html(),
+    page.heading('Where this comes from'),
+    page.folded('What the metrics mean', inspect.getdoc(metrics) or ''),
+    page.folded('Config', checkpoint.read_json(workdir / 'config.json')),
+    page.folded('Provenance', checkpoint.read_json(workdir / 'provenance.json')),
+  ]
+  missing = '' if plots.available() else plots.MISSING
+  parts += [page.paragraph(missing, 'note')] if missing else []
+  page.write(workdir, _title(summary), parts)
+  return missing
+
+
+_WORST_NOTE = (
+  'The records with the lowest mean of efficacy, paraphrase and neighbourhood after the edit, '
+  'percent.'
+)
+
+
+def _metrics_grid(summary: Mapping[str, Any]) -> Grid:
+  rows = [
+    (name, states.get('before'), states['after'], states['after']['n'])
     for name, states in summary['metrics'].items()
   ]
-  texts = [(str(s.case_id), s.before or '', s.after) for s in samples]
-  seconds = [(name, f'{value:.1f}') for name, value in summary['seconds'].items()]
-  return _PAGE.format(
-    title=html.escape(_title(summary)),
-    metrics=_table(('metric', 'before', 'after', 'n'), metrics),
-    sentences=''.join(f'<p>{html.escape(sentence)}</p>' for sentence in _sentences(summary)),
-    samples=_table(('record', 'before', 'after'), texts, 'text') if texts else '<p>None.</p>',
-    seconds=_table(('stage', 'seconds'), seconds),
-    config=_code(config),
-    provenance=_code(provenance),
+  return Grid(('metric', 'before', 'after', 'n'), rows)
+
+
+def _parts(table: Table) -> dict[str, np.ndarray]:
+  """Success by part after the edit; accuracy where records compare no objects."""
+  names = metrics.SUCCESS if metrics.SUCCESS[0] in table.after else metrics.ACCURACY
+  return {name: table.after[name] for name in names}
+
+
+def _relations_grid(table: Table, records: Sequence[Record]) -> Grid:
+  """The parts by relation, most frequent first."""
+  members: dict[str, list[int]] = {}
+  for r, record in enumerate(records):
+    members.setdefault(record.relation_id or 'not known', []).append(r)
+  parts = _parts(table)
+  rows: list[Sequence[Cell]] = [
+    (name, len(chosen), *(metrics.summarize_values(value_R[chosen]) for value_R in parts.values()))
+    for name, chosen in sorted(members.items(), key=lambda item: -len(item[1]))
+  ]
+  return Grid(('relation', 'records', *parts), rows)
+
+
+def _worst(table: Table, records: Sequence[Record]) -> Grid:
+  parts = _parts(table)
+  value_KxR = np.stack(list(parts.values()))
+  count_R = np.maximum((~np.isnan(value_KxR)).sum(axis=0), 1)
+  mean_R = np.nansum(value_KxR, axis=0) / count_R
+  shift_R = table.after.get('efficacy_magnitude', mean_R)
+  rows = []
+  for r in np.lexsort((shift_R, mean_R))[:_WORST]:
+    request = records[r].request
+    change = ' → '.join(filter(None, (request.target_true, request.target)))
+    values = [float(value_R[r]) for value_R in parts.values()]
+    rows.append((str(records[r].case_id), request.text, change, *values))
+  return Grid(('record', 'prompt', 'object', *parts), rows)
+
+
+def _pictures(workdir: pathlib.Path, table: Table, grids: Mapping[str, Grid]) -> dict[str, str]:
+  name = 'efficacy_magnitude' if 'efficacy_magnitude' in table.after else 'efficacy_acc'
+  words = {
+    'efficacy_magnitude': 'P(new object) − P(true object) on the edited prompt, %',
+    'efficacy_acc': 'answer tokens on top on the edited prompt, %',
+  }[name]
+  states = {'before': table.before, 'after': table.after}
+  shifts = plots.histogram(
+    {state: values[name] for state, values in states.items() if values is not None}, words
   )
-
-
-def _cell(value: Mapping[str, Any] | None) -> str:
-  if value is None or value['mean'] is None:
-    return '–'
-  return f'{value["mean"]:.1f} ± {value["ci95"]:.1f}'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str = '') -> str:
-  def row(cells: Sequence[str], tag: str) -> str:
-    inside = ''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)
-    return f'<tr>{inside}</tr>'
-
-  body = '\n'.join(row(cells, 'td') for cells in rows)
-  return f'<table class="{name}">\n{row(head, "th")}\n{body}\n</table>'
-
-
-def _code(value: Mapping[str, Any]) -> str:
-  return html.escape(json.dumps(to_json(value), indent=2, ensure_ascii=False))
+  found = {
+    'shifts': page.picture(
+      shifts.save(workdir / 'shifts'), f'How records are spread before and after: {words}.'
+    )
+  }
+  if 'relations' in grids:
+    grid = grids['relations']
+    names = [f'{row[0]} ({row[1]})' for row in grid.rows]
+    columns = {part: [row[c] for row in grid.rows] for c, part in enumerate(grid.head) if c > 1}
+    drawn = plots.dots(names, columns, 'percent after the edit')
+    caption = 'Means by relation (number of records) with 95% intervals.'
+    found['relations'] = page.picture(drawn.save(workdir / 'relations'), caption)
+  return found

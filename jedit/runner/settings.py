@@ -5,6 +5,7 @@ A field that a config leaves out has its default; one that does not exist is an 
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,12 +18,17 @@ from jedit.types import UserError
 _TESTBED = 'testbed-'
 _MODES = ('together', 'separate', 'sequential')
 _SELECTIONS = ('first', 'random')
+PROBES = ('similarity', 'contrast', 'tracing')
 
 
 def _at_least(section: str, values: Any, **least: int) -> None:
   for name, bound in least.items():
     if getattr(values, name) < bound:
       raise UserError(f'{section}.{name} is {getattr(values, name)}; give at least {bound}.')
+
+
+def _separated(names: str) -> list[str]:
+  return [name.strip() for name in names.split(',') if name.strip()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,21 +108,55 @@ class Statistics:
   """Second moments of the keys to preserve.
 
   Attributes:
-    corpus: text file or directory of them; empty takes the corpus.txt of a testbed's directory.
+    corpus: text, JSON lines or parquet, as a file or a directory of files; with no dataset either,
+      the corpus.txt of a testbed's directory.
+    dataset: a dataset of the Hugging Face hub instead.
+    dataset_config: its config, such as a Wikipedia dump.
+    column: field of the text in a dataset, JSON lines or parquet.
+    streaming: reads the dataset while it goes instead of storing it first.
+    max_documents: how many are drawn; 0 takes all.
+    seed: draws documents and their order.
+    part: '2/8' takes the second eighth of them, for `SecondMoments.merge`; empty takes all.
+    fast: stops after 10 tokens per component of a key.
+    max_document_tokens: longer documents are cut; 0 cuts at a row.
     file: where the moments are kept, for runs that share them; empty keeps them in the workdir.
-    max_documents: the corpus is cut to its first documents; 0 takes all.
+      Finished ones from elsewhere: a `.npz` archive, a directory of these, or, where no text is
+      given, a file of `SecondMoments.save`.
     row_tokens: tokens of a packed row; 0 takes the model's positions, at most 512.
     batch_tokens: tokens that go through the model together.
   """
 
   corpus: str = ''
-  file: str = ''
+  dataset: str = ''
+  dataset_config: str = ''
+  column: str = 'text'
+  streaming: bool = False
   max_documents: int = 0
+  seed: int = 0
+  part: str = ''
+  fast: bool = False
+  max_document_tokens: int = 0
+  file: str = ''
   row_tokens: int = 0
   batch_tokens: int = 8192
 
   def __post_init__(self) -> None:
-    _at_least('statistics', self, max_documents=0, row_tokens=0, batch_tokens=1)
+    _at_least(
+      'statistics', self, max_documents=0, max_document_tokens=0, row_tokens=0, batch_tokens=1
+    )
+    if self.corpus and self.dataset:
+      raise UserError('The config has statistics.corpus and statistics.dataset; give one of them.')
+    if self.streaming and not self.dataset:
+      raise UserError('statistics.streaming is for a statistics.dataset; name one.')
+    number, count = self.divided
+    if not 1 <= number <= count:
+      raise UserError(f"statistics.part is {self.part!r}; give one such as '2/8', or none.")
+
+  @property
+  def divided(self) -> tuple[int, int]:
+    """Number of the part, from 1, and of all parts; zeros for what is no part."""
+    match = re.fullmatch(r'(\d+)/(\d+)', self.part or '1/1')
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +223,40 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
+class Probe:
+  """What is looked at inside of the model, for the task `probe`; `data` says on which records.
+
+  Attributes:
+    probes: of 'similarity' (PMET), 'contrast' (JEEP) and 'tracing' (ROME), separated by commas.
+    top_k: words that the Jaccard similarity compares.
+    words: JSON file with sets of words by name that the contrast follows, too; empty for none.
+    window: layers whose MLP or attention outputs tracing puts back together.
+    noise: standard deviation of tracing's noise, in those of the embeddings.
+    draws: of the noise for each record.
+  """
+
+  probes: str = 'similarity, contrast, tracing'
+  top_k: int = 50
+  words: str = ''
+  window: int = 3
+  noise: float = 3.0
+  draws: int = 4
+
+  def __post_init__(self) -> None:
+    _at_least('probe', self, top_k=1, window=1, noise=0, draws=1)
+    for name in self.names:
+      if name not in PROBES:
+        raise UserError(f'There is no probe {name!r}; choose of {", ".join(PROBES)}.')
+    if not self.names:
+      raise UserError(f'probe.probes is empty; choose of {", ".join(PROBES)}.')
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """The probes, each once."""
+    return tuple(dict.fromkeys(_separated(self.probes)))
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
   """A config, checked.
 
@@ -192,7 +266,8 @@ class Settings:
     method: None where the config has no such section.
     contexts: a contexts.json to use instead of sampling; empty samples.
     patches: for the tasks `evaluate` and `export`: patch files or workdirs, separated by commas;
-      empty takes the patch of the workdir.
+      empty takes the patch of the workdir. For `probe`, empty probes the unedited model.
+    workdirs: for the task `compare`: those of finished runs, separated by commas.
   """
 
   task: str = 'edit'
@@ -206,7 +281,9 @@ class Settings:
   edit: Edit = Edit()
   evaluation: Evaluation = Evaluation()
   export: Export = Export()
+  probe: Probe = Probe()
   patches: str = ''
+  workdirs: str = ''
 
   @property
   def required_method(self) -> Method:
@@ -219,6 +296,11 @@ class Settings:
       known = ', '.join(methods.METHODS)
       raise UserError(f'The config has no method; give it a section with a name, one of {known}.')
     return self.method
+
+  @property
+  def compared(self) -> list[str]:
+    """The workdirs to compare."""
+    return _separated(self.workdirs)
 
   @property
   def dataset(self) -> str:

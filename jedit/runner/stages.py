@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from jedit import checkpoint
+from jedit.accumulate import statistics
 from jedit.batches import edit_separately, edit_sequentially
 from jedit.contexts import sample_contexts
+from jedit.data.corpus import Corpus
 from jedit.data.edit_rows import Contexts
 from jedit.editor import edit as edit_requests
 from jedit.evals.evaluate import Sample, Table, evaluate_apart, sample_texts
@@ -19,17 +21,19 @@ from jedit.language_model import LanguageModel
 from jedit.log import Progress, read_jsonl, to_json
 from jedit.methods import Method
 from jedit.patch import Patch, merge
+from jedit.runner import probing
 from jedit.runner.damage import DamageMonitor
 from jedit.runner.inputs import PATCH_FILE, Question, load_contexts
-from jedit.runner.settings import Settings
+from jedit.runner.settings import PROBES, Settings
 from jedit.runner.workdir import Workdir
-from jedit.second_moment import SecondMoments, statistics
+from jedit.second_moment import SecondMoments, read_moments
 from jedit.types import Record
 
 STATISTICS_FILE = 'statistics.safetensors'
 DAMAGE_FILE = 'damage.jsonl'
 
 _BATCHES = 'batches'
+_PROBES = 'probes'
 _CONTEXTS = 'contexts.json'
 _RECORDS = 'records.jsonl'
 _UNEDITED = 'unedited.jsonl'
@@ -38,24 +42,33 @@ _SAMPLES = 'samples.json'
 
 def second_moments(
   lm: LanguageModel,
-  documents: Sequence[str],
+  documents: Corpus | None,
   methods: Sequence[Method],
   settings: Settings,
   workdir: Workdir,
 ) -> SecondMoments | None:
-  """Second moments of every kernel that the methods write, in one pass; None if they need none."""
+  """Second moments of every kernel that the methods write; None if they need none.
+
+  In one pass over the documents, or, without any, from the file that the settings name.
+  """
   needy = [method for method in methods if method.uses_moments]
   if not needy:
     return None
   wanted = settings.statistics
+  layers = sorted({layer for method in needy for layer in method.layers})
+  sites = sorted({site for method in needy for site in method.sites})
   with workdir.stage('statistics'):
+    if documents is None:
+      return read_moments(wanted.file, lm, layers, sites)
     return statistics(
       lm,
       documents,
-      layers=sorted({layer for method in needy for layer in method.layers}),
-      sites=sorted({site for method in needy for site in method.sites}),
+      layers=layers,
+      sites=sites,
       row_tokens=wanted.row_tokens or None,
       batch_tokens=wanted.batch_tokens,
+      max_document_tokens=wanted.max_document_tokens or None,
+      fast=wanted.fast,
       cache=wanted.file or workdir / STATISTICS_FILE,
     )
 
@@ -85,7 +98,7 @@ def contexts(lm: LanguageModel, settings: Settings, workdir: Workdir) -> Context
 def patch(
   lm: LanguageModel,
   records: Sequence[Record],
-  documents: Sequence[str],
+  documents: Corpus | None,
   settings: Settings,
   workdir: Workdir,
 ) -> Patch:
@@ -122,7 +135,7 @@ def patch(
 def separate_patches(
   lm: LanguageModel,
   records: Sequence[Record],
-  documents: Sequence[str],
+  documents: Corpus | None,
   settings: Settings,
   workdir: Workdir,
 ) -> list[tuple[slice, Patch]]:
@@ -208,6 +221,29 @@ def evaluate(
     _write_lines(workdir / _UNEDITED, _unedited_rows(table, questions))
     _write_lines(workdir / _RECORDS, table.to_records())
   return _read_table(read_jsonl(workdir / _RECORDS), read_jsonl(workdir / _UNEDITED))
+
+
+def probe(
+  name: str,
+  lm: LanguageModel,
+  records: Sequence[Record],
+  settings: Settings,
+  words: Mapping[str, Sequence[str]],
+  workdir: Workdir,
+) -> None:
+  """Runs one probe and keeps what it found; see `probing.measure`."""
+  file = workdir / _PROBES / f'{name}.json'
+  if not file.is_file():
+    requests = [record.request for record in records]
+    with workdir.stage(name):
+      found = probing.measure(name, lm, requests, settings.probe, words=words, seed=settings.seed)
+    checkpoint.write_json(file, found)
+
+
+def finished_probes(workdir: Workdir) -> dict[str, Any]:
+  """What the probes of this and earlier runs found, by name."""
+  files = {name: workdir / _PROBES / f'{name}.json' for name in PROBES}
+  return {name: checkpoint.read_json(file) for name, file in files.items() if file.is_file()}
 
 
 def _unedited_rows(table: Table, questions: Sequence[Question]) -> list[dict[str, Any]]:

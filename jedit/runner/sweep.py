@@ -1,15 +1,11 @@
 """Many edits of one model as one run: a cell for each, and a table of all."""
 
 import copy
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from jedit.runner.settings import Settings, read_settings
 from jedit.types import UserError
-
-_COLUMNS = ('efficacy', 'paraphrase', 'neighborhood', 'score', 'unedited_kept')
 
 
 def read_cells(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -71,47 +67,3 @@ def with_shared(cell: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str,
 def folder(name: str) -> str:
   """A cell's name as that of a directory."""
   return ''.join(char if char.isalnum() or char in '-_.' else '_' for char in name.lower())
-
-
-def as_text(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-  """The table of the terminal: a row for each cell, percent."""
-  rows: list[tuple[str, ...]] = [('', *_COLUMNS, 'n', 'edit, s')]
-  for name, summary in summaries.items():
-    metrics = summary['metrics']
-    count = metrics['efficacy' if 'efficacy' in metrics else 'efficacy_acc']['after']['n']
-    cells = [_cell(metrics, column) for column in _COLUMNS]
-    rows.append((name, *cells, str(count), f'{_edit_seconds(summary):.1f}'))
-  widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-  lines = []
-  for row in rows:
-    cells = [row[0].ljust(widths[0])]
-    cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-    lines.append('  '.join(cells).rstrip())
-  lines.insert(1, '-' * max(map(len, lines)))
-  return '\n'.join(lines)
-
-
-def as_csv(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-  """Every metric of every cell, before and after: one line each."""
-  out = io.StringIO()
-  writer = csv.writer(out, lineterminator='\n')
-  writer.writerow(('cell', 'method', 'num_edits', 'metric', 'state', 'mean', 'ci95', 'n'))
-  for name, summary in summaries.items():
-    for metric, states in summary['metrics'].items():
-      for state, value in states.items():
-        numbers = (value['mean'], value['ci95'], value['n'])
-        writer.writerow((name, summary['method'], summary['num_edits'], metric, state, *numbers))
-  return out.getvalue()
-
-
-def _cell(metrics: Mapping[str, Any], column: str) -> str:
-  """Success where records have a true answer, token accuracy where not."""
-  value = metrics.get(column, metrics.get(f'{column}_acc', {})).get('after')
-  if value is None or value['mean'] is None:
-    return '–'
-  return f'{value["mean"]:.1f} ±{value["ci95"]:5.1f}'
-
-
-def _edit_seconds(summary: Mapping[str, Any]) -> float:
-  parts: Sequence[str] = ('targets', 'keys', 'solve', 'edit')
-  return sum(summary['seconds'].get(part, 0.0) for part in parts)

@@ -33,12 +33,13 @@ _RESULTS = (
   'batches',
   'cells',
   'damage.jsonl',
+  'probes',
   'records.jsonl',
   'summary.json',
   'model',
 )
 # Fields that may change between two runs in one workdir: they do not change a stage's result.
-_FREE = ('task', 'export.', 'cells')
+_FREE = ('task', 'export.', 'cells', 'probe.probes')
 # Parts of the provenance that must be the same for finished stages to be used.
 _INPUTS = ('model', 'data', 'patches')
 

@@ -41,12 +41,23 @@ def language_model(family: str = 'gptj', num_layers: int = 3) -> LanguageModel:
       intermediate_size=20,
       max_position_embeddings=128,
     ),
+    'gpt_neox': dict(
+      num_hidden_layers=num_layers,
+      hidden_size=16,
+      num_attention_heads=2,
+      intermediate_size=24,
+      max_position_embeddings=128,
+    ),
+    'gpt2': dict(n_layer=num_layers, n_embd=16, n_head=2, n_inner=24, n_positions=128),
   }[family]
   hf_config = tiny.hf_config(family, vocab_size=len(tokenizer), **sizes)
   config = FAMILIES[family].read_config(hf_config, 'float32')
   params = tiny.random_params(config)
   # Sharper predictions, so that a few steps make an answer probable.
-  params['head'] = {**params['head'], 'kernel': 4 * params['head']['kernel']}
+  if config.tie_head:
+    params['embed'] = {**params['embed'], 'embedding': 4 * params['embed']['embedding']}
+  else:
+    params['head'] = {**params['head'], 'kernel': 4 * params['head']['kernel']}
   return LanguageModel(config, params, tokenizer, hf_config, '', fingerprint(params))
 
 

@@ -1,0 +1,139 @@
+r"""What does a batch of edits pay for its solve? A kept factor, and a new system every time.
+
+python benchmarks/solve.py --sizes=1024,2048,4096 --edits=10,64,256 --out=solve.json
+
+Ours factors C once for each layer and solves every batch of B edits with it
+(`jedit.solve.least_squares`), checks the normal equations, and gives the left factor; the baseline
+adds KᵀK to λC and calls `torch.linalg.solve` for every batch, as the published codes do. Both in
+float64. Each side has a process of its own and they take turns; medians are printed, with the
+fastest and slowest round.
+
+Needed FLOP: F³/3 for the factor, once; 2 F² B for a batch, in two triangular solves. Without a
+factor a batch needs F³/3 + F² B + 2 F² B. The ceiling is the better side's float64 matrix product.
+
+With --batches the solves are also timed where they belong: that many batches of --batch_edits edits
+of the shipped testbed one after the other, with PMET's published settings for it.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags
+from processes import Process
+
+_SIZES = flags.DEFINE_list('sizes', ['1024', '2048', '4096'], 'F, dimensions of the keys.')
+_EDITS = flags.DEFINE_list('edits', ['10', '64', '256'], 'B, edits of a batch.')
+_ROUNDS = flags.DEFINE_integer('rounds', 3, 'Of every size.', lower_bound=1)
+_BATCHES = flags.DEFINE_integer(
+  'batches', 0, 'Batches of the sequential run; 0 leaves it out.', lower_bound=0
+)
+_BATCH_EDITS = flags.DEFINE_integer('batch_edits', 10, 'Edits of each of these.', lower_bound=1)
+_OUT = flags.DEFINE_string('out', '', 'JSON file for the figures; empty prints only.')
+
+
+def run(sizes: Sequence[int], edits: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+  """Times both sides for every size.
+
+  Args:
+    sizes: F.
+    edits: B; a quarter of F at most is solved with the kept factor.
+    rounds: of every size.
+  """
+  sides = {name: Process(f'solve_sides:{name}') for name in ('Engine', 'Baseline')}
+  rows = []
+  try:
+    ceiling = max(side.call('ceiling') for side in sides.values())
+    for size in sizes:
+      for side in sides.values():
+        side.call('prepare', size, tuple(edits))
+      found = [{n: side.call('round') for n, side in sides.items()} for _ in range(rounds)]
+      factor = [each['Engine']['factor'] for each in found]
+      rows.append(_row('factor once', size, 0, size**3 / 3, ceiling, factor))
+      for count in edits:
+        ours = [each['Engine'][count] for each in found]
+        theirs = [each['Baseline'][count] for each in found]
+        check = [each['Engine'][f'check {count}'] for each in found]
+        whole = size**3 / 3 + 3 * size**2 * count
+        rows.append(_row('kept factor', size, count, 2 * size**2 * count, ceiling, ours))
+        rows.append(_row('  its check', size, count, 2 * size**2 * count, ceiling, check))
+        rows.append(_row('torch.linalg', size, count, whole, ceiling, theirs))
+        rows[-1]['times_slower'] = rows[-1]['seconds'] / rows[-3]['seconds']
+        rows[-1]['difference'] = sides['Engine'].call(
+          'difference', count, sides['Baseline'].call('answer', count)
+        )
+  finally:
+    for side in sides.values():
+      side.close()
+  return rows
+
+
+def _row(name, size, count, needed, ceiling, seconds) -> dict[str, Any]:
+  middle = statistics.median(seconds)
+  return {
+    'name': name,
+    'F': size,
+    'B': count,
+    'needed_flop': needed,
+    'seconds': middle,
+    'min': min(seconds),
+    'max': max(seconds),
+    'flop_per_second': needed / middle,
+    'share_of_ceiling': needed / middle / ceiling,
+  }
+
+
+def sequence(num_batches: int, size: int) -> dict[str, float]:
+  """Seconds of a sequential run by stage; compiled programs come from a shorter run before it."""
+  import jedit
+  from jedit.batches import edit_sequentially
+  from jedit.contexts import sample_contexts
+  from jedit.testbeds import testbed_corpus
+
+  lm, records = jedit.testbed('gptj')
+  method = jedit.preset('pmet', 'testbed-gptj')
+  stats = jedit.statistics(lm, testbed_corpus('gptj'), method.layers)
+  requests = [record.request for record in records[: num_batches * size]]
+  contexts = sample_contexts(lm, 0)
+  list(edit_sequentially(lm, requests[: 2 * size], method, stats, size=size, contexts=contexts))
+  # New arrays: the first batch pays for the factors.
+  stats = jedit.SecondMoments({kernel: cov.copy() for kernel, cov in stats.cov.items()})
+  start = time.perf_counter()
+  parts = {'targets': 0.0, 'keys': 0.0, 'solve': 0.0}
+  found = edit_sequentially(lm, requests, method, stats, size=size, contexts=contexts)
+  for number, batch in enumerate(found):
+    for name in parts:
+      parts[name] += batch.seconds[name]
+    if not number:
+      parts['first solve'] = parts['solve']
+  whole = time.perf_counter() - start
+  return {'whole': whole, **parts, 'solve_share': parts['solve'] / whole, 'batches': number + 1}
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'There is no argument {argv[1]!r}; use the flags.')
+  rows = run([int(f) for f in _SIZES.value], [int(b) for b in _EDITS.value], _ROUNDS.value)
+  print(
+    f'{"":14}{"F":>7}{"B":>5}{"seconds":>10}{"(min .. max)":>22}{"GFLOP/s":>9}{"of ceiling":>12}'
+  )
+  for row in rows:
+    spread = f'({row["min"]:.4f} .. {row["max"]:.4f})'
+    print(
+      f'{row["name"]:14}{row["F"]:7}{row["B"] or "":>5}{row["seconds"]:10.4f}{spread:>22}'
+      f'{row["flop_per_second"] / 1e9:9.1f}{100 * row["share_of_ceiling"]:11.1f}%'
+      + (f'  {row["times_slower"]:6.1f} x  {row["difference"]:.0e}' if 'difference' in row else '')
+    )
+  report = {'rounds': _ROUNDS.value, 'rows': rows}
+  if _BATCHES.value:
+    report['sequence'] = sequence(_BATCHES.value, _BATCH_EDITS.value)
+    print(', '.join(f'{name} {value:.3g}' for name, value in report['sequence'].items()))
+  if _OUT.value:
+    from jedit.checkpoint import write_json
+
+    write_json(_OUT.value, report)
+
+
+if __name__ == '__main__':
+  app.run(main)

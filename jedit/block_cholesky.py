@@ -1,0 +1,171 @@
+"""Cholesky factors of matrices that no single device holds, in blocks of rows under `shard_map`.
+
+XLA gathers a sharded matrix on every device for its own `cholesky`. Here block row i lies on device
+i mod n, so that all devices have rows left to work on until the end; a device never holds more than
+its rows and one panel, a block wide. Blocks of columns come in turn: the block on the diagonal goes
+to everybody, each device solves its part of the panel below it, the panel is gathered, and each
+device subtracts its products from its own rows. Right sides travel along in the same way.
+
+Letters: F rows, a multiple of n times the block size P; R = F / n rows of one device.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import solve_triangular
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as Spec
+
+AXIS = 'rows'
+
+
+def padded_size(size: int, num_devices: int, block: int) -> int:
+  """Rows of a matrix that is filled up to whole blocks for every device."""
+  return -(-size // (num_devices * block)) * num_devices * block
+
+
+def shard_rows(matrix_FxG: np.ndarray, mesh: Mesh, block: int) -> jax.Array:
+  """Spreads rows over the devices, block i on device i mod n; no device gets more than its own.
+
+  Args:
+    matrix_FxG: whole blocks for every device.
+    mesh: one axis, `AXIS`.
+    block: rows of a block.
+  """
+  size = len(matrix_FxG)
+  blocks_SxNxPxG = matrix_FxG.reshape(-1, mesh.size, block, matrix_FxG.shape[1])
+  rows = size // mesh.size
+
+  def of_device(index: tuple[slice, ...] | None) -> np.ndarray:
+    assert index is not None
+    return blocks_SxNxPxG[:, (index[0].start or 0) // rows].reshape(rows, -1)
+
+  return jax.make_array_from_callback(matrix_FxG.shape, NamedSharding(mesh, Spec(AXIS)), of_device)
+
+
+def in_order(rows_FxB: np.ndarray, num_devices: int, block: int) -> np.ndarray:
+  """Rows that were spread over the devices, in their own order again."""
+  blocks_NxSxPxB = rows_FxB.reshape(num_devices, -1, block, rows_FxB.shape[1])
+  return blocks_NxSxPxB.swapaxes(0, 1).reshape(rows_FxB.shape)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2), donate_argnums=0)
+def factorise(matrix_FxF: jax.Array, mesh: Mesh, block: int) -> jax.Array:
+  """The lower Cholesky factor in place of the matrix, in the same layout.
+
+  Args:
+    matrix_FxF: symmetric, from `shard_rows`; its memory is used again.
+    mesh, block: as of `shard_rows`.
+
+  Returns:
+    lower_FxF; what is above the diagonal means nothing. Not finite from the block on that is not
+    positive definite.
+  """
+  run = functools.partial(_factorise_rows, block=block)
+  return jax.shard_map(run, mesh=mesh, in_specs=Spec(AXIS), out_specs=Spec(AXIS))(matrix_FxF)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def solve(lower_FxF: jax.Array, rhs_FxB: jax.Array, mesh: Mesh, block: int) -> jax.Array:
+  """(L Lᵀ)⁻¹ rhs.
+
+  Args:
+    lower_FxF: from `factorise`.
+    rhs_FxB: from `shard_rows`.
+    mesh, block: as of `shard_rows`.
+
+  Returns:
+    [F, B] in the layout of `rhs_FxB`.
+  """
+  run = functools.partial(_solve_rows, block=block)
+  return jax.shard_map(run, mesh=mesh, in_specs=Spec(AXIS), out_specs=Spec(AXIS))(
+    lower_FxF, rhs_FxB
+  )
+
+
+def _factorise_rows(row_RxF, *, block):
+  num_devices = jax.lax.axis_size(AXIS)
+  for step in range(row_RxF.shape[1] // block):
+    first, start, end = _my_first(step, block), step * block, (step + 1) * block
+    own_PxP = jax.lax.dynamic_slice_in_dim(row_RxF[:, start:end], first, block)
+    lower_PxP = jnp.linalg.cholesky(_from_owner(own_PxP, step), symmetrize_input=False)
+    # L of the rows below is A L⁻ᵀ; the device of the diagonal block sets that itself.
+    below_QxP = solve_triangular(lower_PxP, row_RxF[first:, start:end].T, lower=True).T
+    is_below_Q = _row_numbers(row_RxF.shape[0], block)[first:] >= end
+    panel_QxP = jnp.where(is_below_Q[:, None], below_QxP, jnp.zeros_like(below_QxP))
+    diagonal_QxP = jnp.zeros_like(below_QxP).at[:block].set(lower_PxP)
+    is_owner = jax.lax.axis_index(AXIS) == step % num_devices
+    written_QxP = jnp.where(is_owner, panel_QxP + diagonal_QxP, panel_QxP)
+    row_RxF = row_RxF.at[first:, start:end].set(written_QxP)
+    if end < row_RxF.shape[1]:
+      gathered_NxQxP = jax.lax.all_gather(panel_QxP, AXIS)
+      whole_GxP = _interleave(gathered_NxQxP, block)[end - first * num_devices :]
+      product_QxG = jnp.einsum('qp,gp->qg', panel_QxP, whole_GxP, precision='highest')
+      row_RxF = row_RxF.at[first:, end:].add(-product_QxG)
+  return row_RxF
+
+
+def _solve_rows(row_RxF, rhs_RxB, *, block):
+  num_steps = row_RxF.shape[1] // block
+  number_R = _row_numbers(row_RxF.shape[0], block)
+  num_devices = jax.lax.axis_size(AXIS)
+
+  def own(array, step):
+    return array[_my_first(step, block) :][:block]
+
+  def keep(rhs_RxB, step, value_PxB):
+    """Writes a block of rows on its device."""
+    first = _my_first(step, block)
+    is_owner = jax.lax.axis_index(AXIS) == step % num_devices
+    value_PxB = jnp.where(is_owner, value_PxB, own(rhs_RxB, step))
+    return rhs_RxB.at[first : first + block].set(value_PxB)
+
+  for step in range(num_steps):  # L y = rhs
+    start, end = step * block, (step + 1) * block
+    first = _my_first(step, block)
+    both = jnp.concatenate([own(row_RxF[:, start:end], step), own(rhs_RxB, step)], axis=1)
+    both = _from_owner(both, step)
+    value_PxB = solve_triangular(both[:, :block], both[:, block:], lower=True)
+    moved_QxB = jnp.einsum('qp,pb->qb', row_RxF[first:, start:end], value_PxB, precision='highest')
+    is_below_Q = number_R[first:] >= end
+    rhs_RxB = rhs_RxB.at[first:].add(-jnp.where(is_below_Q[:, None], moved_QxB, 0 * moved_QxB))
+    rhs_RxB = keep(rhs_RxB, step, value_PxB)
+  for step in reversed(range(num_steps)):  # Lᵀ x = y
+    start, end = step * block, (step + 1) * block
+    first = _my_first(step, block)
+    is_below_Q = number_R[first:] >= end
+    found_QxB = jnp.where(is_below_Q[:, None], rhs_RxB[first:], 0 * rhs_RxB[first:])
+    moved_PxB = jnp.einsum('qp,qb->pb', row_RxF[first:, start:end], found_QxB, precision='highest')
+    both = jnp.concatenate([own(row_RxF[:, start:end], step), own(rhs_RxB, step)], axis=1)
+    both = _from_owner(both, step)
+    wanted_PxB = both[:, block:] - jax.lax.psum(moved_PxB, AXIS)
+    value_PxB = solve_triangular(both[:, :block], wanted_PxB, lower=True, trans='T')
+    rhs_RxB = keep(rhs_RxB, step, value_PxB)
+  return rhs_RxB
+
+
+def _my_first(step: int, block: int) -> int:
+  """First of a device's rows whose block is not before block `step`, or was just before it."""
+  return step // jax.lax.axis_size(AXIS) * block
+
+
+def _from_owner(value: jax.Array, step: int) -> jax.Array:
+  """What the device of block row `step` has, on every device."""
+  is_owner = jax.lax.axis_index(AXIS) == step % jax.lax.axis_size(AXIS)
+  return jax.lax.psum(jnp.where(is_owner, value, jnp.zeros_like(value)), AXIS)
+
+
+def _row_numbers(num_rows: int, block: int) -> jax.Array:
+  """Which rows of the whole matrix a device has."""
+  slot_R, within_R = np.divmod(np.arange(num_rows, dtype=np.int32), block)
+  first_R = slot_R * jax.lax.axis_size(AXIS) * block + within_R
+  return jnp.asarray(first_R) + jax.lax.axis_index(AXIS) * block
+
+
+def _interleave(rows_NxQxP: jax.Array, block: int) -> jax.Array:
+  """Rows of all devices in the order of the whole matrix."""
+  num_devices, num_rows, width = rows_NxQxP.shape
+  blocks_NxSxRxP = rows_NxQxP.reshape(num_devices, num_rows // block, block, width)
+  return blocks_NxSxRxP.swapaxes(0, 1).reshape(num_devices * num_rows, width)

@@ -1,0 +1,120 @@
+"""Texts that generations are compared with: the published attribute snippets."""
+
+import collections
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jedit.evals.texts import TfIdf
+from jedit.types import Record, UserError
+
+_BLOCK = 2**20  # characters read at once; the published file has 926 MB
+
+_Key = tuple[str | None, str | None]  # relation and object, as Wikidata identifiers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class References:
+  """What is known about the new objects of some records.
+
+  Attributes:
+    tfidf: weights of words.
+    weights: by relation and object, the weights of all snippets about entities that have it.
+    essence: by relation, object and subject, the joined snippets that are about the subject.
+  """
+
+  tfidf: TfIdf
+  weights: Mapping[_Key, Mapping[int, float]]
+  essence: Mapping[tuple[str | None, str | None, str], str]
+
+  def of(self, record: Record) -> tuple[Mapping[int, float], str]:
+    """Weights and essence text of a record; empty where the snippets have none."""
+    key = (record.relation_id, record.target_id)
+    return self.weights.get(key, {}), self.essence.get((*key, record.request.subject), '')
+
+
+def load_references(
+  path: str | os.PathLike[str], records: Sequence[Record], tfidf: TfIdf | None = None
+) -> References:
+  """Reads what a file of attribute snippets has about the new objects of records.
+
+  The file is a JSON list of objects with `relation_id`, `target_id` and `samples`, each with
+  `name` and `text`. It is read in pieces, and only weights and the texts about edited subjects
+  are kept.
+
+  Args:
+    path: the file.
+    records: their relation and new object choose the snippets.
+    tfidf: weights of words; None counts them in all texts of the file, as the published ones were.
+
+  Raises:
+    UserError: for a file that cannot be read or holds something else.
+  """
+  if tfidf is None:
+    tfidf = TfIdf.fit(text for _, samples in _entries(path) for _, text in samples)
+  wanted = {(r.relation_id, r.target_id, r.request.subject) for r in records}
+  keys = {key[:2] for key in wanted}
+  weights: dict[_Key, collections.Counter[int]] = {}
+  essence: dict[tuple[str | None, str | None, str], list[str]] = {}
+  for key, samples in _entries(path):
+    if key not in keys:
+      continue
+    total = weights.setdefault(key, collections.Counter())
+    for name, text in samples:
+      for column, weight in tfidf.weights(text).items():
+        total[column] += weight  # type: ignore[assignment]  # counters add floats, too
+      if (*key, name) in wanted:
+        essence.setdefault((*key, name), []).append(text)
+  return References(tfidf, weights, {key: ' '.join(texts) for key, texts in essence.items()})
+
+
+def _entries(path: str | os.PathLike[str]) -> Iterator[tuple[_Key, list[tuple[str, str]]]]:
+  """Relation and object, names and texts of every entry."""
+  for number, entry in enumerate(_stream(path)):
+    try:
+      samples = [(sample['name'], sample['text']) for sample in entry['samples']]
+      key = (entry['relation_id'], entry['target_id'])
+      is_text = all(isinstance(text, str) for sample in samples for text in sample)
+    except (TypeError, KeyError):
+      is_text = False
+    if not is_text:
+      raise UserError(
+        f'{path}: entry {number} has no relation_id, target_id and samples with name and text; '
+        'give a file in the form of attribute_snippets.json.'
+      )
+    yield key, samples
+
+
+def _stream(path: str | os.PathLike[str]) -> Iterator[Any]:
+  """The items of a JSON list, one after the other, without holding the list."""
+  decoder = json.JSONDecoder()
+  try:
+    with open(path, encoding='utf-8') as file:
+      buffer = file.read(_BLOCK).lstrip()
+      if not buffer.startswith('['):
+        raise UserError(f'{path} holds no JSON list; give a file like attribute_snippets.json.')
+      buffer = buffer[1:].lstrip()
+      is_first = True
+      while True:
+        more = file.read(max(_BLOCK, len(buffer)))  # doubling: a long item is parsed few times
+        buffer += more
+        while True:
+          rest = buffer.lstrip()
+          if rest.startswith(']'):
+            return
+          if not is_first and rest.startswith(','):
+            rest = rest[1:].lstrip()
+          try:
+            item, end = decoder.raw_decode(rest)
+          except ValueError as error:
+            if more:
+              break  # the item goes on in the next piece
+            raise UserError(f'{path} is not JSON ({error}); repair it or give another.') from error
+          yield item
+          buffer, is_first = rest[end:], False
+  except OSError as error:
+    raise UserError(f'Cannot read {path} ({error.strerror}); check the path.') from error
+  except UnicodeDecodeError as error:
+    raise UserError(f'{path} is no UTF-8 text; give another file.') from error

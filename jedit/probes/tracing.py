@@ -1,0 +1,241 @@
+"""Causal tracing: where in a model the name of a subject turns into what is known about it.
+
+ROME (arXiv:2202.05262), section 2: the embeddings of the subject's tokens are spoilt with noise,
+then the outputs that some layers had in the clean run are put back at one token. Where that brings
+the answer back, the fact is recalled; those layers are the ones to edit in a new model.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jedit.data.prompts import Encoded, Row, encode_many
+from jedit.log import Progress
+from jedit.models import ModelConfig, ReplaceAt, head, site
+from jedit.probes.reading import batches, known_answer, run
+from jedit.types import Request, UserError
+
+if TYPE_CHECKING:
+  from jedit.language_model import LanguageModel
+
+PLACES = {'hidden': 'block_out', 'attn': 'attn_out', 'mlp': 'mlp_out'}
+POSITIONS = ('subject_last', 'prompt_last')
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+  """Probabilities of the answer's first token, mean over the draws of noise, per prompt.
+
+  Axes: K kind of output put back (`kinds`), Q token at which ('subject_last', 'prompt_last'),
+  W window of layers (`windows`), N prompt.
+
+  Attributes:
+    kinds: of 'hidden' (the residual stream behind the block), 'attn' and 'mlp'.
+    windows: the layers whose outputs are put back together.
+    clean_N: with the subject as it is.
+    corrupted_N: with noise on the subject's embeddings; clean - corrupted is ROME's total effect.
+    restored_KxQxWxN: with noise and outputs put back; restored - corrupted is the indirect effect.
+  """
+
+  kinds: tuple[str, ...]
+  windows: tuple[tuple[int, ...], ...]
+  clean_N: np.ndarray
+  corrupted_N: np.ndarray
+  restored_KxQxWxN: np.ndarray
+
+  @property
+  def recovered_KxQxW(self) -> np.ndarray:
+    """Share of the probability lost to the noise, over all prompts, that comes back."""
+    gain_KxQxW = (self.restored_KxQxWxN - self.corrupted_N).mean(axis=-1)
+    return gain_KxQxW / (self.clean_N - self.corrupted_N).mean()
+
+
+def windows_of(num_layers: int, width: int) -> tuple[tuple[int, ...], ...]:
+  """A window of `width` layers around each layer, cut off at both ends of the model.
+
+  ROME's figures have a width of 10 for MLP and attention outputs, and 1 for hidden states.
+  """
+  first = [layer - (width - 1) // 2 for layer in range(num_layers)]
+  return tuple(tuple(range(max(f, 0), min(f + width, num_layers))) for f in first)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _trace(
+  config: ModelConfig,
+  kinds: tuple[str, ...],
+  params: Any,
+  token_NxT: jax.Array,
+  length_N: jax.Array,
+  is_subject_NxT: jax.Array,
+  at_NxQ: jax.Array,
+  answer_N: jax.Array,
+  text_N: jax.Array,
+  draw_keys: jax.Array,
+  scale: jax.Array,
+  plan_PxK: jax.Array,
+  window_PxL: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Answer probabilities, clean [N] and per row of the plan [P, N].
+
+  A row of the plan holds the token at which each kind is put back (-1: nowhere) and its layers.
+  """
+  places = [[site(layer, PLACES[kind]) for layer in range(config.num_layers)] for kind in kinds]
+  rows_N = jnp.arange(token_NxT.shape[0])
+  embedding_NxTxD = params['embed']['embedding'][token_NxT].astype(jnp.float32)
+
+  def noise_NxTxD(key: jax.Array) -> jax.Array:
+    # A key for each token of each text: no draw depends on what else is in the batch.
+    def of_token(text: jax.Array, token: jax.Array) -> jax.Array:
+      at_token = jax.random.fold_in(jax.random.fold_in(key, text), token)
+      return jax.random.normal(at_token, (config.width,))
+
+    index_T = jnp.arange(token_NxT.shape[1])
+    return jax.vmap(jax.vmap(of_token, (None, 0)), (0, None))(text_N, index_T)
+
+  def probability_N(hidden_NxTxD: jax.Array) -> jax.Array:
+    logits_NxV = head(config, params, hidden_NxTxD[rows_N, at_NxQ[:, -1]])
+    return jax.nn.softmax(logits_NxV)[rows_N, answer_N]
+
+  hidden, seen = run(
+    config,
+    params,
+    token_NxT,
+    length_N,
+    hidden_NxTxD=embedding_NxTxD,
+    taps=[name for names in places for name in names],
+  )
+  clean_N = probability_N(hidden)
+  kept = {
+    name: [seen[name][rows_N, at_NxQ[:, q]] for q in range(at_NxQ.shape[1])]
+    for names in places
+    for name in names
+  }
+
+  def restored_PxN(key: jax.Array) -> jax.Array:
+    noise = scale * noise_NxTxD(key)
+    spoilt_NxTxD = embedding_NxTxD + jnp.where(is_subject_NxT[..., None], noise, 0.0)
+
+    def restored_N(step: tuple[jax.Array, jax.Array]) -> jax.Array:
+      token_K, window_L = step
+      edits = {}
+      for k, names in enumerate(places):
+        pos_N = jnp.take(at_NxQ, jnp.maximum(token_K[k], 0), axis=1)
+        for layer, name in enumerate(names):
+          value_NxD = jnp.stack(kept[name])[jnp.maximum(token_K[k], 0)]
+          is_on = (token_K[k] >= 0) & (window_L[layer] > 0)
+          # A position outside of the row restores nothing.
+          edits[name] = ReplaceAt(jnp.where(is_on, pos_N, -1), value_NxD)
+      spoilt = run(config, params, token_NxT, length_N, hidden_NxTxD=spoilt_NxTxD, edits=edits)
+      return probability_N(spoilt[0])
+
+    return jax.lax.map(restored_N, (plan_PxK, window_PxL))
+
+  total_PxN = jax.lax.map(restored_PxN, draw_keys).mean(axis=0)
+  return clean_N, total_PxN
+
+
+def trace(
+  lm: 'LanguageModel',
+  requests: Sequence[Request],
+  windows: Sequence[Sequence[int]],
+  *,
+  kinds: Sequence[str] = ('mlp', 'attn'),
+  noise: float = 3.0,
+  num_noises: int = 4,
+  seed: int = 0,
+) -> Trace:
+  """Puts outputs of windows of layers back at the subject's last token and at the prompt's.
+
+  Args:
+    lm: the model.
+    requests: questions that the model can answer; its answer is the true object, or the target of
+      a request without one.
+    windows: layers whose outputs are put back together; see `windows_of`. Not cut to neighbours.
+    kinds: of outputs, of 'hidden', 'attn' and 'mlp'.
+    noise: standard deviation of the noise, in those of all entries of the embedding matrix. (ROME's
+      code takes those of the subjects' tokens alone.)
+    num_noises: draws per prompt, averaged.
+    seed: of the noise, which depends on nothing but the seed, the prompt's number and the token's.
+
+  Returns:
+    Probabilities of the first token of every prompt's answer.
+
+  Raises:
+    UserError: without requests, for one that cannot be tokenised, and for kinds or layers that do
+      not exist.
+  """
+  config = lm.config
+  kinds = tuple(kinds)
+  _check(config, windows, kinds)
+  prompts = encode_many(lm.tokenizer, [Row(r.prompt, r.subject) for r in requests])
+  with_answer = [Row(r.prompt, r.subject, known_answer(r)) for r in requests]
+  answer_N = np.array([e.target_ids[0] for e in encode_many(lm.tokenizer, with_answer)], np.int32)
+  at_NxQ = np.array([(e.subject_last, e.prompt_last) for e in prompts], np.int32)
+  plan = [([-1] * len(kinds), ())] + [
+    ([q if i == k else -1 for i in range(len(kinds))], tuple(window))
+    for k in range(len(kinds))
+    for q in range(len(POSITIONS))
+    for window in windows
+  ]
+  window_PxL = np.zeros((len(plan), config.num_layers), np.int32)
+  for row, (_, layers) in zip(window_PxL, plan, strict=True):
+    row[list(layers)] = 1
+  plan_PxK = np.array([tokens for tokens, _ in plan], np.int32)
+  scale = jnp.float32(noise) * jnp.std(lm.params['embed']['embedding'].astype(jnp.float32))
+  draw_keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(
+    jnp.arange(num_noises)
+  )
+  clean_N, found_PxN = np.zeros(len(prompts)), np.zeros((len(plan), len(prompts)))
+  with Progress('tracing', len(prompts), 'prompts') as progress:
+    for batch in batches([e.ids for e in prompts]):
+      length = batch.token_NxT.shape[1]
+      is_subject_NxT = _subject_tokens(prompts, length)
+      texts = (is_subject_NxT, at_NxQ, answer_N, np.arange(len(prompts), dtype=np.int32))
+      found = _trace(
+        config,
+        kinds,
+        lm.params,
+        batch.token_NxT,
+        batch.length_N,
+        *(batch.pick(values) for values in texts),
+        draw_keys,
+        scale,
+        plan_PxK,
+        window_PxL,
+      )
+      clean, restored = jax.device_get(found)
+      clean_N[batch.rows] = clean[: len(batch.rows)]
+      found_PxN[:, batch.rows] = restored[:, : len(batch.rows)]
+      progress.update(len(batch.rows))
+  shape = (len(kinds), len(POSITIONS), len(windows), len(prompts))
+  return Trace(
+    kinds,
+    tuple(tuple(window) for window in windows),
+    clean_N,
+    found_PxN[0],
+    found_PxN[1:].reshape(shape),
+  )
+
+
+def _check(config: ModelConfig, windows: Sequence[Sequence[int]], kinds: Sequence[str]) -> None:
+  for kind in kinds:
+    if kind not in PLACES:
+      raise UserError(f'There is no output {kind!r} to trace; choose of {", ".join(PLACES)}.')
+  for layer in {layer for window in windows for layer in window}:
+    if not 0 <= layer < config.num_layers:
+      raise UserError(
+        f'There is no layer {layer} to trace; the model has layers 0 to {config.num_layers - 1}.'
+      )
+
+
+def _subject_tokens(prompts: Sequence[Encoded], length: int) -> np.ndarray:
+  """Which tokens of each prompt [N, T] hold characters of its subject: those the noise spoils."""
+  index_1xT = np.arange(length)[None]
+  first_Nx1 = np.array([[e.subject_first] for e in prompts], np.int32)
+  last_Nx1 = np.array([[e.subject_last] for e in prompts], np.int32)
+  return (first_Nx1 <= index_1xT) & (index_1xT <= last_Nx1)

@@ -1,0 +1,171 @@
+"""Several runs side by side: the cells of a sweep, or workdirs that are compared."""
+
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jedit import checkpoint
+from jedit.runner import page, plots
+from jedit.tables import Grid
+from jedit.types import UserError
+
+SUMMARY_FILE = 'summary.json'
+SWEEP_FILE = 'sweep.json'
+
+Summaries = Mapping[str, Mapping[str, Any]]
+
+_COLUMNS = ('efficacy', 'paraphrase', 'neighborhood', 'score', 'unedited_kept')
+_OPTIONAL = ('fluency', 'consistency', 'essence')  # columns where some run has them
+_CURVES = ('score', 'efficacy', 'paraphrase', 'neighborhood')
+
+
+def read_summaries(workdirs: Sequence[str]) -> dict[str, dict[str, Any]]:
+  """The summaries of finished runs by the names of their workdirs; a sweep gives its cells'.
+
+  Raises:
+    UserError: without workdirs, for one without results, and for two of one name.
+  """
+  if not workdirs:
+    raise UserError('There is nothing to compare; give workdirs, separated by commas.')
+  found: dict[str, dict[str, Any]] = {}
+  for workdir in workdirs:
+    folder = pathlib.Path(workdir)
+    label = folder.name or folder.resolve().name
+    if (folder / SWEEP_FILE).is_file():
+      cells = checkpoint.read_json(folder / SWEEP_FILE)
+      more = {f'{label}: {name}': summary for name, summary in cells.items()}
+    elif (folder / SUMMARY_FILE).is_file():
+      more = {label: checkpoint.read_json(folder / SUMMARY_FILE)}
+    else:
+      raise UserError(f'{folder} has no {SUMMARY_FILE}; give the workdir of a finished run.')
+    for name, summary in more.items():
+      if name in found:
+        raise UserError(f'Two workdirs are called {name!r}; rename one.')
+      found[name] = summary
+  return found
+
+
+def write(
+  workdir: pathlib.Path, name: str, title: str, summaries: Summaries, provenance: Mapping[str, Any]
+) -> str:
+  """Writes the files of an overview: NAME.csv, NAME.tex, report.html, and figures of curves.
+
+  Args:
+    workdir: where.
+    name: of the table.
+    title: of the page.
+    summaries: of the runs by name.
+    provenance: for the page.
+
+  Returns:
+    The table as text, with a line about what is missing.
+  """
+  grid = as_grid(summaries)
+  page.write_table(workdir, name, grid)
+  with checkpoint.atomic_file(workdir / f'{name}.csv') as beside:
+    beside.write_text(_all_metrics(summaries).csv(), encoding='utf-8')
+  parts = [page.paragraph('Percent after the edit, ± half width of the 95% interval.'), grid.html()]
+  curves = _curves(summaries)
+  missing = ''
+  if curves and plots.available():
+    panels = _draw(curves)
+    caption = 'Means over records by the number of edits that one model holds, 95% intervals.'
+    parts += [page.heading('By number of edits')]
+    parts += [page.picture(panels.save(workdir / 'curves'), caption)]
+  elif curves:
+    missing = plots.MISSING
+    parts += [page.paragraph(missing, 'note')]
+  parts += [page.heading('Every metric'), _by_metric(summaries).html()]
+  parts += [page.heading('Where this comes from'), page.folded('Provenance', provenance)]
+  page.write(workdir, title, parts)
+  return '\n'.join(filter(None, (grid.text(), missing)))
+
+
+def as_grid(summaries: Summaries) -> Grid:
+  """A row for each run: percent after the edit."""
+  more = [name for name in _OPTIONAL if any(name in s['metrics'] for s in summaries.values())]
+  rows = []
+  for name, summary in summaries.items():
+    metrics = summary['metrics']
+    count = metrics['efficacy' if 'efficacy' in metrics else 'efficacy_acc']['after']['n']
+    cells = [_after(metrics, column) for column in (*_COLUMNS, *more)]
+    rows.append((name, *cells, summary['num_edits'], count, _edit_seconds(summary)))
+  return Grid(('', *_COLUMNS, *more, 'edits', 'n', 'edit, s'), rows)
+
+
+def _after(metrics: Mapping[str, Any], column: str) -> Mapping[str, Any] | None:
+  """Success where records have a true answer, token accuracy where not."""
+  found: Mapping[str, Any] | None = metrics.get(column, metrics.get(f'{column}_acc', {})).get(
+    'after'
+  )
+  return found
+
+
+def _all_metrics(summaries: Summaries) -> Grid:
+  """Every metric of every run, before and after: one row each."""
+  rows = [
+    (
+      name,
+      summary['method'],
+      summary['num_edits'],
+      metric,
+      state,
+      *(value[number] for number in ('mean', 'ci95', 'n')),
+    )
+    for name, summary in summaries.items()
+    for metric, states in summary['metrics'].items()
+    for state, value in states.items()
+  ]
+  return Grid(('cell', 'method', 'num_edits', 'metric', 'state', 'mean', 'ci95', 'n'), rows)
+
+
+def _by_metric(summaries: Summaries) -> Grid:
+  """Runs as columns: what they are, then every metric after the edit."""
+  names = dict.fromkeys(name for s in summaries.values() for name in s['metrics'])
+  about = [
+    (name, *(str(s[name]) for s in summaries.values()))
+    for name in ('method', 'model', 'dataset', 'num_edits', 'mode')
+  ]
+  rows = [
+    (name, *(s['metrics'].get(name, {}).get('after') for s in summaries.values())) for name in names
+  ]
+  return Grid(('', *summaries), [*about, *rows])
+
+
+def _edit_seconds(summary: Mapping[str, Any]) -> float:
+  parts: Sequence[str] = ('targets', 'keys', 'solve', 'edit')
+  return float(sum(summary['seconds'].get(part, 0.0) for part in parts))
+
+
+def _curves(summaries: Summaries) -> dict[str, dict[int, Mapping[str, Any]]]:
+  """Summaries by the edits in one model, for runs that differ in nothing else by their names."""
+  series: dict[str, dict[int, Mapping[str, Any]]] = {}
+  for name, summary in summaries.items():
+    edits = summary['edits_per_model']
+    number = f'(?:{edits}|{edits:,})'
+    bare = re.sub(rf'[\s,(_-]*(?<!\d){number}(?!\d)(?:[\s_-]*edits?)?\)?', '', name).strip(' ,_-')
+    series.setdefault(bare or summary['method'], {})[edits] = summary
+  if not any(len(points) > 1 for points in series.values()):
+    return {}
+  return {name: dict(sorted(points.items())) for name, points in series.items()}
+
+
+def _draw(curves: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> plots.Panels:
+  edits = [each for points in curves.values() for each in points]
+  xscale = 'log' if max(edits) > 10 * min(edits) else 'linear'
+  panels = plots.Panels(2, 2)
+  for i, column in enumerate(_CURVES):
+    lines = {}
+    for name, points in curves.items():
+      found = {
+        each: value
+        for each, summary in points.items()
+        if (value := _after(summary['metrics'], column)) and value['mean'] is not None
+      }
+      values = list(found.values())
+      lines[name] = list(found), [v['mean'] for v in values], [v['ci95'] for v in values]
+    row, place = divmod(i, 2)
+    labels = {'title': column, 'xlabel': 'edits' if row else '', 'ylabel': '' if place else '%'}
+    panels.lines(row, place, lines, xscale=xscale, ylim=(-4, 104), **labels)
+  return panels

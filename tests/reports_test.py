@@ -1,0 +1,192 @@
+"""Probes, comparisons and pages, from config to files; pages are opened in a browser."""
+
+import csv
+import json
+import os
+
+import pytest
+
+import jedit
+from helpers import browser, tiny_run
+from jedit import runner
+from jedit.probes import contrast
+from jedit.runner import overview, plots, probing
+from jedit.types import UserError
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  made = tiny_run.make(tmp_path_factory.mktemp('made'))
+  (made / 'words.json').write_text(json.dumps({'arts': ['jazz', 'violin']}))
+  return made
+
+
+def _probe_config(made, **fields):
+  config = tiny_run.config(made)
+  config.task = 'probe'
+  config.probe = dict(words=str(made / 'words.json'), window=2, draws=1, top_k=5, **fields)
+  return config
+
+
+@pytest.fixture(scope='module')
+def probed(made):
+  runner.run(_probe_config(made), made / 'probed')
+  return made / 'probed'
+
+
+@pytest.fixture(scope='module')
+def edited(made):
+  config = tiny_run.config(made)
+  config.method = dict(name='ft_w', layers=(1,), num_epochs=1)
+  runner.run(config, made / 'edited')
+  return made / 'edited'
+
+
+def test_a_probe_leaves_numbers_tables_and_figures(made, probed):
+  figures = {'similarity', 'contrast_raw', 'contrast_normed', 'contrast_words', 'tracing'}
+  files = {f'{name}.{ending}' for name in figures for ending in ('png', 'svg')}
+  probes = {'similarity', 'contrast', 'tracing'}
+  files |= {f'{name}.{ending}' for name in probes for ending in ('json', 'csv', 'tex')}
+  assert set(os.listdir(probed / 'probes')) == files
+  found = json.loads((probed / 'probes' / 'contrast.json').read_text())
+  lm = jedit.load(made / 'model')
+  requests = [r.request for r in jedit.data.requests.load_records(made / 'records.json')[:4]]
+  mean = contrast(lm, requests).prob_ZxQxOxSxN[1, 1, 0, 2].mean()
+  place = dict(norm='normed', position='prompt_last', of='true', measure='probability', state=2)
+  [row] = [row for row in found['rows'] if place.items() <= row.items()]
+  assert row['n'] == 4 and row['mean'] == pytest.approx(mean)
+  with open(probed / 'probes' / 'contrast.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == len(found['rows']) and float(rows[0]['mean']) == found['rows'][0]['mean']
+
+
+def test_finished_probes_are_not_repeated_and_others_are_added(made, probed, monkeypatch, capsys):
+  monkeypatch.setattr(probing, 'similarity', None)  # calling it would fail
+  before = (probed / 'probes' / 'similarity.json').read_bytes()
+  runner.run(_probe_config(made, probes='similarity'), probed)
+  assert (probed / 'probes' / 'similarity.json').read_bytes() == before
+  assert 'cosine, mlp' in capsys.readouterr().out
+  other = _probe_config(made)
+  other.probe.top_k = 6
+  with pytest.raises(UserError, match='another config: probe.top_k'):
+    runner.run(other, probed)
+
+
+def test_known_facts_are_probed(made, tmp_path):
+  facts = [
+    dict(
+      known_id=7,
+      subject='Marta Lindqvist',
+      attribute='Paris',
+      template='{} lives in',
+      prompt='Marta Lindqvist lives in',
+      relation_id='P1',
+      prediction=' Paris',
+    )
+  ]
+  (tmp_path / 'known.json').write_text(json.dumps(facts))
+  [record] = jedit.data.requests.load_records(tmp_path / 'known.json')
+  assert record.request == jedit.Request('{} lives in', 'Marta Lindqvist', 'Paris', case_id=7)
+
+
+def test_without_matplotlib_a_line_says_so(made, monkeypatch, capsys):
+  monkeypatch.setattr(plots, 'available', lambda: False)
+  runner.run(_probe_config(made, probes='similarity'), made / 'bare')
+  assert plots.MISSING in capsys.readouterr().out
+  assert set(os.listdir(made / 'bare' / 'probes')) == {
+    f'similarity.{ending}' for ending in ('json', 'csv', 'tex')
+  }
+  assert plots.MISSING.replace("'", '&#x27;') in (made / 'bare' / 'report.html').read_text()
+
+
+def test_runs_are_compared(made, edited, capsys):
+  config = tiny_run.config(made)
+  config.task = 'compare'
+  config.workdirs = f'{edited}, {edited}'
+  with pytest.raises(UserError, match="Two workdirs are called 'edited'"):
+    runner.run(config, made / 'compared')
+  (made / 'sweep').mkdir()
+  summary = json.loads((edited / 'summary.json').read_text())
+  cells = {
+    f'FT-W, {count} edits': {**summary, 'num_edits': count, 'edits_per_model': count}
+    for count in (1, 10, 100)
+  }
+  (made / 'sweep' / 'sweep.json').write_text(json.dumps(cells))
+  config.workdirs = f'{edited}, {made / "sweep"}'
+  runner.run(config, made / 'compared')
+  assert 'sweep: FT-W, 10 edits' in capsys.readouterr().out
+  for name in ('compare.csv', 'compare.tex', 'report.html', 'curves.png', 'curves.svg'):
+    assert (made / 'compared' / name).is_file(), name
+  with open(made / 'compared' / 'compare.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  place = {'cell': 'edited', 'metric': 'score', 'state': 'after'}
+  [row] = [row for row in rows if place.items() <= row.items()]
+  assert float(row['mean']) == summary['metrics']['score']['after']['mean']
+  config.workdirs = str(made / 'nothing')
+  with pytest.raises(UserError, match='has no summary.json'):
+    runner.run(config, made / 'compared')
+
+
+def test_runs_that_differ_in_their_number_of_edits_alone_share_a_curve():
+  names = ('PMET (10 edits)', 'PMET (1,000 edits)', 'MEMIT, 10', 'memit_1000')
+  sizes = (10, 1000, 10, 1000)
+  summaries = {
+    name: {'method': 'm', 'edits_per_model': size} for name, size in zip(names, sizes, strict=True)
+  }
+  found = {name: list(points) for name, points in overview._curves(summaries).items()}
+  assert found == {'PMET': [10, 1000], 'MEMIT': [10], 'memit': [1000]}
+  assert not overview._curves({'PMET': {'method': 'm', 'edits_per_model': 10}})
+
+
+def test_figures_are_the_same_each_time(tmp_path):
+  def draw(name):
+    panels = plots.Panels(1, 1)
+    panels.lines(0, 0, {'a': ([0, 1], [1, 2], [0.1, 0.2]), 'b': ([0, 1], [2, 1], [0, 0])})
+    return panels.save(tmp_path / name)
+
+  assert draw('one') == draw('two')
+  assert (tmp_path / 'one.svg').read_bytes() == (tmp_path / 'two.svg').read_bytes()
+
+
+@pytest.mark.parametrize('run', ['probed', 'edited'])
+def test_a_phone_shows_the_page(run, request, tmp_path):
+  chromium = browser.find()
+  if chromium is None:
+    pytest.skip(f'no browser: none of {", ".join(browser.NAMES)} is installed')
+  folder = request.getfixturevalue(run)
+  found = browser.look(chromium, folder / 'report.html', tmp_path)
+  assert found['errors'] == []
+  assert found['images'] == found['loaded'] == len(list(folder.rglob('*.png')))
+  assert found['scroll_width'] <= found['width'] and found['text'] > 500
+
+
+def test_the_browser_would_tell(tmp_path):
+  chromium = browser.find()
+  if chromium is None:
+    pytest.skip(f'no browser: none of {", ".join(browser.NAMES)} is installed')
+  page = tmp_path / 'page.html'
+  script = '<script>console.error("no")</script>'
+  page.write_text(f'<img src="nothing.png"><div style="width:900px">wide</div>{script}')
+  found = browser.look(chromium, page, tmp_path)
+  assert found['errors'] and found['images'] > found['loaded']
+  assert found['scroll_width'] > found['width']
+
+
+@pytest.mark.parametrize(
+  ('fields', 'words'),
+  [
+    (dict(probes='similarity, lens'), "no probe 'lens'"),
+    (dict(probes=''), 'probe.probes is empty'),
+    (dict(window=0), 'probe.window is 0'),
+    (dict(words='records.json'), 'holds no sets of words'),
+  ],
+)
+def test_mistakes_are_sentences(made, fields, words):
+  config = tiny_run.config(made)
+  config.task = 'probe'
+  if 'words' in fields:
+    fields = {'words': str(made / fields['words'])}
+  config.probe = fields
+  with pytest.raises(UserError, match=words):
+    runner.run(config, made / 'mistake')
+  assert not (made / 'mistake').exists()
