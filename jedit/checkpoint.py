@@ -207,7 +207,11 @@ def stream_tensors(
     header[name] = {'dtype': DTYPES[dtype.name], 'shape': shape, 'data_offsets': (start, end)}
   text = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)
-  with atomic_file(path) as beside, open(beside, 'wb') as file:
+  # Every process makes every array, since that may take all of them; one keeps the bytes.
+  with (
+    atomic_file(path) as beside,
+    open(beside if is_first_process() else os.devnull, 'wb') as file,
+  ):
     file.write(len(text).to_bytes(8, 'little') + text)
     for name in names:
       # Order 'C' because the format has no strides.

@@ -31,11 +31,11 @@ CONFIG = {
 }
 EDITED = 'model.layers.3.mlp.down_proj.weight'
 
-# Kernels go to two devices by their columns, in another dtype; one is edited and all are exported.
+# Parameters are spread over two devices, in another dtype; one is edited and all are exported.
 PROGRAM = """
 import json, pathlib, sys
 import jax
-from jedit.models import FAMILIES, init_params
+from jedit.mesh import make_mesh
 from jedit.models.convert import load_directory, save_directory
 
 source, out = map(pathlib.Path, sys.argv[1:])
@@ -44,18 +44,12 @@ def peak():  # getrusage would count what the parent had before it started us
   rows = dict(line.split(':') for line in open('/proc/self/status'))
   return 1024 * int(rows['VmHWM'].split()[0])
 
-mesh = jax.make_mesh((2,), ('model',))
-def place(leaf):
-  spec = (None, 'model') if leaf.ndim == 2 else ()
-  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-
-config = FAMILIES['llama'].read_config(json.loads((source / 'config.json').read_text()), 'bfloat16')
-shardings = jax.tree.map(place, jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+mesh = make_mesh(model=2)
 start = peak()
-config, params, hf_config = load_directory(source, 'bfloat16', shardings)
+config, params, hf_config = load_directory(source, 'bfloat16', mesh)
 loaded = peak()
 down = params['block_3']['mlp']['down']
-assert len(down['kernel'].addressable_shards) == 2
+assert down['kernel'].addressable_shards[1].data.size == down['kernel'].size // 2
 down['kernel'] = down['kernel'].astype('float32') + 1
 save_directory(out, config, params, hf_config, source=source)
 size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))

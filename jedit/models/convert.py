@@ -422,7 +422,7 @@ def _original(
 ) -> dict[str, Stored]:
   """The tensors of the source, if it has weights and they are those of the model."""
   folder = pathlib.Path(source or '')
-  if source is None or not any((folder / file).is_file() for file in (WEIGHTS, INDEX)):
+  if not source or not any((folder / file).is_file() for file in (WEIGHTS, INDEX)):
     return {}
   tensors = open_tensors(folder)
   same = all(name in tensors and tensors[name].shape == table[name][2] for name in table)
