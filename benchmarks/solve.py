@@ -17,11 +17,11 @@ of the shipped testbed one after the other, with PMET's published settings for i
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags
-from processes import Process
+from processes import Here, Process
 
 _SIZES = flags.DEFINE_list('sizes', ['1024', '2048', '4096'], 'F, dimensions of the keys.')
 _EDITS = flags.DEFINE_list('edits', ['10', '64', '256'], 'B, edits of a batch.')
@@ -33,15 +33,21 @@ _BATCH_EDITS = flags.DEFINE_integer('batch_edits', 10, 'Edits of each of these.'
 _OUT = flags.DEFINE_string('out', '', 'JSON file for the figures; empty prints only.')
 
 
-def run(sizes: Sequence[int], edits: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+def run(
+  sizes: Sequence[int],
+  edits: Sequence[int],
+  rounds: int,
+  start: Callable[..., Process | Here] = Process,
+) -> list[dict[str, Any]]:
   """Times both sides for every size.
 
   Args:
     sizes: F.
     edits: B; a quarter of F at most is solved with the kept factor.
     rounds: of every size.
+    start: `Process`, or `Here` to stay in this process.
   """
-  sides = {name: Process(f'solve_sides:{name}') for name in ('Engine', 'Baseline')}
+  sides = {name: start(f'solve_sides:{name}') for name in ('Engine', 'Baseline')}
   rows = []
   try:
     ceiling = max(side.call('ceiling') for side in sides.values())

@@ -24,6 +24,8 @@ from jedit.block_cholesky import AXIS, factorise, in_order, padded_size, shard_r
 # A refined solution gains about three digits a step, as long as the factor is good for one at all.
 _MOST_REFINEMENTS = 30
 _REFINED = 1e-13
+# Keys that are added to a matrix at once.
+_ROWS = 256
 
 
 def working_dtype(device: jax.Device) -> Any:
@@ -94,8 +96,10 @@ class Factor:
       sent = kept
       if dtype != jnp.float64:
         sent = tuple(jax.device_put(np.asarray(part, dtype), device) for part in kept)
-      cov, ridge_, key, scale = kept
-      return cls(cov, ridge_, key, scale, _factorise(*sent, dtype))
+      matrix_FxF = _start(*sent[:2], dtype)
+      for first in range(0, len(key_NxF), _ROWS):
+        matrix_FxF = _add_gram(matrix_FxF, _fill_rows(sent[2][first : first + _ROWS]))
+      return cls(*kept, lower_FxF=_factorise(matrix_FxF, sent[3]))
 
   @functools.cached_property
   def is_definite(self) -> bool:
@@ -233,6 +237,11 @@ def _fill(matrix_FxF: np.ndarray, size: int) -> np.ndarray:
   return np.pad(matrix_FxF, (0, missing)) if missing else matrix_FxF
 
 
+def _fill_rows(key_NxF: jax.Array) -> jax.Array:
+  """Zeros below, so that any number of keys is added by one program."""
+  return jnp.pad(key_NxF, ((0, _ROWS - len(key_NxF)), (0, 0)))
+
+
 def equilibration(cov_FxF: np.ndarray, ridge: float, key_NxF: np.ndarray) -> np.ndarray:
   """D_F, powers of two that bring the diagonal of A near 1; 1 where it is not positive."""
   diagonal_F = np.diagonal(cov_FxF).astype(np.float64) + ridge + np.square(key_NxF).sum(0)
@@ -240,11 +249,18 @@ def equilibration(cov_FxF: np.ndarray, ridge: float, key_NxF: np.ndarray) -> np.
   return np.exp2(-np.round(np.log2(np.where(is_usable_F, diagonal_F, 1.0)) / 2))
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _factorise(cov_FxF, ridge, key_NxF, scale_F, dtype):
-  matrix_FxF = cov_FxF.astype(dtype) + ridge * jnp.eye(len(cov_FxF), dtype=dtype)
-  if len(key_NxF):
-    matrix_FxF += jnp.einsum('nf,ng->fg', key_NxF, key_NxF, precision='highest')
+@functools.partial(jax.jit, static_argnums=2)
+def _start(cov_FxF, ridge, dtype):
+  return cov_FxF.astype(dtype) + ridge * jnp.eye(len(cov_FxF), dtype=dtype)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add_gram(matrix_FxF, key_NxF):
+  return matrix_FxF + jnp.einsum('nf,ng->fg', key_NxF, key_NxF, precision='highest')
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _factorise(matrix_FxF, scale_F):
   scaled_FxF = scale_F[:, None] * matrix_FxF * scale_F[None, :]
   return jnp.linalg.cholesky(scaled_FxF, symmetrize_input=False)
 

@@ -120,6 +120,19 @@ def test_a_script_runs_its_sides_as_processes(tmp_path):
   assert report['num_edits'] == 2 and list(report['sides']) == ['engine']
 
 
+def test_solves_with_and_without_a_kept_factor_agree():
+  pytest.importorskip('torch')
+  rows = importlib.import_module('solve').run([40], [3], 2, processes.Here)
+  assert [row['name'].strip() for row in rows] == [
+    'factor once',
+    'kept factor',
+    'its check',
+    'torch.linalg',
+  ]
+  assert rows[1]['needed_flop'] == 2 * 40**2 * 3
+  assert rows[-1]['difference'] < 1e-12
+
+
 def test_errors_of_a_process_arrive():
   side = processes.Process('material:prepare')
   try:
