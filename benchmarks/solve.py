@@ -106,15 +106,13 @@ def sequence(num_batches: int, size: int) -> dict[str, float]:
   # New arrays: the first batch pays for the factors.
   stats = jedit.SecondMoments({kernel: cov.copy() for kernel, cov in stats.cov.items()})
   start = time.perf_counter()
-  parts = {'targets': 0.0, 'keys': 0.0, 'solve': 0.0}
-  found = edit_sequentially(lm, requests, method, stats, size=size, contexts=contexts)
-  for number, batch in enumerate(found):
-    for name in parts:
-      parts[name] += batch.seconds[name]
-    if not number:
-      parts['first solve'] = parts['solve']
+  found = [
+    batch.seconds
+    for batch in edit_sequentially(lm, requests, method, stats, size=size, contexts=contexts)
+  ]
   whole = time.perf_counter() - start
-  return {'whole': whole, **parts, 'solve_share': parts['solve'] / whole, 'batches': number + 1}
+  parts = {name: sum(each[name] for each in found) for name in ('targets', 'keys', 'solve')}
+  return {'batches': len(found), 'whole': whole, **parts, 'solve_share': parts['solve'] / whole}
 
 
 def main(argv: Sequence[str]) -> None:
