@@ -99,7 +99,8 @@ class Factor:
       matrix_FxF = _start(*sent[:2], dtype)
       for first in range(0, len(key_NxF), _ROWS):
         matrix_FxF = _add_gram(matrix_FxF, _fill_rows(sent[2][first : first + _ROWS]))
-      return cls(*kept, lower_FxF=_factorise(matrix_FxF, sent[3]))
+      cov, ridge_, key, scale = kept
+      return cls(cov, ridge_, key, scale, _factorise(matrix_FxF, sent[3]))
 
   @functools.cached_property
   def is_definite(self) -> bool:

@@ -122,7 +122,7 @@ def test_a_script_runs_its_sides_as_processes(tmp_path):
 
 def test_solves_with_and_without_a_kept_factor_agree():
   pytest.importorskip('torch')
-  rows = importlib.import_module('solve').run([40], [3], 2, processes.Here)
+  rows = importlib.import_module('solve_sides').run([40], [3], 2, processes.Here)
   assert [row['name'].strip() for row in rows] == [
     'factor once',
     'kept factor',
