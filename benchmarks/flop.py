@@ -19,8 +19,8 @@ lengths and widths), norms and activations. With block = 2 (4 D² + 2 D F) and h
 
     Key rows end at the subject's last token; the bare row is one of them.
 
-  solve, float64, per layer and for all B edits: B F² (gram) + F³ / 3 (Cholesky) + 2 B F² (solves)
-    + 2 B F D (update)
+  solve, float64, per layer and for all B edits: F³ / 3 (Cholesky, once for all batches) + 2 B F²
+    (solves) + 2 B F D (update)
 """
 
 from collections.abc import Sequence
@@ -89,4 +89,4 @@ def key_flop(config: ModelConfig, rows: Sequence[EditRows], layers: Sequence[int
 def solve_flop(config: ModelConfig, num_edits: int, num_layers: int) -> int:
   """Least-squares solves of `num_layers` layers, float64."""
   width, ffn = config.width, config.ffn_width
-  return num_layers * (3 * num_edits * ffn**2 + ffn**3 // 3 + 2 * num_edits * ffn * width)
+  return num_layers * (2 * num_edits * ffn**2 + ffn**3 // 3 + 2 * num_edits * ffn * width)

@@ -15,13 +15,12 @@ With --batches the solves are also timed where they belong: that many batches of
 of the shipped testbed one after the other, with PMET's published settings for it.
 """
 
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags
-from processes import Process
+from solve_sides import run
 
 _SIZES = flags.DEFINE_list('sizes', ['1024', '2048', '4096'], 'F, dimensions of the keys.')
 _EDITS = flags.DEFINE_list('edits', ['10', '64', '256'], 'B, edits of a batch.')
@@ -31,57 +30,6 @@ _BATCHES = flags.DEFINE_integer(
 )
 _BATCH_EDITS = flags.DEFINE_integer('batch_edits', 10, 'Edits of each of these.', lower_bound=1)
 _OUT = flags.DEFINE_string('out', '', 'JSON file for the figures; empty prints only.')
-
-
-def run(sizes: Sequence[int], edits: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-  """Times both sides for every size.
-
-  Args:
-    sizes: F.
-    edits: B; a quarter of F at most is solved with the kept factor.
-    rounds: of every size.
-  """
-  sides = {name: Process(f'solve_sides:{name}') for name in ('Engine', 'Baseline')}
-  rows = []
-  try:
-    ceiling = max(side.call('ceiling') for side in sides.values())
-    for size in sizes:
-      for side in sides.values():
-        side.call('prepare', size, tuple(edits))
-      found = [{n: side.call('round') for n, side in sides.items()} for _ in range(rounds)]
-      factor = [each['Engine']['factor'] for each in found]
-      rows.append(_row('factor once', size, 0, size**3 / 3, ceiling, factor))
-      for count in edits:
-        ours = [each['Engine'][count] for each in found]
-        theirs = [each['Baseline'][count] for each in found]
-        check = [each['Engine'][f'check {count}'] for each in found]
-        whole = size**3 / 3 + 3 * size**2 * count
-        rows.append(_row('kept factor', size, count, 2 * size**2 * count, ceiling, ours))
-        rows.append(_row('  its check', size, count, 2 * size**2 * count, ceiling, check))
-        rows.append(_row('torch.linalg', size, count, whole, ceiling, theirs))
-        rows[-1]['times_slower'] = rows[-1]['seconds'] / rows[-3]['seconds']
-        rows[-1]['difference'] = sides['Engine'].call(
-          'difference', count, sides['Baseline'].call('answer', count)
-        )
-  finally:
-    for side in sides.values():
-      side.close()
-  return rows
-
-
-def _row(name, size, count, needed, ceiling, seconds) -> dict[str, Any]:
-  middle = statistics.median(seconds)
-  return {
-    'name': name,
-    'F': size,
-    'B': count,
-    'needed_flop': needed,
-    'seconds': middle,
-    'min': min(seconds),
-    'max': max(seconds),
-    'flop_per_second': needed / middle,
-    'share_of_ceiling': needed / middle / ceiling,
-  }
 
 
 def sequence(num_batches: int, size: int) -> dict[str, float]:
@@ -100,15 +48,13 @@ def sequence(num_batches: int, size: int) -> dict[str, float]:
   # New arrays: the first batch pays for the factors.
   stats = jedit.SecondMoments({kernel: cov.copy() for kernel, cov in stats.cov.items()})
   start = time.perf_counter()
-  parts = {'targets': 0.0, 'keys': 0.0, 'solve': 0.0}
-  found = edit_sequentially(lm, requests, method, stats, size=size, contexts=contexts)
-  for number, batch in enumerate(found):
-    for name in parts:
-      parts[name] += batch.seconds[name]
-    if not number:
-      parts['first solve'] = parts['solve']
+  found = [
+    batch.seconds
+    for batch in edit_sequentially(lm, requests, method, stats, size=size, contexts=contexts)
+  ]
   whole = time.perf_counter() - start
-  return {'whole': whole, **parts, 'solve_share': parts['solve'] / whole, 'batches': number + 1}
+  parts = {name: sum(each[name] for each in found) for name in ('targets', 'keys', 'solve')}
+  return {'batches': len(found), 'whole': whole, **parts, 'solve_share': parts['solve'] / whole}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -125,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
       f'{row["flop_per_second"] / 1e9:9.1f}{100 * row["share_of_ceiling"]:11.1f}%'
       + (f'  {row["times_slower"]:6.1f} x  {row["difference"]:.0e}' if 'difference' in row else '')
     )
-  report = {'rounds': _ROUNDS.value, 'rows': rows}
+  report: dict[str, Any] = {'rounds': _ROUNDS.value, 'rows': rows}
   if _BATCHES.value:
     report['sequence'] = sequence(_BATCHES.value, _BATCH_EDITS.value)
     print(', '.join(f'{name} {value:.3g}' for name, value in report['sequence'].items()))

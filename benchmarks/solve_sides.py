@@ -1,11 +1,71 @@
 """Sides of `solve.py`: least squares with a kept factor, and a whole system for every batch."""
 
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from processes import Here, Process
 
 COV_WEIGHT = 100.0
+
+
+def run(
+  sizes: Sequence[int],
+  edits: Sequence[int],
+  rounds: int,
+  start: Callable[..., Process | Here] = Process,
+) -> list[dict[str, Any]]:
+  """Times both sides for every size.
+
+  Args:
+    sizes: F.
+    edits: B; a quarter of F at most is solved with the kept factor.
+    rounds: of every size.
+    start: `Process`, or `Here` to stay in this process.
+  """
+  sides = {name: start(f'solve_sides:{name}') for name in ('Engine', 'Baseline')}
+  rows = []
+  try:
+    ceiling = max(side.call('ceiling') for side in sides.values())
+    for size in sizes:
+      for side in sides.values():
+        side.call('prepare', size, tuple(edits))
+      found = [{n: side.call('round') for n, side in sides.items()} for _ in range(rounds)]
+      factor = [each['Engine']['factor'] for each in found]
+      rows.append(_row('factor once', size, 0, size**3 / 3, ceiling, factor))
+      for count in edits:
+        ours = [each['Engine'][count] for each in found]
+        theirs = [each['Baseline'][count] for each in found]
+        check = [each['Engine'][f'check {count}'] for each in found]
+        whole = size**3 / 3 + 3 * size**2 * count
+        rows.append(_row('kept factor', size, count, 2 * size**2 * count, ceiling, ours))
+        rows.append(_row('  its check', size, count, 2 * size**2 * count, ceiling, check))
+        rows.append(_row('torch.linalg', size, count, whole, ceiling, theirs))
+        rows[-1]['times_slower'] = rows[-1]['seconds'] / rows[-3]['seconds']
+        rows[-1]['difference'] = sides['Engine'].call(
+          'difference', count, sides['Baseline'].call('answer', count)
+        )
+  finally:
+    for side in sides.values():
+      side.close()
+  return rows
+
+
+def _row(name, size, count, needed, ceiling, seconds) -> dict[str, Any]:
+  middle = statistics.median(seconds)
+  return {
+    'name': name,
+    'F': size,
+    'B': count,
+    'needed_flop': needed,
+    'seconds': middle,
+    'min': min(seconds),
+    'max': max(seconds),
+    'flop_per_second': needed / middle,
+    'share_of_ceiling': needed / middle / ceiling,
+  }
 
 
 def problem(size: int, edits: Sequence[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:

@@ -24,6 +24,8 @@ from jedit.block_cholesky import AXIS, factorise, in_order, padded_size, shard_r
 # A refined solution gains about three digits a step, as long as the factor is good for one at all.
 _MOST_REFINEMENTS = 30
 _REFINED = 1e-13
+# Keys that are added to a matrix at once.
+_ROWS = 256
 
 
 def working_dtype(device: jax.Device) -> Any:
@@ -66,14 +68,15 @@ class Factor:
     ridge: added to the diagonal.
     key_NxF: K, float64; no rows where there are none.
     scale_F: D, float64.
-    lower_FxF: the factor of D A D; not finite where A is not positive definite.
+    root_FxF: Lᵀ of D A D = L Lᵀ, since LAPACK's columns are then its rows and nothing is copied for
+      a solve; not finite where A is not positive definite.
   """
 
   cov_FxF: jax.Array
   ridge: jax.Array
   key_NxF: jax.Array
   scale_F: jax.Array
-  lower_FxF: jax.Array
+  root_FxF: jax.Array
 
   @classmethod
   def of(
@@ -94,18 +97,21 @@ class Factor:
       sent = kept
       if dtype != jnp.float64:
         sent = tuple(jax.device_put(np.asarray(part, dtype), device) for part in kept)
+      matrix_FxF = _start(*sent[:2], dtype)
+      for first in range(0, len(key_NxF), _ROWS):
+        matrix_FxF = _add_gram(matrix_FxF, _fill_rows(sent[2][first : first + _ROWS]))
       cov, ridge_, key, scale = kept
-      return cls(cov, ridge_, key, scale, _factorise(*sent, dtype))
+      return cls(cov, ridge_, key, scale, _factorise(matrix_FxF, sent[3]))
 
   @functools.cached_property
   def is_definite(self) -> bool:
     """Whether A is positive definite, as far as the factor's dtype tells; waits for it."""
     with float64_alone():
-      return bool(jnp.isfinite(self.lower_FxF[-1, -1]))
+      return bool(jnp.isfinite(self.root_FxF[-1, -1]))
 
   @property
   def devices(self) -> set[jax.Device]:
-    return self.lower_FxF.devices()
+    return self.root_FxF.devices()
 
   @property
   def wide(self) -> jax.Device:
@@ -116,7 +122,7 @@ class Factor:
   @property
   def nbytes(self) -> int:
     """Bytes on the devices."""
-    arrays = (self.cov_FxF, self.key_NxF, self.lower_FxF)
+    arrays = (self.cov_FxF, self.key_NxF, self.root_FxF)
     return sum(array.nbytes for array in arrays if array.devices() == self.devices)
 
   def cov_times(self, x_FxB: jax.Array) -> jax.Array:
@@ -135,7 +141,7 @@ class Factor:
     left shows in the residual of the whole solve.
     """
     x_FxB = self._solve_once(rhs_FxB)
-    if self.lower_FxF.dtype == jnp.float64:
+    if self.root_FxF.dtype == jnp.float64:
       return x_FxB
     best, last = x_FxB, np.inf
     for _ in range(_MOST_REFINEMENTS):
@@ -156,16 +162,17 @@ class Factor:
   def _solve_once(self, rhs_FxB: jax.Array) -> jax.Array:
     """With the factor as it is."""
     scaled_FxB = self.scale_F[:, None] * rhs_FxB
-    (device,), dtype = self.devices, self.lower_FxF.dtype
+    (device,), dtype = self.devices, self.root_FxF.dtype
     sent_FxB = jax.device_put(scaled_FxB.astype(dtype), device)
-    found_FxB = jax.device_put(_cho_solve(self.lower_FxF, sent_FxB), self.wide)
+    found_FxB = jax.device_put(_cho_solve(self.root_FxF, sent_FxB), self.wide)
     return self.scale_F[:, None] * found_FxB.astype(scaled_FxB.dtype)
 
 
 class ShardedFactor(Factor):
   """A factor whose rows lie on several devices, for matrices that do not fit one.
 
-  C stays on the host, where residuals are computed; see `jedit.block_cholesky` for the layout.
+  C stays on the host, where residuals are computed. `root_FxF` has rows of L, in the layout of
+  `jedit.block_cholesky`.
   """
 
   @classmethod
@@ -189,15 +196,15 @@ class ShardedFactor(Factor):
       return cls(cov, ridge_, key, scale, factorise(matrix_GxG, mesh, block))
 
   def _solve_once(self, rhs_FxB: jax.Array) -> jax.Array:
-    sharding = self.lower_FxF.sharding
+    sharding = self.root_FxF.sharding
     assert isinstance(sharding, NamedSharding)
     mesh = sharding.mesh
     assert isinstance(mesh, Mesh)
-    (size, width), filled = rhs_FxB.shape, len(self.lower_FxF)
+    (size, width), filled = rhs_FxB.shape, len(self.root_FxF)
     block = _block(size, mesh.size)
-    scaled_FxB = np.asarray(self.scale_F[:, None] * rhs_FxB, self.lower_FxF.dtype)
+    scaled_FxB = np.asarray(self.scale_F[:, None] * rhs_FxB, self.root_FxF.dtype)
     scaled_GxB = np.concatenate([scaled_FxB, np.zeros((filled - size, width), scaled_FxB.dtype)])
-    found = solve(self.lower_FxF, shard_rows(scaled_GxB, mesh, block), mesh, block)
+    found = solve(self.root_FxF, shard_rows(scaled_GxB, mesh, block), mesh, block)
     found_FxB = in_order(np.asarray(found), mesh.size, block)[:size].astype(np.float64)
     return self.scale_F[:, None] * jax.device_put(found_FxB, self.wide)
 
@@ -233,6 +240,11 @@ def _fill(matrix_FxF: np.ndarray, size: int) -> np.ndarray:
   return np.pad(matrix_FxF, (0, missing)) if missing else matrix_FxF
 
 
+def _fill_rows(key_NxF: jax.Array) -> jax.Array:
+  """Zeros below, so that any number of keys is added by one program."""
+  return jnp.pad(key_NxF, ((0, _ROWS - len(key_NxF)), (0, 0)))
+
+
 def equilibration(cov_FxF: np.ndarray, ridge: float, key_NxF: np.ndarray) -> np.ndarray:
   """D_F, powers of two that bring the diagonal of A near 1; 1 where it is not positive."""
   diagonal_F = np.diagonal(cov_FxF).astype(np.float64) + ridge + np.square(key_NxF).sum(0)
@@ -240,13 +252,20 @@ def equilibration(cov_FxF: np.ndarray, ridge: float, key_NxF: np.ndarray) -> np.
   return np.exp2(-np.round(np.log2(np.where(is_usable_F, diagonal_F, 1.0)) / 2))
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _factorise(cov_FxF, ridge, key_NxF, scale_F, dtype):
-  matrix_FxF = cov_FxF.astype(dtype) + ridge * jnp.eye(len(cov_FxF), dtype=dtype)
-  if len(key_NxF):
-    matrix_FxF += jnp.einsum('nf,ng->fg', key_NxF, key_NxF, precision='highest')
+@functools.partial(jax.jit, static_argnums=2)
+def _start(cov_FxF, ridge, dtype):
+  return cov_FxF.astype(dtype) + ridge * jnp.eye(len(cov_FxF), dtype=dtype)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add_gram(matrix_FxF, key_NxF):
+  return matrix_FxF + jnp.einsum('nf,ng->fg', key_NxF, key_NxF, precision='highest')
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _factorise(matrix_FxF, scale_F):
   scaled_FxF = scale_F[:, None] * matrix_FxF * scale_F[None, :]
-  return jnp.linalg.cholesky(scaled_FxF, symmetrize_input=False)
+  return jnp.linalg.cholesky(scaled_FxF, symmetrize_input=False).T
 
 
 def _assemble(cov_RxG, number_R, ridge, key_NxF, scale_F):
@@ -269,5 +288,5 @@ def product(left_FxG: jax.Array, x_GxB: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _cho_solve(lower_FxF, rhs_FxB):
-  return cho_solve((lower_FxF, True), rhs_FxB)
+def _cho_solve(root_FxF, rhs_FxB):
+  return cho_solve((root_FxF.T, True), rhs_FxB)

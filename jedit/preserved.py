@@ -38,7 +38,7 @@ def most_apart(key_size: int) -> int:
   """Earlier keys that stay out of the factor, at most: √(2F), a multiple of which is inside.
 
   N of them add 2 F² N operations to every batch, and a factor that takes in N more F³/3 once in N/B
-  batches. For B = 10 the sum is least near √(2F), at about an eighth of a factor for each batch.
+  batches. For B = 10 the sum is least near √(2F): for GPT-J an eighth of a factor in each batch.
   """
   return max(math.isqrt(2 * key_size), 1)
 

@@ -138,6 +138,19 @@ def test_generation_is_timed_on_equal_work(capsys):
   assert report['needed_flop'] == 4 * flop.block_flop(preset.config) * tokens + head_flop
 
 
+def test_solves_with_and_without_a_kept_factor_agree():
+  pytest.importorskip('torch')
+  rows = importlib.import_module('solve_sides').run([40], [3], 2, processes.Here)
+  assert [row['name'].strip() for row in rows] == [
+    'factor once',
+    'kept factor',
+    'its check',
+    'torch.linalg',
+  ]
+  assert rows[1]['needed_flop'] == 2 * 40**2 * 3
+  assert rows[-1]['difference'] < 1e-12
+
+
 def test_errors_of_a_process_arrive():
   side = processes.Process('material:prepare')
   try:
@@ -185,3 +198,21 @@ def test_random_weights_keep_the_size_of_activations():
   hidden, _ = forward(config, params, np.arange(8)[None])
   assert 0.5 < float(np.std(np.asarray(hidden))) < 20
   assert 0.3 < float(np.std(np.asarray(head(config, params, hidden)))) < 3
+
+
+def test_second_moments_are_timed_on_equal_work():
+  pytest.importorskip('torch')
+  script = importlib.import_module('statistics_script')
+  report = script.run('tiny', num_tokens=900, batch_tokens=1024, rounds=1, start=processes.Here)
+  assert list(report['sides']) == list(script.SIDES)
+  assert {side['num_tokens'] for side in report['sides'].values()} == {report['num_tokens']}
+  assert report['difference'] < 1e-5
+  preset = material.PRESETS['tiny']
+  per_token = 3 * flop.block_flop(preset.config) + 2 * 2 * 64**2
+  assert report['flop'] == report['num_tokens'] * per_token
+  assert 'times as fast as baseline' in script.table(report)
+
+
+def test_beside_the_scripts_python_finds_its_own_statistics():
+  code = 'import statistics; assert statistics.median([1, 2, 4]) == 2'
+  subprocess.run([sys.executable, '-c', code], cwd=BENCHMARKS, check=True)

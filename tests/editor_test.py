@@ -109,6 +109,8 @@ def test_the_model_is_as_it_was_and_the_patch_says_where_it_is_from():
   assert details.contexts == CONTEXTS
   assert set(details.seconds) == {'targets', 'keys', 'solve'}
   assert set(details.keys) == set(details.residuals) == {('mlp', 0), ('mlp', 1)}
+  assert details.solve_errors.keys() == details.keys.keys()
+  assert 0 < max(details.solve_errors.values()) < 1e-12
   assert details.updates.keys() == patch.updates.keys()
   assert [row.request for row in details.rows] == list(REQUESTS)
   _assert_same_bits(_edit(lm=lm, seed=5), patch)

@@ -173,7 +173,7 @@ def test_devices_without_float64_refine(solver, monkeypatch):
   cov_FxF = cov_FxF.copy()
   refined = solver(cov_FxF, key_BxF, key_BxF, earlier_NxF)
   kept = [value for *_, value in preserved._kept.values() if isinstance(value, linalg.Factor)]
-  assert [factor.lower_FxF.dtype for factor in kept] == [np.float32]
+  assert [factor.root_FxF.dtype for factor in kept] == [np.float32]
   np.testing.assert_allclose(refined, wide, rtol=0, atol=1e-10 * np.abs(wide).max())
   assert solver.residual(cov_FxF, key_BxF, refined, earlier_NxF) < 1e-9
 

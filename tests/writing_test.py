@@ -174,6 +174,13 @@ def test_a_region_without_writes_changes_nothing():
   assert not written.updates and not written.keys and not written.residuals
 
 
+class _Inexact(LeastSquares):
+  """Two per cent of the right side are missing."""
+
+  def __call__(self, *arguments):
+    return 0.98 * super().__call__(*arguments)
+
+
 def test_solves_that_fail_name_kernel_and_layer():
   lm, region = editing.language_model(), _region(_MEMIT, solver=LeastSquares(50.0))
   forward, _ = functions(lm.config)
@@ -183,6 +190,16 @@ def test_solves_that_fail_name_kernel_and_layer():
   arguments = (forward, lm.params, region, _edits(lm), editing.CONTEXTS)
   with pytest.raises(UserError, match='mlp kernel in layer 2 over 3 edits failed: .*cov_weight'):
     write_region(*arguments, z, stats, Timers({}))
+  inexact = _region(_MEMIT, solver=_Inexact(0.5))
+  with pytest.raises(UserError, match='mlp kernel in layer 0 .* misses .* by 0.02 .*more tokens'):
+    write_region(
+      *arguments[:2],
+      inexact,
+      *arguments[3:],
+      z,
+      editing.second_moments(lm, _MEMIT),
+      Timers({}),
+    )
   z['block'][1, 3] = np.nan
   with pytest.raises(
     UserError, match='residual of record 12 .* at the mlp kernel in layer 0 is not'
