@@ -5,7 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jedit.evals.evaluate import Sample, Table
+from jedit.evals.evaluate import Sample
+from jedit.evals.metrics import DEFINITIONS
+from jedit.evals.table import Table
 from jedit.log import format_seconds, to_json
 from jedit.patch import Patch
 from jedit.runner.settings import Settings
@@ -15,7 +17,11 @@ _ALWAYS = ('statistics', 'targets', 'keys', 'solve', 'evaluate', 'compile')  # i
 
 
 def summarize(
-  settings: Settings, patches: Sequence[Patch], table: Table, seconds: Mapping[str, float]
+  settings: Settings,
+  patches: Sequence[Patch],
+  table: Table,
+  selection: str,
+  seconds: Mapping[str, float],
 ) -> dict[str, Any]:
   """The content of summary.json.
 
@@ -23,6 +29,7 @@ def summarize(
     settings: of the run.
     patches: what the measured model carries.
     table: of the evaluation.
+    selection: which records were edited and measured, in words.
     seconds: by stage; 'compile' is a part of the others.
   """
   provenances = [patch.provenance for patch in patches]
@@ -33,6 +40,7 @@ def summarize(
     'dataset': settings.dataset,
     'num_edits': sum(p.get('num_edits', 0) for p in provenances),
     **table.to_summary(),
+    'selection': selection,
     'mode': settings.edit.mode,
     'stopped': ' '.join(p['stopped'] for p in provenances if p.get('stopped')),
     'targets': _reached([each for p in provenances for each in p.get('targets', ())]),
@@ -76,7 +84,7 @@ def _title(summary: Mapping[str, Any]) -> str:
 
 def _sentences(summary: Mapping[str, Any]) -> list[str]:
   """What the table does not say."""
-  found = [summary['stopped']] if summary['stopped'] else []
+  found = [summary['selection'], *([summary['stopped']] if summary['stopped'] else [])]
   kept = summary['metrics'].get('unedited_kept', {}).get('after')
   if kept and kept['n']:
     found.append(
@@ -90,6 +98,15 @@ def _sentences(summary: Mapping[str, Any]) -> list[str]:
       f'edits; {_programs(stage["programs"])}.'
     )
   return found
+
+
+def _undefined(summary: Mapping[str, Any]) -> list[str]:
+  """How many records have no value of a metric; they are left out of its mean."""
+  return [
+    f'{name}: {" and ".join(f"{count} {state}" for state, count in by_state.items())} of the '
+    'records have no value and are left out.'
+    for name, by_state in summary['undefined'].items()
+  ]
 
 
 def _programs(count: int) -> str:
@@ -117,9 +134,12 @@ th:first-child, td:first-child, .text td {{ text-align: left; }}
 pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px; }}
 </style></head><body>
 <h1>{title}</h1>
-<p>Percent, mean over records ± half width of the 95% interval; n is the number of values.</p>
+<p>Mean over records ± half width of the 95% interval; n is the number of values. Percent, except
+fluency (bits x 100) and essence (a perplexity).</p>
 {metrics}
 {sentences}
+<h2>What the metrics are</h2>
+{definitions}
 <h2>Texts before and after</h2>
 {samples}
 <h2>Seconds</h2>
@@ -141,15 +161,18 @@ def as_page(
 ) -> str:
   """The report as one HTML page that needs nothing else."""
   metrics = [
-    (name, _cell(states.get('before')), _cell(states['after']), str(states['after']['n']))
+    (name, _cell(states.get('before')), _cell(states['after']), _counts(states))
     for name, states in summary['metrics'].items()
   ]
+  definitions = [(name, DEFINITIONS[name]) for name in summary['metrics'] if name in DEFINITIONS]
+  sentences = [*_sentences(summary), *_undefined(summary), *summary['notes']]
   texts = [(str(s.case_id), s.before or '', s.after) for s in samples]
   seconds = [(name, f'{value:.1f}') for name, value in summary['seconds'].items()]
   return _PAGE.format(
     title=html.escape(_title(summary)),
     metrics=_table(('metric', 'before', 'after', 'n'), metrics),
-    sentences=''.join(f'<p>{html.escape(sentence)}</p>' for sentence in _sentences(summary)),
+    sentences=''.join(f'<p>{html.escape(sentence)}</p>' for sentence in sentences),
+    definitions=_table(('metric', 'definition'), definitions, 'text'),
     samples=_table(('record', 'before', 'after'), texts, 'text') if texts else '<p>None.</p>',
     seconds=_table(('stage', 'seconds'), seconds),
     config=_code(config),
@@ -161,6 +184,11 @@ def _cell(value: Mapping[str, Any] | None) -> str:
   if value is None or value['mean'] is None:
     return '–'
   return f'{value["mean"]:.1f} ± {value["ci95"]:.1f}'
+
+
+def _counts(states: Mapping[str, Mapping[str, Any]]) -> str:
+  counts = [str(states[state]['n']) for state in ('before', 'after') if state in states]
+  return ' / '.join(dict.fromkeys(counts))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], name: str = '') -> str:

@@ -33,6 +33,7 @@ _RESULTS = (
   'batches',
   'cells',
   'damage.jsonl',
+  'evaluation.jsonl',
   'records.jsonl',
   'summary.json',
   'model',
