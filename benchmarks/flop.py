@@ -21,12 +21,21 @@ lengths and widths), norms and activations. With block = 2 (4 D² + 2 D F) and h
 
   solve, float64, per layer and for all B edits: F³ / 3 (Cholesky, once for all batches) + 2 B F²
     (solves) + 2 B F D (update)
+
+  evaluation, per prompt with objects of n tokens each:
+    block · (prompt tokens + Σ (n - 1)) · layers + head · (1 + Σ (n - 1))
+
+  generation, per text of T tokens with its prompt: block · (T - 1) · layers + head · new tokens
 """
 
 from collections.abc import Sequence
 
+import transformers
+
 from jedit.data.edit_rows import EditRows
+from jedit.data.prompts import Row, encode_many
 from jedit.models import ModelConfig
+from jedit.types import Record
 
 
 def block_flop(config: ModelConfig) -> int:
@@ -90,3 +99,40 @@ def solve_flop(config: ModelConfig, num_edits: int, num_layers: int) -> int:
   """Least-squares solves of `num_layers` layers, float64."""
   width, ffn = config.width, config.ffn_width
   return num_layers * (2 * num_edits * ffn**2 + ffn**3 // 3 + 2 * num_edits * ffn * width)
+
+
+def evaluation_flop(
+  config: ModelConfig,
+  tokenizer: transformers.PreTrainedTokenizerBase,
+  records: Sequence[Record],
+) -> int:
+  """Every prompt of the records once, and both objects behind it."""
+  total = 0
+  for record in records:
+    request = record.request
+    prompts = [request.text, *record.paraphrase_prompts, *record.neighborhood_prompts]
+    targets = [request.target, *([request.target_true] if request.target_true else [])]
+    rows = [[Row(prompt, target=target) for target in targets] for prompt in prompts]
+    for group in rows:
+      encoded = encode_many(tokenizer, group)
+      more = sum(len(row.target_ids) - 1 for row in encoded)
+      tokens = (encoded[0].target_start + more) * config.num_layers
+      total += block_flop(config) * tokens + head_flop(config) * (1 + more)
+  return total
+
+
+def generation_flop(
+  config: ModelConfig,
+  tokenizer: transformers.PreTrainedTokenizerBase,
+  records: Sequence[Record],
+  length: int = 100,
+) -> int:
+  """Every generation prompt continued to `length` tokens."""
+  total = 0
+  for record in records:
+    for prompt in record.generation_prompts:
+      new = max(length - len(tokenizer(prompt)['input_ids']), 0)
+      if new:
+        tokens = (length - 1) * config.num_layers
+        total += block_flop(config) * tokens + head_flop(config) * new
+  return total

@@ -13,8 +13,11 @@ from flax import struct
 from material import Material
 
 import jedit
-from jedit.data.prompts import pad
+from jedit.data.prompts import Row, encode_many, pad
 from jedit.editor import find_targets
+from jedit.evals import metrics
+from jedit.evals.generation import Generation
+from jedit.evals.scoring import plan_batches
 from jedit.models import AddAt, functions, site
 from jedit.models.layers import matmul_precision
 from jedit.optimise import Targets, choose_batch_size
@@ -23,6 +26,8 @@ from jedit.runner.clock import CompileClock
 from jedit.target import safe_norm
 from jedit.writing import Kernel
 
+GENERATED_TOKENS = 100  # of a text, with its prompt
+METRICS = (*metrics.SUCCESS, *metrics.MAGNITUDE, *metrics.ACCURACY)
 PLACES = {'attn': 'attn_out', 'mlp': 'mlp_out'}
 
 
@@ -264,6 +269,69 @@ class WholeRows:
 
   def memory(self) -> dict[str, int | None]:
     return peak_memory()
+
+
+class Evaluation:
+  """`jedit.evaluate` of one model.
+
+  Args:
+    material: what is measured.
+    part: 'scores', or 'scores and texts'.
+  """
+
+  def __init__(self, material: Material, part: str):
+    self.material = material
+    self.lm = material.model()
+    self.generation = Generation(num_tokens=GENERATED_TOKENS) if 'texts' in part else None
+
+  def warm_up(self) -> dict[str, Any]:
+    with CompileClock() as clock:
+      self._work()
+    rows = [
+      Row(prompt, target=target)
+      for record in self.material.records
+      for prompt, targets in questions(record)
+      for target in targets
+    ]
+    encoded = encode_many(self.lm.tokenizer, rows)
+    return {
+      'compile_seconds': clock.seconds,
+      'num_programs': len(plan_batches(encoded, self.lm.config.vocab_size).shapes),
+      'device': jax.devices()[0].device_kind,
+    }
+
+  def ceiling(self) -> float:
+    return matmul_ceiling(self.lm.config.dtype)
+
+  def round(self, number: int, rounds: int) -> dict[str, Any]:
+    del number, rounds
+    with CompileClock() as clock:
+      start = time.perf_counter()
+      table = self._work()
+      seconds = time.perf_counter() - start
+    return {
+      'seconds': seconds,
+      'edits': len(self.material.records),
+      'parts': {'evaluation': seconds},
+      'answers': {
+        'indices': np.arange(len(self.material.records)),
+        'values': np.stack([table.after[name] for name in METRICS], axis=1),
+      },
+      'compile_seconds': clock.seconds,
+    }
+
+  def memory(self) -> dict[str, int | None]:
+    return peak_memory()
+
+  def _work(self):
+    return jedit.evaluate(self.lm, self.material.records, generation=self.generation)
+
+
+def questions(record) -> list[tuple[str, tuple[str, str]]]:
+  """Each prompt with the new and the true object."""
+  request = record.request
+  prompts = [request.text, *record.paraphrase_prompts, *record.neighborhood_prompts]
+  return [(prompt, (request.target, request.target_true)) for prompt in prompts]
 
 
 def matmul_ceiling(dtype: str) -> float:

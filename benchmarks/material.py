@@ -106,6 +106,7 @@ class Material:
     directory: holds the tokenizer, and the model where `is_stored`.
     is_stored: the weights are in the directory; otherwise every side draws them on its device.
     requests, contexts: what is edited.
+    records: what is measured.
     num_steps: loss evaluations of each edit.
     batch_size: edits optimised at once; None takes the engine's default.
     seed: of the weights.
@@ -115,6 +116,7 @@ class Material:
   directory: pathlib.Path
   is_stored: bool
   requests: tuple[jedit.Request, ...]
+  records: tuple[Record, ...]
   contexts: Contexts
   num_steps: int
   batch_size: int | None
@@ -178,6 +180,7 @@ def prepare(
     directory=directory,
     is_stored=is_stored,
     requests=tuple(record.request for record in records[:num_edits]),
+    records=tuple(records[:num_edits]),
     contexts=(('{}',), draw_prefixes(tokenizer, texts, seed)),
     num_steps=num_steps,
     batch_size=batch_size,
@@ -193,6 +196,8 @@ def prepare(
     'targets_flop': flop.target_flop(config, rows, layers[-1], num_steps),
     'keys_flop': flop.key_flop(config, rows, layers),
     'solve_flop': flop.solve_flop(config, len(rows), len(layers)),
+    'evaluation_flop': flop.evaluation_flop(config, tokenizer, material.records),
+    'generation_flop': flop.generation_flop(config, tokenizer, material.records),
   }
 
 

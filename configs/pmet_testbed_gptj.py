@@ -17,10 +17,14 @@ def get_config() -> config_dict.ConfigDict:
     revision='',  # of a model of the hub; empty for its main branch
   )
   c.data = dict(
-    records='',  # a CounterFact, zsRE or EasyEdit file; empty for the records beside the model
+    records='',  # a CounterFact, zsRE or EasyEdit file; empty for the records beside the model.
+    # Public files, such as multi_counterfact.json, are downloaded where only their name is given.
     kind='',  # told from the file
     num_edits=100,
     selection='first',  # or random, with the seed
+    unique_subjects=False,  # passes over records about subjects that came before
+    directory='',  # where public files lie or go; empty for ~/.cache/jedit/data
+    mirrors='',  # addresses to download from first
   )
   c.method = dict(
     name='pmet',
@@ -61,6 +65,12 @@ def get_config() -> config_dict.ConfigDict:
     unedited=1000,  # questions about subjects that are not edited
     samples=3,  # texts generated before and after
     new_tokens=30,
+    generation_interval=0,  # measures generated texts of every n-th case_id; 0 for none, papers 10
+    generation_tokens=100,  # with the prompt
+    snippets='',  # attribute_snippets.json, for consistency and essence
+    idf='',  # idf.npy and tfidf_vocab.json; empty counts the words of the snippets
+    vocabulary='',
+    reencode=False,  # zsRE's token accuracy as the published code has it
   )
   c.patches = ''  # evaluate, export: files or workdirs; empty for the patch in the workdir
   c.export = dict(path='', dtype='')  # empty for `model` in the workdir, and dtypes as loaded

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-_PADDING_PER_PROGRAM = 2**14  # tokens: compiling one more program takes longer than these
+PADDING_PER_PROGRAM = 2**14  # tokens: compiling one more program takes longer than these
 
 
 def bucket(length: int, smallest: int = 8) -> int:
@@ -20,7 +20,7 @@ def round_up(size: int, multiple: int) -> int:
 
 
 def group_by_length(
-  lengths: Sequence[int], smallest: int = 8, padding: float = _PADDING_PER_PROGRAM
+  lengths: Sequence[int], smallest: int = 8, padding: float = PADDING_PER_PROGRAM
 ) -> list[tuple[int, list[int]]]:
   """Groups rows by padded length.
 

@@ -157,6 +157,11 @@ class ScoringTest(parameterized.TestCase):
     plan = scoring.plan_batches([row, dataclasses.replace(row, ids=(1, 2, 4))], _VOCAB)
     self.assertEqual(plan.num_tokens, 2)
 
+  def test_a_prompt_is_read_once_for_answers_of_several_tokens(self):
+    row = prompts.Encoded('', (1, 2, 3, 4), None, 1, 2)
+    rows = [row, dataclasses.replace(row, ids=(1, 2, 5, 6, 7))]
+    self.assertEqual(scoring.plan_batches(rows, _VOCAB).num_tokens, 2 + 1 + 2)
+
   def test_of_equal_logits_the_lowest_id_is_on_top(self):
     config, params = _model('gptj')
     params = jax.tree.map(jnp.zeros_like, params)

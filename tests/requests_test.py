@@ -215,6 +215,17 @@ class SelectTest(_FileTest):
       with self.assertRaisesRegex(UserError, f'{num} records are asked for and 30 are there'):
         requests.select(records, num)
 
+  def test_of_each_subject_the_first_that_was_drawn(self):
+    entries = [{**_ZSRE, 'subject': s, 'src': f'Where is {s}?'} for s in ('Oslo', 'Rome') * 5]
+    records = requests.load_records(self.write(entries))
+    chosen = requests.select(records, unique_subjects=True)
+    self.assertEqual([record.case_id for record in chosen], [0, 1])
+    drawn = requests.select(records, seed=3)
+    wanted = [drawn[0], next(r for r in drawn if r.request.subject != drawn[0].request.subject)]
+    self.assertEqual(requests.select(records, 2, 3, unique_subjects=True), wanted)
+    with self.assertRaisesRegex(UserError, '3 records about different subjects are asked for'):
+      requests.select(records, 3, unique_subjects=True)
+
 
 class ConflictsTest(absltest.TestCase):
   def test_groups_in_order(self):

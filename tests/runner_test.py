@@ -33,6 +33,7 @@ STABLE = (
   'contexts.json',
   'statistics.safetensors',
   'patch.safetensors',
+  'evaluation.json',
   'records.jsonl',
   'unedited.jsonl',
   'samples.json',
@@ -86,7 +87,7 @@ def _sentence(config, workdir):
 def test_a_run_leaves_every_file(finished):
   present = set(os.listdir(finished))
   more = {'provenance.json', 'summary.json', 'report.html', 'seconds.json', 'targets'}
-  more |= {'metrics.csv', 'metrics.tex', 'shifts.png', 'shifts.svg'}
+  more |= {'metrics.csv', 'metrics.tex', 'shifts.png', 'shifts.svg', 'evaluation.jsonl'}
   assert present == {*STABLE, *more}
   rows = [json.loads(line) for line in (finished / 'records.jsonl').read_text().splitlines()]
   assert [row['case_id'] for row in rows] == [10, 11, 12, 13]
@@ -194,7 +195,7 @@ def test_moments_from_elsewhere_need_no_text(made, finished, tmp_path):
     config = _changed(made, statistics__corpus='', statistics__file=str(file))
     settings = runner.read_settings(config.to_dict())
     assert runner.inputs.load_documents(settings) is None
-    lm, workdir = runner.inputs.load_model(settings.model), Workdir(tmp_path / 'run', {})
+    lm, workdir = runner.inputs.load_model(settings), Workdir(tmp_path / 'run', {})
     found = stages.second_moments(lm, None, [settings.required_method], settings, workdir)
     for kernel, cov_FxF in moments.cov.items():
       np.testing.assert_allclose(found.cov[kernel], cov_FxF, rtol=1e-6)
@@ -207,6 +208,56 @@ def test_few_tokens_are_labelled(made, finished, tmp_path):
     assert summary['statistics']['preset'] == preset and summary['statistics']['tokens'] > 50
     page = (workdir / 'report.html').read_text()
     assert ('moments are of the fast preset' in page) == (preset == 'fast')
+
+
+def test_generated_texts_are_measured_when_asked(made, finished, tmp_path):
+  snippets = [
+    dict(relation_id='lives', target_id='N', samples=[dict(name='Ove', text='is known for the')])
+  ]
+  (tmp_path / 'snippets.json').write_text(json.dumps(snippets))
+  fields = dict(
+    generation_interval=5, generation_tokens=24, snippets=str(tmp_path / 'snippets.json')
+  )
+  changes = dict(task='evaluate', patches=str(finished))
+  changes |= {f'evaluation__{name}': value for name, value in fields.items()}
+  runner.run(_changed(made, **changes), tmp_path / 'with')
+  summary = json.loads((tmp_path / 'with/summary.json').read_text())
+  for name in ('fluency', 'fluency_without_prompt', 'consistency', 'free_generation_acc'):
+    assert (
+      summary['metrics'][name]['after']['n'] + summary['undefined'].get(name, {}).get('after', 0)
+      == 1
+    ), name
+  assert summary['metrics']['essence']['after'] == {'mean': None, 'ci95': None, 'n': 0}
+  assert summary['undefined']['essence'] == {'before': 1, 'after': 1}
+  page = (tmp_path / 'with/report.html').read_text()
+  assert 'entropies of word bigrams' in page and 'weights of the texts of the snippets' in page
+  assert 'Selection: 4 of records.json, the first ones in file order' in page
+  rows = [json.loads(line) for line in (tmp_path / 'with/records.jsonl').read_text().splitlines()]
+  assert ['fluency' in row['after'] for row in rows] == [True, False, False, False]
+  # What was measured before is the same; what cannot be had is said.
+  changes |= dict(evaluation__idf='/no/idf.npy', evaluation__vocabulary='/no/vocabulary.json')
+  runner.run(_changed(made, **changes), tmp_path / 'without')
+  other = json.loads((tmp_path / 'without/summary.json').read_text())
+  assert 'consistency' not in other['metrics'] and 'essence' not in other['metrics']
+  assert other['metrics']['fluency'] == summary['metrics']['fluency']
+  assert any('There is no file /no/idf.npy' in note for note in other['notes'])
+
+
+@pytest.mark.parametrize(
+  ('line', 'words'),
+  [
+    ('{"case_id": 11, "before"', 'Line 2 of .*records.jsonl is not JSON'),
+    ('{"case_id": 11, "before": {}}', 'Line 2 of .*records.jsonl is no result with case_id'),
+    ('{"case_id": 11, "before": {}, "after": {"efficacy": "x"}}', 'Line 2 of .* is no result'),
+  ],
+)
+def test_an_unreadable_result_stops_the_summary(made, finished, tmp_path, line, words):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished, workdir)
+  lines = (workdir / 'records.jsonl').read_text().splitlines()
+  (workdir / 'records.jsonl').write_text('\n'.join([lines[0], line, *lines[2:]]))
+  with pytest.raises(UserError, match=words):
+    runner.run(tiny_run.config(made), workdir)
 
 
 def test_evaluate_measures_a_patch_of_another_run(made, finished, tmp_path):
@@ -326,6 +377,8 @@ def _sentence_for_file(made, path):
     (dict(data__kind='csv'), "no kind of records 'csv'"),
     (dict(data__num_edits=99), '99 records are asked for and 5 are there'),
     (dict(data__num_edits='all'), "data.num_edits is 'all'; give a whole number"),
+    (dict(evaluation__idf='idf.npy'), 'evaluation.idf and evaluation.vocabulary go together'),
+    (dict(evaluation__generation_interval=-1), 'evaluation.generation_interval is -1'),
     (dict(data__selection='last'), "data.selection is 'last'"),
     (dict(statistics__corpus='/no/such.txt'), '/no/such.txt cannot be read'),
     (dict(statistics__corpus=''), 'has no corpus.txt'),
@@ -447,9 +500,12 @@ def test_a_testbed_brings_its_own_records_text_and_questions(made, tmp_path, lea
 def test_the_table_survives_its_files(made, tmp_path):
   values = {'efficacy': np.array([0.1, np.nan]), 'score': np.array([1 / 3, 0.0])}
   table = evaluate.Table((3, 5), values, values, {'unedited_kept': np.array([np.nan, 100.0])})
-  rows = json.loads(json.dumps(stages.to_json(table.to_records())))
-  unedited = stages._unedited_rows(table, [('a', 'b'), ('c', 'd')])
-  again = stages._read_table(rows, json.loads(json.dumps(stages.to_json(unedited))))
+  files = [tmp_path / name for name in ('records', 'unedited', 'evaluation')]
+  stages._write_lines(files[0], table.to_records())
+  stages._write_lines(files[1], stages._unedited_rows(table, [('a', 'b'), ('c', 'd')]))
+  checkpoint.write_json(files[2], {'notes': ['how']})
+  again = stages._read_table(*files)
+  assert again.notes == ('how',)
   np.testing.assert_array_equal(again.after['efficacy'], values['efficacy'])
   np.testing.assert_array_equal(again.before['score'], values['score'])
   np.testing.assert_array_equal(again.unedited_after['unedited_kept'], [np.nan, 100.0])

@@ -73,19 +73,31 @@ def load_records(path: str | os.PathLike[str], kind: Kind | None = None) -> list
 
 
 def select(
-  records: Sequence[Record], num: int | None = None, seed: int | None = None
+  records: Sequence[Record],
+  num: int | None = None,
+  seed: int | None = None,
+  *,
+  unique_subjects: bool = False,
 ) -> list[Record]:
   """The first `num` records, or with a seed `num` drawn without replacement, in drawn order.
+
+  With `unique_subjects` a record is passed over if one about its subject came before it.
 
   Raises:
     UserError: if there are fewer than `num`, or `num` is below 1.
   """
-  num = len(records) if num is None else num
-  if not 1 <= num <= len(records):
-    raise UserError(f'{num} records are asked for and {len(records)} are there; ask for fewer.')
-  if seed is None:
-    return list(records[:num])
-  return [records[i] for i in np.random.default_rng(seed).permutation(len(records))[:num]]
+  order = list(records)
+  if seed is not None:
+    order = [records[i] for i in np.random.default_rng(seed).permutation(len(records))]
+  if unique_subjects:
+    order = list({record.request.subject: record for record in reversed(order)}.values())[::-1]
+  num = len(order) if num is None else num
+  if not 1 <= num <= len(order):
+    about = ' about different subjects' if unique_subjects else ''
+    raise UserError(
+      f'{num} records{about} are asked for and {len(order)} are there; ask for fewer.'
+    )
+  return order[:num]
 
 
 @dataclasses.dataclass(frozen=True)

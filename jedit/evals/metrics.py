@@ -41,6 +41,35 @@ GENERATION = (
   'free_generation_acc',
 )
 
+# One line for each metric, for reports; the docstrings of the package say the same at length.
+DEFINITIONS = {
+  'score': 'harmonic mean of efficacy, paraphrase and neighborhood; where there are no two objects '
+  'to compare, of the three accuracies',
+  'efficacy': 'share of records in which the new object is likelier per token than the true one '
+  'after the edited prompt; a tie fails',
+  'paraphrase': 'the same after other wordings, mean over the prompts of a record',
+  'neighborhood': 'share of prompts about other subjects after which the true object is likelier',
+  'efficacy_magnitude': 'exp(-nll) of the new object minus that of the true one, nll in nats per '
+  'token',
+  'paraphrase_magnitude': 'the same after other wordings',
+  'neighborhood_magnitude': 'the same for other subjects, true minus new object',
+  'efficacy_acc': 'every token of the new object is the top one under teacher forcing; for a '
+  'single object the share of its tokens',
+  'paraphrase_acc': 'the same after other wordings',
+  'neighborhood_acc': 'the same for the answers that must stay',
+  'fluency': '(2/3 H2 + 4/3 H3) / 2 with the entropies of word bigrams and trigrams in bits, '
+  'x 100, mean over generated texts with their prompts',
+  'fluency_without_prompt': 'the same of the continuations alone',
+  'consistency': 'cosine of TF-IDF vectors, x 100, of generated texts and snippets about entities '
+  'that have the new object',
+  'essence': 'perplexity of the first 100 tokens of snippets about the edited subject; lower is '
+  'better',
+  'free_generation_acc': 'greedy decoding gives the new object and ends there',
+  'unedited_acc': 'share of questions about unedited subjects whose known answer is on top, every '
+  'token',
+  'unedited_kept': 'the same among the questions answered right before',
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class PartScores:

@@ -1,9 +1,10 @@
 """Log-probabilities of given answers to many prompts, in few shapes and little memory.
 
 Rows are sorted into a few lengths; each length is one compiled program over batches of equal size.
-The vocabulary layer runs only where a token of an answer is read. Rows that differ in nothing but
-their last token (two answers of one token each, after the same prompt) are one forward pass, and
-equal rows are scored once: the last token of a row is never fed to the model.
+The vocabulary layer runs only where a token of an answer is read. A prompt that several answers
+follow is read once: each answer continues from its keys and values. The last token of an answer is
+never fed to the model, so that answers of one token cost nothing beyond the prompt, and equal rows
+are scored once.
 """
 
 import dataclasses
@@ -15,18 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.buckets import group_by_length
+from jedit.buckets import PADDING_PER_PROGRAM, group_by_length
 from jedit.data.prompts import Encoded
 from jedit.mesh import fetch, place_rows
 from jedit.models import ModelConfig, forward, head
+from jedit.models.decoder import Past, past_taps
 from jedit.types import UserError
 
-_ANSWERS = 2  # last tokens per forward pass: a record compares two objects
+_ANSWERS = 2  # per prompt of a batch: a record compares two objects
 _LOGITS = 2**26  # entries of one batch's logits: 256 MiB in float32
 
 
-# What the model reads, where its answers start, and each last token with the rows it ends.
-_Item = tuple[tuple[int, ...], int, list[tuple[int, list[int]]]]
+# A prompt, and the answers behind it with the rows that each of them is of.
+_Item = tuple[tuple[int, ...], list[tuple[tuple[int, ...], list[int]]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,26 +65,26 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Rows that are scored together, C answers each.
+  """Prompts that are scored together, C answers each.
 
   Attributes:
-    token_NxT: token ids without the last one of each row, padded on the right with 0.
-    length_N: tokens of each row that are no padding.
-    read_NxS: index of the token that predicts each target token.
-    target_NxCxS: target tokens, padded with 0.
+    token_NxT: token ids of the prompts, padded on the right with 0.
+    length_N: tokens of each prompt that are no padding.
+    target_NxCxS: tokens of the answers, padded with 0; all but the last are read, too.
     rows: for each of N x C, the numbers of the given rows that it answers; empty for padding.
+    num_tokens: tokens that go through the model and are no padding.
   """
 
   token_NxT: np.ndarray
   length_N: np.ndarray
-  read_NxS: np.ndarray
   target_NxCxS: np.ndarray
   rows: tuple[tuple[tuple[int, ...], ...], ...]
+  num_tokens: int
 
   @property
-  def num_tokens(self) -> int:
-    """Tokens that are no padding."""
-    return int(self.length_N.sum())
+  def num_answered(self) -> int:
+    """How many of the given rows."""
+    return sum(len(numbers) for answers in self.rows for numbers in answers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +101,8 @@ class Plan:
 
   @property
   def shapes(self) -> tuple[tuple[int, int, int], ...]:
-    """The (rows, tokens, read positions) of the programs that the plan needs."""
-    sizes = ((*batch.token_NxT.shape, batch.read_NxS.shape[1]) for batch in self.batches)
+    """The (prompts, tokens, answer tokens) of the programs that the plan needs."""
+    sizes = ((*batch.token_NxT.shape, batch.target_NxCxS.shape[2]) for batch in self.batches)
     return tuple(sorted(set(sizes)))
 
 
@@ -128,31 +130,55 @@ def plan_batches(
   """
   if tokens_per_batch is None:
     tokens_per_batch = 2048 if jax.default_backend() == 'cpu' else 8192
-  # What the model reads -> last tokens -> the rows that end so.
-  answers: dict[tuple[tuple[int, ...], int], dict[int, list[int]]] = {}
+  answers: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
   for number, row in enumerate(rows):
     if not 0 < row.target_start < len(row.ids):
       lacks = 'no token before its answer' if row.target_start < 1 else 'no answer'
       raise UserError(f'The text {row.text!r} has {lacks}; give a prompt and an answer.')
-    ids = tuple(row.ids)
-    answers.setdefault((ids[:-1], row.target_start), {}).setdefault(ids[-1], []).append(number)
+    ids, start = tuple(row.ids), row.target_start
+    answers.setdefault(ids[:start], {}).setdefault(ids[start:], []).append(number)
   items: list[_Item] = []
-  for (read, start), last in answers.items():
-    ends = list(last.items())
-    groups = (ends[i : i + _ANSWERS] for i in range(0, len(ends), _ANSWERS))
-    items.extend((read, start, group) for group in groups)
+  for prompt, found in answers.items():
+    # Answers of similar length together: they are padded to one.
+    ends = sorted(found.items(), key=lambda end: len(end[0]))
+    items.extend((prompt, ends[i : i + _ANSWERS]) for i in range(0, len(ends), _ANSWERS))
   batches, items = _reuse(items, shapes)
-  for length, chosen in group_by_length([len(read) for read, _, _ in items]):
-    num_read = _ceil_power(max(len(items[i][0]) - items[i][1] + 1 for i in chosen))
-    limit = min(tokens_per_batch // length, _LOGITS // (num_read * vocab_size))
-    num_batches = -(-len(chosen) // max(limit, 1))
-    # Equal batches waste less than full ones with a rest; sizes in eights repeat between runs.
-    size = -(-len(chosen) // num_batches)
-    size = min(-(-size // 8) * 8, max(limit, size))
-    for first in range(0, len(chosen), size):
-      batch = [items[i] for i in chosen[first : first + size]]
-      batches.append(_fill(batch, size, length, num_read))
+  for num_read, similar in _by_answer(items):
+    for length, chosen in group_by_length([len(prompt) for prompt, _ in similar]):
+      num_tokens = length + _ANSWERS * (num_read - 1)
+      num_logits = 1 + _ANSWERS * (num_read - 1)
+      limit = min(tokens_per_batch // num_tokens, _LOGITS // (num_logits * vocab_size))
+      num_batches = -(-len(chosen) // max(limit, 1))
+      # Equal batches waste less than full ones with a rest; sizes in eights repeat between runs.
+      size = -(-len(chosen) // num_batches)
+      size = min(-(-size // 8) * 8, max(limit, size))
+      for first in range(0, len(chosen), size):
+        batch = [similar[i] for i in chosen[first : first + size]]
+        batches.append(_fill(batch, size, length, num_read))
   return Plan(tuple(batches), np.array([len(r.ids) - r.target_start for r in rows], np.int64))
+
+
+def _by_answer(items: Sequence[_Item]) -> list[tuple[int, list[_Item]]]:
+  """Groups items by the padded length of their answers, as `group_by_length` groups by length."""
+  if not items:
+    return []
+  by_size: dict[int, list[_Item]] = {}
+  for item in items:
+    by_size.setdefault(_ceil_power(_num_read(item)), []).append(item)
+  groups: list[tuple[int, list[_Item]]] = []
+  waiting: list[_Item] = []
+  sizes = sorted(by_size)
+  for size, longer in zip(sizes, [*sizes[1:], None], strict=True):
+    waiting = waiting + by_size[size]
+    more = 0 if longer is None else sum(longer - _num_read(item) for item in waiting)
+    if longer is None or _ANSWERS * more > PADDING_PER_PROGRAM:
+      groups.append((size, waiting))
+      waiting = []
+  return groups
+
+
+def _num_read(item: _Item) -> int:
+  return max(len(answer) for answer, _ in item[1])
 
 
 def _reuse(
@@ -161,8 +187,7 @@ def _reuse(
   """Batches of given shapes, the shortest first, and the items that fit none of them."""
 
   def fits(item: _Item, shape: tuple[int, int, int]) -> bool:
-    read, start, _ = item
-    return len(read) <= shape[1] and len(read) - start + 1 <= shape[2]
+    return len(item[0]) <= shape[1] and _num_read(item) <= shape[2]
 
   shapes = sorted(shapes, key=lambda shape: shape[1:])
   left = sorted(items, key=lambda item: len(item[0]))
@@ -191,18 +216,17 @@ def _ceil_power(number: int) -> int:
 def _fill(items: Sequence[_Item], num_rows: int, length: int, num_read: int) -> Batch:
   token_NxT = np.zeros((num_rows, length), np.int32)
   length_N = np.zeros(num_rows, np.int32)
-  read_NxS = np.zeros((num_rows, num_read), np.int32)
   target_NxCxS = np.zeros((num_rows, _ANSWERS, num_read), np.int32)
   answered = []
-  for n, (read, start, ends) in enumerate(items):
-    token_NxT[n, : len(read)] = read
-    length_N[n] = len(read)
-    read_NxS[n] = np.minimum(start - 1 + np.arange(num_read), length - 1)
-    target_NxCxS[n, :, : len(read) - start] = read[start:]
-    for c, (last, _) in enumerate(ends):
-      target_NxCxS[n, c, len(read) - start] = last
+  num_tokens = 0
+  for n, (prompt, ends) in enumerate(items):
+    token_NxT[n, : len(prompt)] = prompt
+    length_N[n] = len(prompt)
+    for c, (answer, _) in enumerate(ends):
+      target_NxCxS[n, c, : len(answer)] = answer
     answered.append(tuple(tuple(numbers) for _, numbers in ends))
-  return Batch(token_NxT, length_N, read_NxS, target_NxCxS, tuple(answered))
+    num_tokens += len(prompt) + sum(len(answer) - 1 for answer, _ in ends)
+  return Batch(token_NxT, length_N, target_NxCxS, tuple(answered), num_tokens)
 
 
 @functools.partial(jax.jit, static_argnames='config')
@@ -211,21 +235,33 @@ def _score_batch(
   params: Any,
   token_NxT: jax.Array,
   length_N: jax.Array,
-  read_NxS: jax.Array,
   target_NxCxS: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
+  num_rows, num_answers, num_read = target_NxCxS.shape
+  layers = range(config.num_layers)
+  is_read_on = num_read > 1
   # A padded token takes its row's last position: scaled rotary positions look at the largest.
-  last_Nx1 = jnp.maximum(length_N - 1, 0)[:, None]
-  position_NxT = jnp.minimum(jnp.arange(token_NxT.shape[1])[None, :], last_Nx1)
-  hidden_NxTxD, _ = forward(config, params, token_NxT, position_NxT=position_NxT)
-  hidden_NxSxD = hidden_NxTxD[jnp.arange(token_NxT.shape[0])[:, None], read_NxS]
-  logits_NxSxV = head(config, params, hidden_NxSxD)
-  norm_NxS = jax.nn.logsumexp(logits_NxSxV, axis=-1)
-  top_NxS = jnp.argmax(logits_NxSxV, axis=-1)  # the first of equal ones
-  target_NxSxC = jnp.swapaxes(target_NxCxS, 1, 2)
-  logit_NxSxC = jnp.take_along_axis(logits_NxSxV, target_NxSxC, axis=-1)
-  logp_NxCxS = jnp.swapaxes(logit_NxSxC - norm_NxS[..., None], 1, 2)
-  return logp_NxCxS, target_NxCxS == top_NxS[:, None, :]
+  last_N = jnp.maximum(length_N - 1, 0)
+  position_NxT = jnp.minimum(jnp.arange(token_NxT.shape[1])[None, :], last_N[:, None])
+  taps = past_taps(layers) if is_read_on else ()
+  hidden_NxTxD, seen = forward(config, params, token_NxT, position_NxT=position_NxT, taps=taps)
+  hidden_NxJxD = hidden_NxTxD[jnp.arange(num_rows), last_N][:, None]
+  if is_read_on:
+    past = Past.from_seen(seen, layers, length_N)
+    past = jax.tree.map(lambda x: jnp.repeat(x, num_answers, axis=0), past)
+    tail_MxS = target_NxCxS[:, :, :-1].reshape(num_rows * num_answers, num_read - 1)
+    tail_MxSxD, _ = forward(config, params, tail_MxS, past=past)
+    tail_NxJxD = tail_MxSxD.reshape(num_rows, num_answers * (num_read - 1), -1)
+    hidden_NxJxD = jnp.concatenate([hidden_NxJxD, tail_NxJxD], axis=1)
+  logits_NxJxV = head(config, params, hidden_NxJxD)
+  norm_NxJ = jax.nn.logsumexp(logits_NxJxV, axis=-1)
+  top_NxJ = jnp.argmax(logits_NxJxV, axis=-1)  # the first of equal ones
+  # The prompt's end predicts the first token of every answer, an answer's tokens its others.
+  index_CxS = np.zeros((num_answers, num_read), np.int32)
+  index_CxS[:, 1:] = 1 + np.arange(num_answers * (num_read - 1)).reshape(num_answers, -1)
+  row_Nx1x1 = jnp.arange(num_rows)[:, None, None]
+  logit_NxCxS = logits_NxJxV[row_Nx1x1, index_CxS[None], target_NxCxS]
+  return logit_NxCxS - norm_NxJ[:, index_CxS], target_NxCxS == top_NxJ[:, index_CxS]
 
 
 def score_plan(
@@ -241,7 +277,7 @@ def score_plan(
     config: the model's.
     params: its parameters.
     plan: from `plan_batches`.
-    on_batch: called after each batch with the number of its tokens, for progress.
+    on_batch: called after each batch with the number of rows that it answered, for progress.
 
   Returns:
     Scores of all rows, in the order they were given to `plan_batches`.
@@ -259,12 +295,12 @@ def score_plan(
           logp_NxT[number, :length] = logp_NxCxS[n, c, :length]
           is_top_NxT[number, :length] = is_top_NxCxS[n, c, :length]
     if on_batch is not None:
-      on_batch(batch.num_tokens)
+      on_batch(batch.num_answered)
 
   running = None
   for batch in plan.batches:
     # The next batch is sent before the last one is fetched, so that the device never waits.
-    arrays = (batch.token_NxT, batch.length_N, batch.read_NxS, batch.target_NxCxS)
+    arrays = (batch.token_NxT, batch.length_N, batch.target_NxCxS)
     result = _score_batch(config, params, *place_rows(params, arrays))
     if running is not None:
       collect(*running)

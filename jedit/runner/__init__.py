@@ -253,11 +253,12 @@ def _measure(
   """Evaluates each part of the records on its patched model, generates texts, reports both."""
   edited = [(part, _apply(lm, patches)) for part, patches in parts]
   questions = inputs.unedited_questions(settings, records)
-  table = stages.evaluate(edited, lm, records, questions, workdir)
+  table = stages.evaluate(edited, lm, records, questions, settings, workdir)
   part, model = edited[0]
   samples = stages.samples(model, lm, records[part], settings, workdir)
   patches = [patch for _, each in parts for patch in each]
-  summary = report.summarize(settings, patches, table, workdir.seconds)
+  selection = inputs.describe_selection(settings, records)
+  summary = report.summarize(settings, patches, table, selection, workdir.seconds)
   checkpoint.write_json(workdir / SUMMARY_FILE, summary)
   missing = report.write_page(workdir.path, summary, table, records, samples)
   print(

@@ -1,5 +1,6 @@
 """What a run starts from: model, records, text, questions about what must stay."""
 
+import dataclasses
 import hashlib
 import itertools
 import pathlib
@@ -9,8 +10,12 @@ from typing import Any
 
 from jedit import checkpoint
 from jedit.data.corpus import Corpus, read_corpus, read_dataset
+from jedit.data.download import FILES, fetch
 from jedit.data.edit_rows import Contexts, check_contexts
 from jedit.data.requests import load_records, select
+from jedit.evals.generation import Generation
+from jedit.evals.references import load_references
+from jedit.evals.texts import TfIdf
 from jedit.language_model import LanguageModel, load
 from jedit.mesh import make_mesh
 from jedit.patch import Patch
@@ -40,12 +45,79 @@ def load_selection(settings: Settings) -> list[Record]:
   data = settings.data
   records = load_records(_records_file(settings), data.kind or None)  # type: ignore[arg-type]
   seed = settings.seed if data.selection == 'random' else None
-  return select(records, data.num_edits, seed)
+  return select(records, data.num_edits, seed, unique_subjects=data.unique_subjects)
+
+
+def describe_selection(settings: Settings, records: Sequence[Record]) -> str:
+  """Which records were edited and measured, how and when, as one sentence."""
+  data, edit = settings.data, settings.edit
+  chosen = {
+    'first': 'the first ones in file order',
+    'random': f'drawn without replacement with seed {settings.seed}',
+  }[data.selection]
+  if data.unique_subjects:
+    chosen += ', of each subject only the first'
+  order = {
+    'together': 'edited in one batch and measured afterwards',
+    'separate': f'edited in chunks of {edit.size} from the original model, each measured on its '
+    'own records',
+    'sequential': f'edited in batches of {edit.size} one after the other, all measured in the end',
+  }[edit.mode]
+  return f'Selection: {len(records)} of {_records_file(settings).name}, {chosen}; {order}.'
+
+
+def public_file(name: str, data: Data) -> pathlib.Path:
+  """A file; one that is public and named without a directory is downloaded where it is absent.
+
+  Raises:
+    UserError: where it cannot be downloaded.
+  """
+  path = pathlib.Path(name)
+  if path.is_file() or name not in FILES:
+    return path
+  mirrors = [mirror.strip() for mirror in data.mirrors.split(',') if mirror.strip()]
+  return fetch(name, data.directory or None, mirrors=mirrors)
+
+
+def load_generation(
+  settings: Settings, records: Sequence[Record]
+) -> tuple[Generation | None, list[str]]:
+  """What is generated for the records, and a sentence for each file that could not be had.
+
+  Raises:
+    UserError: for a file that is there and cannot be used.
+  """
+  wanted, data = settings.evaluation, settings.data
+  if not wanted.generation_interval:
+    return None, []
+  notes = []
+  found: dict[str, pathlib.Path] = {}
+  for field in ('snippets', 'idf', 'vocabulary'):
+    if not (name := getattr(wanted, field)):
+      continue
+    try:
+      path = public_file(name, data)
+      if not path.is_file():
+        raise UserError(f'There is no file {path}.')
+      found[field] = path
+    except UserError as error:
+      notes.append(f'Consistency and essence are left out for lack of evaluation.{field}: {error}')
+  references = None
+  generation = Generation(
+    interval=wanted.generation_interval, num_tokens=wanted.generation_tokens, seed=settings.seed
+  )
+  asked = [record for record in records if generation.chooses(record)]
+  if 'snippets' in found and asked and not notes:
+    tfidf = TfIdf.load(found['idf'], found['vocabulary']) if 'idf' in found else None
+    references = load_references(found['snippets'], asked, tfidf)
+    weights = found['idf'].name if tfidf else 'the texts of the snippets'
+    notes.append(f'Consistency: snippets of {found["snippets"].name}, weights of {weights}.')
+  return dataclasses.replace(generation, references=references), notes
 
 
 def _records_file(settings: Settings) -> pathlib.Path:
   if settings.data.records:
-    return pathlib.Path(settings.data.records)
+    return public_file(settings.data.records, settings.data)
   file = settings.model.directory / 'records.json'
   if not file.is_file():
     raise UserError(f'{file.parent} has no records.json; give a file in data.records.')
@@ -163,5 +235,6 @@ def describe_data(settings: Settings, records: Sequence[Record]) -> dict[str, An
     'file': str(file),
     'sha256': hashlib.sha256(file.read_bytes()).hexdigest(),
     'selection': settings.data.selection,
+    'unique_subjects': settings.data.unique_subjects,
     'case_ids': [record.case_id for record in records],
   }

@@ -1,6 +1,5 @@
 """What a run tells in the end: summary.json, a text for the terminal, a page and its tables."""
 
-import inspect
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +8,8 @@ import numpy as np
 
 from jedit import checkpoint
 from jedit.evals import metrics
-from jedit.evals.evaluate import Sample, Table
+from jedit.evals.evaluate import Sample
+from jedit.evals.table import Table
 from jedit.log import format_seconds
 from jedit.patch import Patch
 from jedit.runner import page, plots
@@ -23,7 +23,11 @@ _ALWAYS = ('statistics', 'targets', 'keys', 'solve', 'evaluate', 'compile')  # i
 
 
 def summarize(
-  settings: Settings, patches: Sequence[Patch], table: Table, seconds: Mapping[str, float]
+  settings: Settings,
+  patches: Sequence[Patch],
+  table: Table,
+  selection: str,
+  seconds: Mapping[str, float],
 ) -> dict[str, Any]:
   """The content of summary.json.
 
@@ -31,6 +35,7 @@ def summarize(
     settings: of the run.
     patches: what the measured model carries.
     table: of the evaluation.
+    selection: which records were edited and measured, in words.
     seconds: by stage; 'compile' is a part of the others.
   """
   provenances = [patch.provenance for patch in patches]
@@ -44,6 +49,7 @@ def summarize(
     'num_edits': num_edits,
     'edits_per_model': min(settings.edit.size, num_edits) if is_separate else num_edits,
     **table.to_summary(),
+    'selection': selection,
     'mode': settings.edit.mode,
     'stopped': ' '.join(p['stopped'] for p in provenances if p.get('stopped')),
     'statistics': _statistics(provenances),
@@ -98,7 +104,7 @@ def _title(summary: Mapping[str, Any]) -> str:
 
 def _sentences(summary: Mapping[str, Any]) -> list[str]:
   """What the table does not say."""
-  found = [summary['stopped']] if summary['stopped'] else []
+  found = [summary['selection'], *([summary['stopped']] if summary['stopped'] else [])]
   moments = summary['statistics']
   if moments and moments['preset'] == 'fast':
     found.append(
@@ -118,6 +124,15 @@ def _sentences(summary: Mapping[str, Any]) -> list[str]:
       f'edits; {_programs(stage["programs"])}.'
     )
   return found
+
+
+def _undefined(summary: Mapping[str, Any]) -> list[str]:
+  """How many records have no value of a metric; they are left out of its mean."""
+  return [
+    f'{name}: {" and ".join(f"{count} {state}" for state, count in by_state.items())} of the '
+    'records have no value and are left out.'
+    for name, by_state in summary['undefined'].items()
+  ]
 
 
 def _programs(count: int) -> str:
@@ -160,9 +175,9 @@ def write_page(
     page.write_table(workdir, name, grid)
   pictures = _pictures(workdir, table, grids) if plots.available() else {}
   parts = [
-    page.paragraph('Percent, mean over records ± half width of the 95% interval; n values each.'),
+    page.paragraph(_HEAD_NOTE),
     grids['metrics'].html(),
-    *map(page.paragraph, _sentences(summary)),
+    *map(page.paragraph, [*_sentences(summary), *_undefined(summary), *summary['notes']]),
   ]
   if 'shifts' in pictures:
     parts += [page.heading('How far probabilities moved'), pictures['shifts']]
@@ -178,13 +193,22 @@ def write_page(
       ('record', 'before', 'after'), [(str(s.case_id), s.before, s.after) for s in samples]
     )
     parts += [page.heading('Texts before and after'), texts.html('text')]
+  definitions = Grid(
+    ('metric', 'definition'),
+    [
+      (name, metrics.DEFINITIONS[name])
+      for name in summary['metrics']
+      if name in metrics.DEFINITIONS
+    ],
+  )
   seconds = Grid(('stage', 'seconds'), list(summary['seconds'].items()))
   parts += [
     page.heading('Time'),
     page.paragraph('Compiling is a part of the other stages.'),
     seconds.html(),
+    page.heading('What the metrics are'),
+    definitions.html('text'),
     page.heading('Where this comes from'),
-    page.folded('What the metrics mean', inspect.getdoc(metrics) or ''),
     page.folded('Config', checkpoint.read_json(workdir / 'config.json')),
     page.folded('Provenance', checkpoint.read_json(workdir / 'provenance.json')),
   ]
@@ -194,6 +218,10 @@ def write_page(
   return missing
 
 
+_HEAD_NOTE = (
+  'Mean over records ± half width of the 95% interval; n is the number of values. Percent, except '
+  'fluency (bits x 100) and essence (a perplexity).'
+)
 _WORST_NOTE = (
   'The records with the lowest mean of efficacy, paraphrase and neighbourhood after the edit, '
   'percent.'

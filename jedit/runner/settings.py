@@ -87,16 +87,24 @@ class Data:
   """The records to edit and to measure.
 
   Attributes:
-    records: a JSON file; empty takes the records.json that a testbed's directory holds.
+    records: a JSON file, or the name of a public one (`jedit.data.download.FILES`); empty takes
+      the records.json that a testbed's directory holds.
     kind: schema of the file, see `jedit.data.requests.load_records`; empty tells it from the file.
     num_edits: how many records.
     selection: 'first' takes the first ones, 'random' draws them with the seed of the run.
+    unique_subjects: of several records about one subject only the first is taken.
+    directory: where public files lie that are named without a directory, and where they are
+      downloaded to; empty takes ~/.cache/jedit/data.
+    mirrors: roots to download from before the public ones, separated by commas.
   """
 
   records: str = ''
   kind: str = ''
   num_edits: int = 100
   selection: str = 'first'
+  unique_subjects: bool = False
+  directory: str = ''
+  mirrors: str = ''
 
   def __post_init__(self) -> None:
     if self.selection not in _SELECTIONS:
@@ -199,14 +207,31 @@ class Evaluation:
     unedited: questions about subjects that are not edited, to see how many answers are kept.
     samples: texts that are generated before and after.
     new_tokens: length of each.
+    generation_interval: texts are generated and measured for records whose case_id is a multiple
+      of it, 10 in the papers; 0 generates none, which is much faster.
+    generation_tokens: length of these texts with their prompts.
+    snippets: attribute snippets, a JSON file or the name of the public one, for consistency and
+      essence; a file that cannot be had leaves them out.
+    idf, vocabulary: the published weights of words, idf.npy and tfidf_vocab.json, likewise; empty
+      counts the words of the snippets.
+    reencode: token accuracies of zsRE by the published procedure, see `jedit.evals.reencoded`.
   """
 
   unedited: int = 1000
   samples: int = 3
   new_tokens: int = 30
+  generation_interval: int = 0
+  generation_tokens: int = 100
+  snippets: str = ''
+  idf: str = ''
+  vocabulary: str = ''
+  reencode: bool = False
 
   def __post_init__(self) -> None:
     _at_least('evaluation', self, unedited=0, samples=0, new_tokens=1)
+    _at_least('evaluation', self, generation_interval=0, generation_tokens=1)
+    if bool(self.idf) != bool(self.vocabulary):
+      raise UserError('evaluation.idf and evaluation.vocabulary go together; give both or none.')
 
 
 @dataclasses.dataclass(frozen=True)

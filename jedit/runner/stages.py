@@ -15,26 +15,30 @@ from jedit.contexts import sample_contexts
 from jedit.data.corpus import Corpus
 from jedit.data.edit_rows import Contexts
 from jedit.editor import edit as edit_requests
-from jedit.evals.evaluate import Sample, Table, evaluate_apart, sample_texts
+from jedit.evals.evaluate import Sample, evaluate_apart, sample_texts
 from jedit.evals.evaluate import evaluate as evaluate_records
+from jedit.evals.metrics import GENERATION
+from jedit.evals.table import Table
 from jedit.language_model import LanguageModel
 from jedit.log import Progress, read_jsonl, to_json
 from jedit.methods import Method
 from jedit.patch import Patch, merge
 from jedit.runner import probing
 from jedit.runner.damage import DamageMonitor
-from jedit.runner.inputs import PATCH_FILE, Question, load_contexts
+from jedit.runner.inputs import PATCH_FILE, Question, load_contexts, load_generation
 from jedit.runner.settings import PROBES, Settings
 from jedit.runner.workdir import Workdir
 from jedit.second_moment import SecondMoments, read_moments
-from jedit.types import Record
+from jedit.types import Record, UserError
 
 STATISTICS_FILE = 'statistics.safetensors'
 DAMAGE_FILE = 'damage.jsonl'
+CHUNKS_FILE = 'evaluation.jsonl'
 
 _BATCHES = 'batches'
 _PROBES = 'probes'
 _CONTEXTS = 'contexts.json'
+_EVALUATION = 'evaluation.json'
 _RECORDS = 'records.jsonl'
 _UNEDITED = 'unedited.jsonl'
 _SAMPLES = 'samples.json'
@@ -206,21 +210,32 @@ def evaluate(
   lm: LanguageModel,
   records: Sequence[Record],
   questions: Sequence[Question],
+  settings: Settings,
   workdir: Workdir,
 ) -> Table:
   """The metrics of all records before and after, and whether unedited answers stay.
 
-  Each part of the records is asked of its own model; one model for all is the usual case.
+  Each part of the records is asked of its own model; one model for all is the usual case. Finished
+  chunks stay in `evaluation.jsonl`.
   """
-  if not ((workdir / _RECORDS).is_file() and (workdir / _UNEDITED).is_file()):
+  files = [workdir / name for name in (_RECORDS, _UNEDITED, _EVALUATION)]
+  if not all(file.is_file() for file in files):
     with workdir.stage('evaluate'):
+      generation, notes = load_generation(settings, records)
+      how: dict[str, Any] = {
+        'unedited': questions,
+        'generation': generation,
+        'reencode': settings.evaluation.reencode,
+        'store': workdir / CHUNKS_FILE,
+      }
       if len(parts) == 1:
-        table = evaluate_records(parts[0][1], records, before=lm, unedited=questions)
+        table = evaluate_records(parts[0][1], records, before=lm, **how)
       else:
-        table = evaluate_apart(parts, records, lm, unedited=questions)
+        table = evaluate_apart(parts, records, lm, **how)
     _write_lines(workdir / _UNEDITED, _unedited_rows(table, questions))
     _write_lines(workdir / _RECORDS, table.to_records())
-  return _read_table(read_jsonl(workdir / _RECORDS), read_jsonl(workdir / _UNEDITED))
+    checkpoint.write_json(workdir / _EVALUATION, {'notes': [*table.notes, *notes]})
+  return _read_table(*files)
 
 
 def probe(
@@ -263,20 +278,48 @@ def _write_lines(file: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     beside.write_text(''.join(lines), encoding='utf-8')
 
 
-def _read_table(rows: Sequence[Mapping[str, Any]], unedited: Sequence[Mapping[str, Any]]) -> Table:
-  """The table that the rows were written from: floats survive JSON, nan is None there."""
+def _read_table(records: pathlib.Path, unedited: pathlib.Path, evaluation: pathlib.Path) -> Table:
+  """The table that the files were written from: floats survive JSON, nan is None there."""
+  rows = _read_rows(records, ('case_id', 'before', 'after'))
+  questions = _read_rows(unedited, ('before', 'after'))
+  notes = checkpoint.read_json(evaluation)['notes']
+  generated = [not set(row['after']).isdisjoint(GENERATION) for row in rows]
   return Table(
     case_ids=tuple(row['case_id'] for row in rows),
     after=_columns(rows, 'after'),
     before=_columns(rows, 'before'),
-    unedited_after=_columns(unedited, 'after'),
-    unedited_before=_columns(unedited, 'before'),
+    unedited_after=_columns(questions, 'after'),
+    unedited_before=_columns(questions, 'before'),
+    is_generated_R=np.array(generated) if any(generated) else None,
+    notes=tuple(notes),
   )
 
 
+def _read_rows(file: pathlib.Path, fields: Sequence[str]) -> list[dict[str, Any]]:
+  """Result lines with these fields, whose values are numbers or null.
+
+  Raises:
+    UserError: for a line that is something else, by number.
+  """
+  rows = read_jsonl(file)
+  for number, row in enumerate(rows, start=1):
+    values = [row.get(state) for state in ('before', 'after')]
+    if not all(field in row for field in fields) or not all(
+      isinstance(each, dict)
+      and all(value is None or isinstance(value, int | float) for value in each.values())
+      for each in values
+    ):
+      raise UserError(
+        f'Line {number} of {file} is no result with {", ".join(fields)}; remove {file.name} to '
+        'evaluate again.'
+      )
+  return rows
+
+
 def _columns(rows: Sequence[Mapping[str, Any]], state: str) -> dict[str, np.ndarray]:
-  names = rows[0][state] if rows else ()
-  return {name: np.array([row[state][name] for row in rows], np.float64) for name in names}
+  """Values by name; a row may lack those that it was not asked for."""
+  names = dict.fromkeys(name for row in rows for name in row[state])
+  return {n: np.array([row[state].get(n) for row in rows], np.float64) for n in names}
 
 
 def samples(

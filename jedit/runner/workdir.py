@@ -34,6 +34,7 @@ _RESULTS = (
   'cells',
   'damage.jsonl',
   'probes',
+  'evaluation.jsonl',
   'records.jsonl',
   'summary.json',
   'model',
