@@ -19,6 +19,10 @@ from jedit.types import Record
 
 _STAGES = ('statistics', 'contexts', 'targets', 'keys', 'solve', 'edit', 'evaluate', 'samples')
 _WORST = 10
+_WORST_NOTE = (
+  'The records with the lowest mean of efficacy, paraphrase and neighbourhood after the edit, '
+  'percent.'
+)
 _ALWAYS = ('statistics', 'targets', 'keys', 'solve', 'evaluate', 'compile')  # in summary.json
 
 
@@ -175,12 +179,6 @@ def write_page(
   parts += [page.paragraph(missing, 'note')] if missing else []
   page.write(workdir, _title(summary), parts)
   return missing
-
-
-_WORST_NOTE = (
-  'The records with the lowest mean of efficacy, paraphrase and neighbourhood after the edit, '
-  'percent.'
-)
 
 
 def _metrics_grid(summary: Mapping[str, Any]) -> Grid:
