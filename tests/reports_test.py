@@ -72,7 +72,7 @@ def test_finished_probes_are_not_repeated_and_others_are_added(made, probed, mon
     runner.run(other, probed)
 
 
-def test_known_facts_are_probed(made, tmp_path):
+def test_known_facts_are_read_and_have_nothing_to_contrast(made, tmp_path):
   facts = [
     dict(
       known_id=7,
@@ -87,6 +87,11 @@ def test_known_facts_are_probed(made, tmp_path):
   (tmp_path / 'known.json').write_text(json.dumps(facts))
   [record] = jedit.data.requests.load_records(tmp_path / 'known.json')
   assert record.request == jedit.Request('{} lives in', 'Marta Lindqvist', 'Paris', case_id=7)
+  config = _probe_config(made)
+  config.data = dict(records=str(tmp_path / 'known.json'), num_edits=1)
+  with pytest.raises(UserError, match='Request 7 has no true object'):
+    runner.run(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
 
 
 def test_without_matplotlib_a_line_says_so(made, monkeypatch, capsys):
@@ -131,11 +136,12 @@ def test_runs_that_differ_in_their_number_of_edits_alone_share_a_curve():
   names = ('PMET (10 edits)', 'PMET (1,000 edits)', 'MEMIT, 10', 'memit_1000')
   sizes = (10, 1000, 10, 1000)
   summaries = {
-    name: {'method': 'm', 'edits_per_model': size} for name, size in zip(names, sizes, strict=True)
+    name: {'method': 'm', 'num_edits': 99, 'edits_per_model': size}
+    for name, size in zip(names, sizes, strict=True)
   }
   found = {name: list(points) for name, points in overview._curves(summaries).items()}
   assert found == {'PMET': [10, 1000], 'MEMIT': [10], 'memit': [1000]}
-  assert not overview._curves({'PMET': {'method': 'm', 'edits_per_model': 10}})
+  assert not overview._curves({'PMET': {'method': 'm', 'num_edits': 10}})
 
 
 def test_figures_are_the_same_each_time(tmp_path):

@@ -145,17 +145,22 @@ def contrast(
   return Contrast(prob, rank, at_NxQ.T, token_NxO.T, by_name)
 
 
-def _encode(
-  tokenizer: Any, requests: Sequence[Request]
-) -> tuple[list[tuple[int, ...]], np.ndarray, np.ndarray]:
-  """Prompts as ids, their two positions, and the first tokens of both objects."""
+def check_objects(requests: Sequence[Request]) -> None:
+  """Raises UserError unless every request has the two objects that are contrasted."""
   for number, request in enumerate(requests):
     if request.target_true is None:
       label = number if request.case_id is None else request.case_id
       raise UserError(
-        f'Request {label} has no true object, and this probe contrasts it with the new one; '
-        'choose records that have both, or another probe.'
+        f'Request {label} has no true object, and the contrast needs one beside the new object; '
+        'choose records that have both, or other probes.'
       )
+
+
+def _encode(
+  tokenizer: Any, requests: Sequence[Request]
+) -> tuple[list[tuple[int, ...]], np.ndarray, np.ndarray]:
+  """Prompts as ids, their two positions, and the first tokens of both objects."""
+  check_objects(requests)
   bare = encode_many(tokenizer, [Row(r.prompt, r.subject) for r in requests])
   objects = [
     encode_many(tokenizer, [Row(r.prompt, r.subject, target) for r, target in pairs])

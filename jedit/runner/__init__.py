@@ -14,6 +14,7 @@ from jedit import checkpoint
 from jedit.configs import train_testbed_gptj  # type: ignore[attr-defined]
 from jedit.language_model import LanguageModel
 from jedit.patch import Patch
+from jedit.probes.contrast import check_objects
 from jedit.runner import inputs, overview, probe_views, probing, report, stages, sweep
 from jedit.runner.overview import SUMMARY_FILE
 from jedit.runner.settings import Settings, read_settings
@@ -188,6 +189,8 @@ def _probe(config: ml_collections.ConfigDict, path: str) -> None:
   patches = inputs.load_patches(settings, workdir.path) if settings.patches else []
   lm = inputs.load_model(settings)
   records = inputs.load_selection(settings)
+  if 'contrast' in settings.probe.names:
+    check_objects([record.request for record in records])
   probed = _apply(lm, patches)
   workdir.begin(
     {

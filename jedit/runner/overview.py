@@ -142,7 +142,7 @@ def _curves(summaries: Summaries) -> dict[str, dict[int, Mapping[str, Any]]]:
   """Summaries by the edits in one model, for runs that differ in nothing else by their names."""
   series: dict[str, dict[int, Mapping[str, Any]]] = {}
   for name, summary in summaries.items():
-    edits = summary['edits_per_model']
+    edits = summary.get('edits_per_model', summary['num_edits'])
     number = f'(?:{edits}|{edits:,})'
     bare = re.sub(rf'[\s,(_-]*(?<!\d){number}(?!\d)(?:[\s_-]*edits?)?\)?', '', name).strip(' ,_-')
     series.setdefault(bare or summary['method'], {})[edits] = summary

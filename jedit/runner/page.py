@@ -24,6 +24,7 @@ table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right;
   vertical-align: top; white-space: nowrap; }}
 th:first-child, td:first-child, .text td, .text th {{ text-align: left; }}
+th:first-child, td:first-child {{ position: sticky; left: 0; background: #fff; }}
 .text td {{ white-space: normal; min-width: 5rem; }}
 figure {{ margin: 1rem 0; }}
 img {{ max-width: 100%; height: auto; }}

@@ -78,10 +78,12 @@ class Panels:
       band = dict(color=style['color'], alpha=0.2, linewidth=0)
       axes.fill_between(x, mean - ci95, mean + ci95, **band)
     axes.set(**labels)
+    if labels.get('xscale') == 'log':
+      axes.xaxis.set_major_formatter('{x:g}')
 
   def rank_axis(self, row: int, column: int) -> None:
     """A vertical axis of ranks: logarithmic, with the top rank 0 on top."""
-    axes = self.axes[row, column].yaxis.axes
+    axes = self.axes[row, column]
     axes.set_yscale('symlog', linthresh=1)
     axes.set_ylim(bottom=0)
     axes.invert_yaxis()

@@ -19,6 +19,14 @@ from jedit.types import Record
 
 _STAGES = ('statistics', 'contexts', 'targets', 'keys', 'solve', 'edit', 'evaluate', 'samples')
 _WORST = 10
+_HEAD_NOTE = (
+  'Mean over records ± half width of the 95% interval; n is the number of values. Percent, except '
+  'fluency (bits x 100) and essence (a perplexity).'
+)
+_WORST_NOTE = (
+  'The records with the lowest mean of efficacy, paraphrase and neighbourhood after the edit, '
+  'percent.'
+)
 _ALWAYS = ('statistics', 'targets', 'keys', 'solve', 'evaluate', 'compile')  # in summary.json
 
 
@@ -216,16 +224,6 @@ def write_page(
   parts += [page.paragraph(missing, 'note')] if missing else []
   page.write(workdir, _title(summary), parts)
   return missing
-
-
-_HEAD_NOTE = (
-  'Mean over records ± half width of the 95% interval; n is the number of values. Percent, except '
-  'fluency (bits x 100) and essence (a perplexity).'
-)
-_WORST_NOTE = (
-  'The records with the lowest mean of efficacy, paraphrase and neighbourhood after the edit, '
-  'percent.'
-)
 
 
 def _metrics_grid(summary: Mapping[str, Any]) -> Grid:
