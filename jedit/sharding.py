@@ -1,5 +1,6 @@
 """Which parameter is split over which axis of the mesh: a family's table, applied to shapes."""
 
+import functools
 import re
 from typing import Any
 
@@ -11,8 +12,9 @@ from jedit.models.config import ModelConfig
 from jedit.models.decoder import FAMILIES, init_params
 
 
+@functools.cache
 def param_shapes(config: ModelConfig) -> dict[str, Any]:
-  """The parameter tree with a `jax.ShapeDtypeStruct` per leaf; nothing is made."""
+  """The parameter tree with a `jax.ShapeDtypeStruct` per leaf, to be read only; nothing is made."""
   shapes: dict[str, Any] = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
   return shapes
 
