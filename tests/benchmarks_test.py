@@ -113,7 +113,7 @@ def test_sides_do_the_same_work_and_the_figures_are_written(script, tmp_path, ca
 def test_evaluation_measures_the_same_on_both_sides(capsys):
   pytest.importorskip('torch')
   benchmark = importlib.import_module('evaluation').TEXTS
-  report = harness.run(benchmark, _settings(num_edits=2, rounds=1), processes.Here)
+  report = harness.run(benchmark, _settings(num_edits=1, rounds=1), processes.Here)
   assert report['needed_flop_timed'] > report['needed_flop']['generation_flop'] > 0
   assert set(report['sides']['baseline']['parts']) == {'evaluation', 'generation'}
   # float32 on both sides, another order of sums.
