@@ -283,7 +283,10 @@ def _sentence_for_file(made, path):
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    (dict(task='fly'), "no task 'fly'; choose one of edit, stats, train, sweep, evaluate, export"),
+    (
+      dict(task='fly'),
+      "no task 'fly'; choose one of edit, stats, train, sweep, evaluate, probe, compare, export",
+    ),
     (dict(sed=1), "The config has no field 'sed'; it has task, seed"),
     (dict(model__pth='x'), "section model has no field 'pth'; it has name, path, dtype"),
     (dict(method__name='nosuch'), "no method 'nosuch'; choose one of alphaedit, emmet"),
