@@ -309,7 +309,7 @@ def _ids_and_spans_by_decoding(
   for piece in pieces:
     # What differs from the whole at the end of a piece is a character of which bytes are missing.
     # (Decoders may then write the characters before it as unreadable bytes again.) A space that
-    # the whole does not have is none: decoders take the first one away only before a word.
+    # the whole lacks is no such character: some decoders drop it only where a word follows.
     agreed = len(os.path.commonprefix([piece, decoded]))
     complete = max(agreed - shift, done)
     spans.append((done, complete + bool(piece[agreed:].strip())))
