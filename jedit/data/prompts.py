@@ -308,10 +308,11 @@ def _ids_and_spans_by_decoding(
   done = 0  # characters of the text that are complete
   for piece in pieces:
     # What differs from the whole at the end of a piece is a character of which bytes are missing.
-    # (Decoders may then write the characters before it as unreadable bytes again.)
+    # (Decoders may then write the characters before it as unreadable bytes again.) A space that
+    # the whole lacks is no such character: some decoders drop it only where a word follows.
     agreed = len(os.path.commonprefix([piece, decoded]))
     complete = max(agreed - shift, done)
-    spans.append((done, complete + (len(piece) > agreed)))
+    spans.append((done, complete + bool(piece[agreed:].strip())))
     done = complete
   return tuple(whole[: first + len(bare)]), spans
 
