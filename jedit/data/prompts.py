@@ -58,7 +58,9 @@ class Encoded:
     subject_last: token holding the subject's last character; None without a subject.
     prompt_last: last token of context and prompt, where the object's first token is predicted.
     target_start: first token of the object; `len(ids)` without one.
-    subject_first: token holding the subject's first character; None without a subject.
+    subject_first: first token holding the subject's first character; None without a subject. A
+      tokenizer that puts a space in front may give it the span of that character, and with
+      offsets the space then comes first: texts are the same whatever it is.
   """
 
   text: str
@@ -66,7 +68,7 @@ class Encoded:
   subject_last: int | None
   prompt_last: int
   target_start: int
-  subject_first: int | None = None
+  subject_first: int | None = dataclasses.field(default=None, compare=False)
 
   @property
   def target_ids(self) -> tuple[int, ...]:
@@ -308,11 +310,10 @@ def _ids_and_spans_by_decoding(
   done = 0  # characters of the text that are complete
   for piece in pieces:
     # What differs from the whole at the end of a piece is a character of which bytes are missing.
-    # (Decoders may then write the characters before it as unreadable bytes again.) A space that
-    # the whole lacks is no such character: some decoders drop it only where a word follows.
+    # (Decoders may then write the characters before it as unreadable bytes again.)
     agreed = len(os.path.commonprefix([piece, decoded]))
     complete = max(agreed - shift, done)
-    spans.append((done, complete + bool(piece[agreed:].strip())))
+    spans.append((done, complete + (len(piece) > agreed)))
     done = complete
   return tuple(whole[: first + len(bare)]), spans
 
