@@ -103,7 +103,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     seconds=round(seconds),
     config=config.to_dict(),
   )
-  save_directory(directory, model, stored, hf_config, tokenizer=fast)
+  save_directory(directory, model, stored, hf_config, dtype=config.model.dtype, tokenizer=fast)
   checkpoint.write_json(directory / 'records.json', raw_records)
   checkpoint.write_json(directory / 'knowledge.json', report)
   with checkpoint.atomic_file(directory / 'corpus.txt') as beside:
