@@ -23,7 +23,7 @@ from jedit.data.edit_rows import Contexts, EditRows, encode_edits
 from jedit.data.prompts import load_tokenizer
 from jedit.methods import pmet
 from jedit.models import FAMILIES, ModelConfig, init_params
-from jedit.models.convert import save_directory
+from jedit.models.export import save_directory
 from jedit.testbeds.tokenizer import save_tokenizer, train_tokenizer
 from jedit.types import Record
 

@@ -24,7 +24,8 @@ from jedit.data.packing import PackedText
 from jedit.data.prompts import load_tokenizer, pad
 from jedit.mesh import make_mesh, over_square, place_rows
 from jedit.models import functions, site
-from jedit.models.convert import load_directory, save_directory
+from jedit.models.convert import load_directory
+from jedit.models.export import save_directory
 from jedit.models.sites import KERNEL_INPUT
 from jedit.runner.clock import CompileClock
 from jedit.testbeds import testbed_corpus

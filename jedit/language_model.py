@@ -17,7 +17,8 @@ from jedit.data.prompts import load_tokenizer, pad
 from jedit.hub import find_directory
 from jedit.mesh import fetch, place, place_rows
 from jedit.models import ModelConfig, forward, head
-from jedit.models.convert import Export, fingerprint, load_directory, save_directory
+from jedit.models.convert import fingerprint, load_directory
+from jedit.models.export import Export, save_directory
 from jedit.models.generate import generate
 from jedit.patch import Patch, patched
 from jedit.sharding import param_shardings

@@ -33,6 +33,7 @@ ROOMS = (
   'jedit.sharding',
   'jedit.models.stored',
   'jedit.models.convert',
+  'jedit.models.export',
   'jedit.models.generate',
   'jedit.models',
   'jedit.data',

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from helpers import tiny
 from jedit import checkpoint
 from jedit.models import FAMILIES, convert, kernel_path
-from jedit.models.convert import fingerprint, load_directory, save_directory
+from jedit.models.convert import fingerprint, load_directory
+from jedit.models.export import save_directory
 from jedit.sharding import param_shardings
 from jedit.types import UserError
 

@@ -11,7 +11,7 @@ import pytest
 from helpers import tiny
 from jedit.models import FAMILIES, forward, head
 from jedit.models import generate as generate_module
-from jedit.models.convert import save_directory
+from jedit.models.export import save_directory
 from jedit.models.generate import bucket, generate
 from jedit.types import UserError
 

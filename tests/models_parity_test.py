@@ -18,7 +18,8 @@ from helpers import tiny
 from jedit.data.prompts import load_tokenizer
 from jedit.language_model import load
 from jedit.models import FAMILIES, forward, head, kernel_path
-from jedit.models.convert import load_directory, save_directory
+from jedit.models.convert import load_directory
+from jedit.models.export import save_directory
 from jedit.models.sites import PLACES, site
 
 torch = pytest.importorskip('torch')

@@ -1,4 +1,4 @@
-"""Hugging Face directories to parameters and back.
+"""Hugging Face directories to parameters.
 
 A family's name table (`Family.names`) says what every tensor is called there and where it lives
 here; matrices are stored [out, in] there and [in, out] here. Tensors are read one at a time, and
@@ -6,7 +6,6 @@ every name has to be accounted for: unknown, missing and mis-shaped ones end in 
 """
 
 import collections
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,8 +13,7 @@ import math
 import os
 import pathlib
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,53 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from jedit import checkpoint
-from jedit.log import Progress, quiet
 from jedit.memory import free_bytes
 from jedit.mesh import fetch
 from jedit.models.config import ModelConfig
 from jedit.models.decoder import FAMILIES
-from jedit.models.layers import wider
-from jedit.models.stored import COMPANIONS, INDEX, WEIGHTS, Stored, open_tensors, some
+from jedit.models.stored import Stored, count_bytes, in_order, open_tensors, some
 from jedit.sharding import param_shapes, param_shardings
 from jedit.types import UserError
 
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
-_SHARD_BYTES = 5_000_000_000
-_SHOWN_BYTES = 500_000_000  # from here on loading takes seconds
-_MB = 1_000_000
-_STRIP = 64  # columns: their cache lines are still there when the next ones come
-
-
-@dataclasses.dataclass(frozen=True)
-class Rounding:
-  """What storing a tensor in a narrower dtype cost.
-
-  Attributes:
-    weight: L2 norm of the rounding error over the norm of the tensor.
-    update: L2 norm of the rounding error over the norm of what the edits changed, where the
-      unedited tensor was given and differs. Small updates lose far more than small weights.
-  """
-
-  weight: float
-  update: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-  """What `save_directory` wrote.
-
-  Attributes:
-    path: the directory.
-    dtype: `dtype` of its config.json.
-    rounding: by Hugging Face name, the tensors that had to be rounded; exact ones are left out.
-  """
-
-  path: pathlib.Path
-  dtype: str
-  rounding: Mapping[str, Rounding]
 
 
 def _expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -125,34 +87,13 @@ def load_directory(
   placed = traverse_util.flatten_dict(shardings, sep='/')
   _check_fits(path, table, dtype, placed)
   flat = {}
-  with _progress('loading', list(tensors.values())) as progress:
+  with count_bytes('loading', list(tensors.values())) as progress:
     for name, stored in tensors.items():
       if name in table:
         ours, kind, _ = table[name]
         flat[ours] = _to_param(stored, kind, dtype, placed.get(ours))
       progress(stored)
   return config, traverse_util.unflatten_dict(flat, sep='/'), hf_config
-
-
-@contextlib.contextmanager
-def _progress(label: str, tensors: Sequence[Any]) -> Iterator[Callable[[Any], None]]:
-  """Counts the bytes of tensors that are done, where that takes some time."""
-  total, done = sum(map(_size, tensors)), 0
-  with contextlib.ExitStack() as stack:
-    if total < _SHOWN_BYTES:
-      stack.enter_context(quiet())
-    shown = stack.enter_context(Progress(label, total // _MB, 'MB'))
-
-    def finish(tensor: Any) -> None:
-      nonlocal done
-      done += _size(tensor)
-      shown.update(done // _MB - shown.done)
-
-    yield finish
-
-
-def _size(tensor: Any) -> int:
-  return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def _check_fits(
@@ -261,20 +202,10 @@ def _to_param(stored: Stored, kind: str, dtype: str, sharding: Any) -> jax.Array
   view = stored.view()
   whole = view.T if kind == 'kernel' else view
   if sharding is None:
-    return jnp.asarray(_in_order(whole, dtype)).block_until_ready()
+    return jnp.asarray(in_order(whole, dtype)).block_until_ready()
   return jax.make_array_from_callback(
-    whole.shape, sharding, lambda index: _in_order(whole[index], dtype)
+    whole.shape, sharding, lambda index: in_order(whole[index], dtype)
   ).block_until_ready()
-
-
-def _in_order(x: np.ndarray, dtype: DTypeLike) -> np.ndarray:
-  """A copy in 'C' order; a turned matrix is copied in strips, in a third of the time."""
-  if x.ndim != 2 or x.flags.c_contiguous:
-    return np.array(x, dtype=jnp.dtype(dtype), order='C')
-  copy = np.empty(x.shape, jnp.dtype(dtype))
-  for first in range(0, x.shape[1], _STRIP):
-    copy[:, first : first + _STRIP] = x[:, first : first + _STRIP]
-  return copy
 
 
 @jax.jit
@@ -324,174 +255,3 @@ def _given(settings: Any) -> dict[str, Any]:
     for name, (value, default) in values.items()
     if value != default and name not in ('dtype', 'renames')
   }
-
-
-def save_directory(
-  path: str | os.PathLike[str],
-  config: ModelConfig,
-  params: Any,
-  hf_config: Mapping[str, Any],
-  *,
-  dtype: str | None = None,
-  base: Any = None,
-  source: str | os.PathLike[str] | None = None,
-  tokenizer: Any = None,
-  shard_bytes: int = _SHARD_BYTES,
-) -> Export:
-  """Writes a model as a Hugging Face directory that transformers loads, one tensor at a time.
-
-  Where the source has the weights, its files, names and buffers are kept, and parameters that
-  are still what was read there are written as they stand there, bit for bit.
-
-  Args:
-    path: the directory to be; it must not hold anything yet.
-    config: sizes of the model.
-    params: its parameters.
-    hf_config: its config.json, as `load_directory` returned it.
-    dtype: dtype of every stored tensor, to which edited float32 kernels are rounded once. None
-      keeps that of the source for what did not change, and rounds the rest to the model's dtype,
-      or to the source's where that is wider.
-    base: the parameters before the edits; with them the rounding is also measured against what
-      the edits changed.
-    source: model directory whose weight files, tokenizer and generation files are followed.
-    tokenizer: transformers tokenizer to save; not needed with a `source` that has one.
-    shard_bytes: largest weight file without such a source; more is written as shards with an index.
-
-  Returns:
-    What was written, and what rounding cost.
-
-  Raises:
-    UserError: where `path` holds something already or cannot be written.
-  """
-  flat = traverse_util.flatten_dict(params, sep='/')
-  base_flat = {} if base is None else traverse_util.flatten_dict(base, sep='/')
-  table = name_table(config)
-  original = _original(source, table)
-  names = {ours: config.stored_name(name) for name, ours, _ in FAMILIES[config.family].names}
-  if config.tie_head and names['head/kernel'] in original:  # the embedding once more
-    table[names['head/kernel']] = table[names['embed/embedding']]
-  unchanged = {
-    name
-    for name, (ours, kind, _) in table.items()
-    if name in original and _is_unchanged(original[name], kind, flat[ours])
-  }
-  stored: dict[str, Any] = {name: tensor for name, tensor in original.items() if name not in table}
-  for name, (_, _, shape) in table.items():
-    known = [original[name].dtype] if name in original else []
-    kept = known[0] if name in unchanged else wider(config.dtype, *known)
-    stored[name] = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype or kept))
-  written = str(wider(*(stored[name].dtype for name in table)))
-  rounding: dict[str, Rounding] = {}
-
-  def tensor(name: str) -> np.ndarray:
-    if name not in table:
-      return original[name].view()
-    ours, kind, _ = table[name]
-    exact = original[name].view() if name in unchanged else _turned(flat[ours], kind)
-    rounded = exact.astype(stored[name].dtype, copy=False)
-    if exact.dtype != rounded.dtype:
-      before = _turned(base_flat[ours], kind) if ours in base_flat else None
-      cost = _rounding(exact, rounded, before)
-      if cost.weight:
-        rounding[name] = cost
-    return rounded
-
-  files = _files(stored, original, shard_bytes)
-  with (
-    checkpoint.atomic_directory(path) as beside,
-    _progress('exporting', list(stored.values())) as progress,
-  ):
-    for file, inside in files.items():
-      checkpoint.stream_tensors(beside / file, {name: stored[name] for name in inside}, tensor)
-      for name in inside:
-        progress(stored[name])
-    if list(files) != [WEIGHTS]:
-      index = {
-        'metadata': {'total_size': sum(map(_size, stored.values()))},
-        'weight_map': {name: file for file, inside in files.items() for name in inside},
-      }
-      checkpoint.write_json(beside / INDEX, index)
-    dtype_fields = dict.fromkeys(('dtype', *({'torch_dtype'} & hf_config.keys())), written)
-    checkpoint.write_json(beside / 'config.json', {**hf_config, **dtype_fields})
-    _save_companions(beside, source, tokenizer)
-  return Export(path=pathlib.Path(path), dtype=written, rounding=rounding)
-
-
-def _original(
-  source: str | os.PathLike[str] | None, table: Mapping[str, tuple[str, str, tuple[int, ...]]]
-) -> dict[str, Stored]:
-  """The tensors of the source, if it has weights and they are those of the model."""
-  folder = pathlib.Path(source or '')
-  if not source or not any((folder / file).is_file() for file in (WEIGHTS, INDEX)):
-    return {}
-  tensors = open_tensors(folder)
-  same = all(name in tensors and tensors[name].shape == table[name][2] for name in table)
-  return tensors if same else {}
-
-
-def _is_unchanged(stored: Stored, kind: str, leaf: jax.Array) -> bool:
-  """Whether a parameter is, bit for bit, what reading the stored tensor gives."""
-  ours, view = _on_host(leaf), stored.view()
-  theirs = _in_order(view.T if kind == 'kernel' else view, ours.dtype)
-  return np.array_equal(ours.reshape(-1).view(np.uint8), theirs.reshape(-1).view(np.uint8))
-
-
-def _on_host(leaf: jax.Array) -> np.ndarray:
-  # An array keeps what was fetched from it as long as it lives; the copy's goes with the copy.
-  return fetch(jnp.copy(leaf))
-
-
-def _turned(leaf: jax.Array, kind: str) -> np.ndarray:
-  """A parameter as it is stored."""
-  ours = _on_host(leaf)
-  return _in_order(ours.T, ours.dtype) if kind == 'kernel' else ours
-
-
-def _files(
-  stored: Mapping[str, Any], original: Mapping[str, Stored], limit: int
-) -> dict[str, list[str]]:
-  """Names by weight file: those of the source, or files of at most `limit` bytes."""
-  files: dict[str, list[str]] = {}
-  for name, tensor in original.items():
-    files.setdefault(tensor.path.name, []).append(name)
-  if files:
-    return files
-  shards: list[list[str]] = [[]]
-  filled = 0
-  for name, tensor in stored.items():
-    if shards[-1] and filled + _size(tensor) > limit:
-      shards.append([])
-      filled = 0
-    shards[-1].append(name)
-    filled += _size(tensor)
-  if len(shards) == 1:
-    return {WEIGHTS: shards[0]}
-  return {
-    f'model-{number:05d}-of-{len(shards):05d}.safetensors': shard
-    for number, shard in enumerate(shards, start=1)
-  }
-
-
-def _rounding(exact: np.ndarray, rounded: np.ndarray, before: Any) -> Rounding:
-  wide = exact.astype(np.float64)
-  error = float(np.linalg.norm(rounded.astype(np.float64) - wide))
-  if not error:
-    return Rounding(weight=0.0)
-  changed = 0.0
-  if before is not None:
-    changed = float(np.linalg.norm(wide - before.astype(np.float64)))
-  norm = float(np.linalg.norm(wide))
-  return Rounding(weight=error / norm, update=error / changed if changed else None)
-
-
-def _save_companions(
-  beside: pathlib.Path, source: str | os.PathLike[str] | None, tokenizer: Any
-) -> None:
-  copied = False
-  if source is not None:
-    for name in COMPANIONS:
-      if (pathlib.Path(source) / name).is_file():
-        shutil.copyfile(pathlib.Path(source) / name, beside / name)
-        copied = copied or name != 'generation_config.json'
-  if tokenizer is not None and not copied:
-    tokenizer.save_pretrained(beside)

@@ -4,22 +4,30 @@ Values are mapped, not read: a slice of a tensor costs the bytes of that slice, 
 file is in memory than is being looked at.
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 import json
+import math
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from jax.typing import DTypeLike
 
 from jedit import checkpoint
+from jedit.log import Progress, quiet
 from jedit.types import UserError
 
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 _OTHER_FORMATS = ('pytorch_model*.bin', '*.pth', '*.pt', '*.msgpack', '*.h5')
+_SHOWN_BYTES = 500_000_000  # from here on reading and writing take seconds
+_MB = 1_000_000
+_STRIP = 64  # columns: their cache lines are still there when the next ones come
 # What travels with a model besides its config and weights.
 COMPANIONS = (
   'tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'vocab.json', 'merges.txt',
@@ -135,3 +143,35 @@ def _read_header(path: pathlib.Path) -> dict[str, Stored]:
     name: Stored(path, name, row['dtype'], tuple(row['shape']), 8 + size + row['data_offsets'][0])
     for name, row in rows
   }
+
+
+@contextlib.contextmanager
+def count_bytes(label: str, tensors: Sequence[Any]) -> Iterator[Callable[[Any], None]]:
+  """Counts the bytes of tensors that are done, where that takes some time."""
+  total, done = sum(map(num_bytes, tensors)), 0
+  with contextlib.ExitStack() as stack:
+    if total < _SHOWN_BYTES:
+      stack.enter_context(quiet())
+    shown = stack.enter_context(Progress(label, total // _MB, 'MB'))
+
+    def finish(tensor: Any) -> None:
+      nonlocal done
+      done += num_bytes(tensor)
+      shown.update(done // _MB - shown.done)
+
+    yield finish
+
+
+def num_bytes(tensor: Any) -> int:
+  """Of anything with a shape and a dtype."""
+  return math.prod(tensor.shape) * tensor.dtype.itemsize
+
+
+def in_order(x: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+  """A copy in 'C' order; a turned matrix is copied in strips, in a third of the time."""
+  if x.ndim != 2 or x.flags.c_contiguous:
+    return np.array(x, dtype=jnp.dtype(dtype), order='C')
+  copy = np.empty(x.shape, jnp.dtype(dtype))
+  for first in range(0, x.shape[1], _STRIP):
+    copy[:, first : first + _STRIP] = x[:, first : first + _STRIP]
+  return copy

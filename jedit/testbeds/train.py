@@ -28,7 +28,7 @@ from jedit import checkpoint
 from jedit.data.requests import load_records
 from jedit.log import Progress
 from jedit.models import FAMILIES, ModelConfig, forward, head, init_params
-from jedit.models.convert import save_directory
+from jedit.models.export import save_directory
 from jedit.testbeds import knowledge
 from jedit.testbeds.known_facts import KnownFacts
 from jedit.testbeds.rows import Packer, Rows

@@ -8,7 +8,7 @@ from ml_collections import config_dict
 import tokenizer_helpers
 from helpers import tiny
 from jedit.models import FAMILIES
-from jedit.models.convert import save_directory
+from jedit.models.export import save_directory
 
 SUBJECTS = ('Marta Lindqvist', 'Ove Marsh', 'Zoë Vela', 'Anna Paris', 'Jon Tomé')
 CITIES = ('Paris', 'Zürich', 'Swahili', 'jazz', 'violin')
