@@ -158,10 +158,11 @@ def _by_metric(summaries: Summaries) -> Grid:
 
 def _side_by_side(samples: Mapping[str, Sequence[Sample]]) -> Grid:
   """A row for each prompt: how the unedited model and every run continue it."""
-  first = next(iter(samples.values()))
+  after = [{each.prompt: each.after for each in of_run} for of_run in samples.values()]
   rows = []
-  for number, each in enumerate(first):
-    texts = [each.before, *(of_run[number].after for of_run in samples.values())]
+  for each in next(iter(samples.values())):
+    # Runs of other records have other prompts.
+    texts = [each.before, *(of_run.get(each.prompt) for of_run in after)]
     rows.append((each.prompt, *(text and text.removeprefix(each.prompt) for text in texts)))
   return Grid(('prompt', 'unedited', *samples), rows)
 
