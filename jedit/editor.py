@@ -242,7 +242,7 @@ def _stage_targets(
   regions = map(method.region, method.stages[number])
   placed = tuple(PlacedDelta(d, r.layers[-1], r.token) for r in regions for d in r.deltas)
   first_layer = min(each.layer for each in placed)
-  parts = [lm.fingerprint, lm.config.dtype, [p.id for p in lm.patches], written_id]
+  parts: list[Any] = [lm.fingerprint, lm.config.dtype, [p.id for p in lm.patches], written_id]
   parts += [repr(placed), repr(method.objective), repr([row.request for row in rows]), contexts]
   signature = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
   return optimise_targets(

@@ -81,10 +81,10 @@ def write(
   parts = [page.paragraph('Percent after the edit, ± half width of the 95% interval.'), grid.html()]
   words = [grid.text()]
   if published is not None:
-    beside = published.beside(summaries)
-    page.write_table(workdir, 'published', beside)
-    parts += [page.heading(published.source), beside.html()]
-    words.append(f'\n{published.source}\n\n{beside.text()}')
+    compared = published.beside(summaries)
+    page.write_table(workdir, 'published', compared)
+    parts += [page.heading(published.source), compared.html()]
+    words.append(f'\n{published.source}\n\n{compared.text()}')
   curves = _curves(summaries)
   if curves and plots.available():
     panels = _draw(curves)
@@ -163,7 +163,9 @@ def _side_by_side(samples: Mapping[str, Sequence[Sample]]) -> Grid:
   for each in next(iter(samples.values())):
     # Runs of other records have other prompts.
     texts = [each.before, *(of_run.get(each.prompt) for of_run in after)]
-    rows.append((each.prompt, *(text and text.removeprefix(each.prompt) for text in texts)))
+    ends = [None if text is None else text.removeprefix(each.prompt) for text in texts]
+    # One line each, for CSV and LaTeX.
+    rows.append([text and ' '.join(text.split()) for text in (each.prompt, *ends)])
   return Grid(('prompt', 'unedited', *samples), rows)
 
 
