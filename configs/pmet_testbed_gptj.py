@@ -37,6 +37,7 @@ def get_config() -> config_dict.ConfigDict:
     kl_factor=0.0625,
   )
   c.contexts = ''  # a contexts.json; empty samples from the model
+  c.targets = ''  # a directory for runs that share optimised targets; empty for the workdir
   c.statistics = dict(
     corpus='',  # text, JSON lines, parquet or a directory; empty for the text beside the model
     dataset='',  # or a dataset of the Hugging Face hub, ...

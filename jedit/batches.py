@@ -52,6 +52,7 @@ def edit_separately(
   seed: int = 0,
   batch_size: int | None = None,
   store: pathlib.Path | None = None,
+  targets_store: pathlib.Path | None = None,
 ) -> Iterator[Batch]:
   """Edits in batches, each from the original model; `size` 1 gives single edits.
 
@@ -63,6 +64,8 @@ def edit_separately(
     size: requests of a batch.
     store: directory for finished targets and patches; a run that is repeated after a kill goes
       on from them.
+    targets_store: directory for the targets of the first stage, which runs may share; None keeps
+      them in `store`.
 
   Yields:
     The batches in order; the model of each carries its own patch alone.
@@ -76,7 +79,12 @@ def edit_separately(
   if isinstance(method, Recipe):
     with timers('targets'):
       targets = find_targets(
-        lm, requests, method, contexts=groups, batch_size=batch_size, store=_below(store, 'targets')
+        lm,
+        requests,
+        method,
+        contexts=groups,
+        batch_size=batch_size,
+        store=targets_store or _below(store, 'targets'),
       )
   seconds: Mapping[str, float] = timers.seconds  # goes to the first batch
   shared = _shared(groups, stats)

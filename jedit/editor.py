@@ -123,7 +123,8 @@ def edit(
     seed: of the sampling.
     batch_size: edits whose targets are optimised at once; bounds memory, not the result. None
       takes what fits the device.
-    store: directory for finished targets; a run that is repeated after a kill goes on from them.
+    store: directory for finished targets; a run that is repeated after a kill goes on from them,
+      and so does one that writes the same targets in another way (`find_targets`).
     earlier_keys: by (kernel, layer), keys [N, F] of earlier edits: they are preserved, too. A
       sequence of edits gives those of `Details.keys`.
     targets: what `find_targets` found for the same requests, method and contexts on this model.
@@ -154,16 +155,15 @@ def edit(
   residuals: dict[Kernel, np.ndarray] = {}
   solve_errors: dict[Kernel, float] = {}
   stages: list[Targets] = []
-  signature = _signature(lm, method, requests, groups, earlier_keys)
   for number, names in enumerate(method.stages):
     if number == 0 and targets is not None:
       found = targets
     else:
-      # A later stage starts from what was written, which second moments decide, too.
+      # A later stage starts from what was written.
       written_id = Patch(updates).id if updates else ''
       with timers('targets'):
         found = _stage_targets(
-          lm, params, rows, method, number, batch_size, store, f'{signature} {written_id}'
+          lm, params, rows, groups, method, number, batch_size, store, written_id
         )
     stages.append(found)
     for region in map(method.region, names):
@@ -218,27 +218,33 @@ def find_targets(
   method.check_layers(lm.config.num_layers)
   groups = check_contexts(contexts)
   rows = encode_edits(lm.tokenizer, requests, groups)
-  signature = _signature(lm, method, requests, groups, None)
-  return _stage_targets(lm, lm.params, rows, method, 0, batch_size, store, f'{signature} ')
+  return _stage_targets(lm, lm.params, rows, groups, method, 0, batch_size, store)
 
 
 def _stage_targets(
   lm: LanguageModel,
   params: Any,
   rows: Sequence[EditRows],
+  contexts: Contexts,
   method: Recipe,
   number: int,
   batch_size: int | None,
   store: pathlib.Path | None,
-  signature: str,
+  written_id: str = '',
 ) -> Targets:
-  """Optimises what stage `number` optimises together."""
+  """Optimises what stage `number` optimises together.
+
+  Methods that only write differently find, and leave, their targets under one name in `store`.
+  """
   if batch_size is not None and batch_size < 1:
     raise UserError(f'batch_size is {batch_size}; give at least 1.')
   run, read_out = functions(lm.config)
   regions = map(method.region, method.stages[number])
   placed = tuple(PlacedDelta(d, r.layers[-1], r.token) for r in regions for d in r.deltas)
   first_layer = min(each.layer for each in placed)
+  parts: list[Any] = [lm.fingerprint, lm.config.dtype, [p.id for p in lm.patches], written_id]
+  parts += [repr(placed), repr(method.objective), repr([row.request for row in rows]), contexts]
+  signature = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
   return optimise_targets(
     run,
     read_out,
@@ -249,7 +255,7 @@ def _stage_targets(
     method.objective,
     batch_size=batch_size
     or choose_batch_size(lm.config, rows, first_layer, num_row_shards(params)),
-    store=None if store is None else pathlib.Path(store) / f'stage-{number}',
+    store=None if store is None else pathlib.Path(store) / signature[:16],
     signature=signature,
   )
 
@@ -280,20 +286,3 @@ def _check_method(
         f'The second moments of the {kernel} kernel in layer {layer} have shape {shape}, the model '
         f'wants {(size[kernel], size[kernel])}; collect them on this model.'
       )
-
-
-def _signature(
-  lm: LanguageModel,
-  method: Recipe,
-  requests: Sequence[Request],
-  contexts: Contexts,
-  earlier_keys: Mapping[Kernel, np.ndarray] | None,
-) -> str:
-  """What stored targets depend on."""
-  parts: list[Any] = [lm.fingerprint, lm.config.dtype, [p.id for p in lm.patches]]
-  parts += [repr(method), repr(requests), contexts]
-  # They decide what a first stage writes, and a second one starts from.
-  if earlier_keys and len(method.stages) > 1:
-    for kernel, key_NxF in sorted(earlier_keys.items()):
-      parts += [kernel, hashlib.sha256(np.ascontiguousarray(key_NxF).tobytes()).hexdigest()]
-  return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -137,7 +137,8 @@ def _parse(argv: Sequence[str]) -> tuple[config_dict.ConfigDict, str]:
     fields = '\n'.join(f'  --config.{name}={value}' for name, value in _fields(config).items())
     print(f'{__doc__}\n{flags.FLAGS.main_module_help()}\n\nFields of {_CONFIG.value}:\n{fields}')
     sys.exit(0)
-  name = pathlib.Path(_CONFIG.value.split(':', 1)[0]).stem
+  file, *argument = _CONFIG.value.split(':')
+  name = '_'.join([pathlib.Path(file).stem, *argument])
   return config, _WORKDIR.value or os.path.join('runs', name)
 
 

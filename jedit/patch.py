@@ -56,6 +56,15 @@ class Update:
     assert self.left_FxR is not None and self.right_RxD is not None
     return (self.left_FxR.astype(np.float64) @ self.right_RxD.astype(np.float64)).astype(np.float32)
 
+  def norm(self) -> float:
+    """Frobenius norm; of factors as tr(LᵀL RRᵀ), without their product."""
+    if self.dense is not None:
+      return float(np.linalg.norm(self.dense.astype(np.float64)))
+    assert self.left_FxR is not None and self.right_RxD is not None
+    left_FxR, right_RxD = self.left_FxR.astype(np.float64), self.right_RxD.astype(np.float64)
+    square = np.sum((left_FxR.T @ left_FxR) * (right_RxD @ right_RxD.T))
+    return float(np.sqrt(max(square, 0.0)))
+
   def tensors(self) -> dict[str, np.ndarray]:
     """The arrays that are stored, by field name."""
     fields = {'left': self.left_FxR, 'right': self.right_RxD, 'dense': self.dense}

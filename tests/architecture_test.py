@@ -148,6 +148,10 @@ def test_every_package_and_config_is_installed():
     for path in (ROOT / 'jedit').rglob('*.py')
     if not {'assets', '__pycache__'} & set(path.parts)
   }
+  packages |= {
+    '.'.join(('jedit', *path.parent.relative_to(ROOT).parts))
+    for path in (ROOT / 'configs').rglob('*.py')
+  }
   assert set(setup['options']['packages'].split()) == packages
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from helpers import tiny_run
-from jedit import runner
+from jedit import optimise, runner
 from jedit.runner import stages
 from jedit.types import UserError
 
@@ -77,6 +77,77 @@ def test_a_sweep_runs_its_cells_once_and_shares_what_they_share(made, monkeypatc
   with pytest.raises(UserError, match='cells/pmet holds the run of another config: method.num_st'):
     runner.run(other, workdir)
   assert 'Cell' not in capsys.readouterr().out
+
+
+# What differs here is how targets are written, and in the last two what they are.
+SHARING = {
+  'PMET, 4 edits': {'edit': {'mode': 'separate', 'size': 4}},
+  'PMET, 2 edits': {'edit': {'mode': 'separate', 'size': 2}},
+  'PMET, even spread': {'method': {'spread': 'even', 'cov_weight': 5.0}},
+  'PMET, one layer': {'method': {'layers': (1,)}},
+  'PMET, lower layer': {'method': {'layers': (0,)}},
+  'PMET, lower clamp': {'method': {'clip_factor': 0.5}},
+}
+
+
+def test_cells_share_the_targets_that_are_the_same(made, monkeypatch, capsys):
+  config, workdir = _config(made, SHARING), made / 'sharing'
+  config.published = dict(
+    source='A paper', rows=(('unedited', {'score': 1.0}), ('PMET, 4 edits', {'score': (86.2, 1.0)}))
+  )
+  ran, inner = [], optimise._run_block
+
+  def counted(*arguments):
+    ran.append(arguments[0])
+    return inner(*arguments)
+
+  monkeypatch.setattr(optimise, '_run_block', counted)
+  runner.run(config, workdir)
+  text = capsys.readouterr().out
+  assert 'A paper' in text and '  published' in text and '  difference' in text
+  assert len(list((workdir / 'targets').iterdir())) == 3
+  assert len(ran) == 3
+  for name in ('curves.png', 'curves.svg', 'cases.csv', 'cases.tex', 'published.csv'):
+    assert (workdir / name).is_file()
+  with open(workdir / 'cases.csv', newline='') as file:
+    cases = list(csv.reader(file))
+  assert cases[0] == ['prompt', 'unedited', *SHARING]
+  assert len(cases) == 1 + 2 * 4  # of two records the prompt and one of every other kind
+  norms = {name: each['update_norm'] for name, each in _summaries(workdir).items()}
+  assert norms['PMET, 2 edits'] < norms['PMET, 4 edits']
+
+  # Shared targets give what a run of its own gives.
+  alone = tiny_run.config(made)
+  alone.update(method=config.method, edit=dict(SHARING['PMET, 2 edits']['edit'], batch_size=4))
+  runner.run(alone, made / 'alone')
+  one = json.loads((made / 'alone' / 'summary.json').read_text())
+  assert one['metrics'] == _summaries(workdir)['PMET, 2 edits']['metrics']
+
+  # A corrected row of the paper repeats nothing.
+  config.published = dict(source='Another', rows=(('PMET, 4 edits', {'score': 86.3}),))
+  capsys.readouterr()
+  runner.run(config, workdir)
+  text = capsys.readouterr().out
+  assert 'Another' in text and '86.3' in text and 'Cell' not in text
+
+
+def test_a_killed_cell_goes_on_from_shared_targets(made, monkeypatch):
+  config = _config(made, {'PMET': {}, 'PMET, even spread': {'method': {'spread': 'even'}}})
+  with monkeypatch.context() as patch:
+    patch.setattr(stages.Patch, 'save', _killed)
+    with pytest.raises(KeyboardInterrupt):
+      runner.run(config, made / 'killed')
+  monkeypatch.setattr(optimise, '_run_block', lambda *_: pytest.fail('targets were found before'))
+  runner.run(config, made / 'killed')
+  assert list(_summaries(made / 'killed')) == ['PMET', 'PMET, even spread']
+
+
+def _killed(*_):
+  raise KeyboardInterrupt
+
+
+def _summaries(workdir):
+  return json.loads((workdir / 'sweep.json').read_text())
 
 
 @pytest.mark.parametrize(

@@ -432,7 +432,7 @@ def sample_texts(
 
   Args:
     lm: the edited model.
-    records: edited records; each gives its own prompt and its first generation prompt.
+    records: edited records; each gives its own prompt and the first one of every other kind.
     before: the model before the edit.
     count: number of records; all where there are fewer.
     max_new_tokens: length of the continuation, in tokens.
@@ -445,7 +445,12 @@ def sample_texts(
   picked = [
     (records[i].case_id, prompt)
     for i in chosen
-    for prompt in (records[i].request.text, *records[i].generation_prompts[:1])
+    for prompt in (
+      records[i].request.text,
+      *records[i].paraphrase_prompts[:1],
+      *records[i].neighborhood_prompts[:1],
+      *records[i].generation_prompts[:1],
+    )
   ]
   prompts = [prompt for _, prompt in picked]
 

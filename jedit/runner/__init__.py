@@ -17,6 +17,7 @@ from jedit.patch import Patch
 from jedit.probes.contrast import check_objects
 from jedit.runner import inputs, overview, probe_views, probing, report, stages, sweep
 from jedit.runner.overview import SUMMARY_FILE
+from jedit.runner.published import read_published
 from jedit.runner.settings import Settings, read_settings
 from jedit.runner.workdir import Workdir, flat
 from jedit.testbeds.train import train
@@ -136,6 +137,7 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
   """
   values = config.to_dict()
   cells = sweep.read_cells(values)
+  published = read_published(values)
   settings = {name: read_settings(cell) for name, cell in cells.items()}
   sweep.check_shared(settings)
   whole = Workdir(path, values)
@@ -168,7 +170,9 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
   checkpoint.write_json(whole / overview.SWEEP_FILE, summaries)
   title = f'{len(cells)} runs on {first.model.name}'
   provenance = checkpoint.read_json(whole / 'provenance.json')
-  text = overview.write(whole.path, 'sweep', title, summaries, provenance)
+  samples = [stages.finished_samples(workdir) for _, workdir in opened.values()]
+  texts = dict(zip(cells, samples, strict=True)) if all(samples) else None
+  text = overview.write(whole.path, 'sweep', title, summaries, provenance, published, texts)
   print(f'\n{text}\n\nThe files are in {whole.path}; open report.html there.')
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jedit import checkpoint
+from jedit.evals.evaluate import Sample
 from jedit.runner import page, plots
+from jedit.runner.published import Published
 from jedit.tables import Grid
 from jedit.types import UserError
 
@@ -17,7 +19,8 @@ Summaries = Mapping[str, Mapping[str, Any]]
 
 _COLUMNS = ('efficacy', 'paraphrase', 'neighborhood', 'score', 'unedited_kept')
 _OPTIONAL = ('fluency', 'consistency', 'essence')  # columns where some run has them
-_CURVES = ('score', 'efficacy', 'paraphrase', 'neighborhood')
+_CURVES = ('score', 'efficacy', 'paraphrase', 'neighborhood', 'unedited_kept')
+_NORM = '‖ΔW‖'  # of all kernels together
 
 
 def read_summaries(workdirs: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -47,9 +50,17 @@ def read_summaries(workdirs: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def write(
-  workdir: pathlib.Path, name: str, title: str, summaries: Summaries, provenance: Mapping[str, Any]
+  workdir: pathlib.Path,
+  name: str,
+  title: str,
+  summaries: Summaries,
+  provenance: Mapping[str, Any],
+  published: Published | None = None,
+  samples: Mapping[str, Sequence[Sample]] | None = None,
 ) -> str:
   """Writes the files of an overview: NAME.csv, NAME.tex, report.html, and figures of curves.
+
+  With rows of a paper also published.csv and published.tex, with samples cases.csv and cases.tex.
 
   Args:
     workdir: where.
@@ -57,29 +68,40 @@ def write(
     title: of the page.
     summaries: of the runs by name.
     provenance: for the page.
+    published: rows to print beside ours.
+    samples: of the runs by name, of the same prompts.
 
   Returns:
-    The table as text, with a line about what is missing.
+    The tables as text, with a line about what is missing.
   """
   grid = as_grid(summaries)
   page.write_table(workdir, name, grid)
   with checkpoint.atomic_file(workdir / f'{name}.csv') as beside:
     beside.write_text(_all_metrics(summaries).csv(), encoding='utf-8')
   parts = [page.paragraph('Percent after the edit, ± half width of the 95% interval.'), grid.html()]
+  words = [grid.text()]
+  if published is not None:
+    compared = published.beside(summaries)
+    page.write_table(workdir, 'published', compared)
+    parts += [page.heading(published.source), compared.html()]
+    words.append(f'\n{published.source}\n\n{compared.text()}')
   curves = _curves(summaries)
-  missing = ''
   if curves and plots.available():
     panels = _draw(curves)
     caption = 'Means over records by the number of edits that one model holds, 95% intervals.'
     parts += [page.heading('By number of edits')]
     parts += [page.picture(panels.save(workdir / 'curves'), caption)]
   elif curves:
-    missing = plots.MISSING
-    parts += [page.paragraph(missing, 'note')]
+    parts += [page.paragraph(plots.MISSING, 'note')]
+    words.append(plots.MISSING)
+  if samples:
+    cases = _side_by_side(samples)
+    page.write_table(workdir, 'cases', cases)
+    parts += [page.heading('Texts side by side'), cases.html('text')]
   parts += [page.heading('Every metric'), _by_metric(summaries).html()]
   parts += [page.heading('Where this comes from'), page.folded('Provenance', provenance)]
   page.write(workdir, title, parts)
-  return '\n'.join(filter(None, (grid.text(), missing)))
+  return '\n'.join(words)
 
 
 def as_grid(summaries: Summaries) -> Grid:
@@ -90,8 +112,9 @@ def as_grid(summaries: Summaries) -> Grid:
     metrics = summary['metrics']
     count = metrics['efficacy' if 'efficacy' in metrics else 'efficacy_acc']['after']['n']
     cells = [_after(metrics, column) for column in (*_COLUMNS, *more)]
-    rows.append((name, *cells, summary['num_edits'], count, _edit_seconds(summary)))
-  return Grid(('', *_COLUMNS, *more, 'edits', 'n', 'edit, s'), rows)
+    norm = summary.get('update_norm')
+    rows.append((name, *cells, summary['num_edits'], count, norm, _edit_seconds(summary)))
+  return Grid(('', *_COLUMNS, *more, 'edits', 'n', _NORM, 'edit, s'), rows)
 
 
 def _after(metrics: Mapping[str, Any], column: str) -> Mapping[str, Any] | None:
@@ -133,6 +156,19 @@ def _by_metric(summaries: Summaries) -> Grid:
   return Grid(('', *summaries), [*about, *rows])
 
 
+def _side_by_side(samples: Mapping[str, Sequence[Sample]]) -> Grid:
+  """A row for each prompt: how the unedited model and every run continue it."""
+  after = [{each.prompt: each.after for each in of_run} for of_run in samples.values()]
+  rows = []
+  for each in next(iter(samples.values())):
+    # Runs of other records have other prompts.
+    texts = [each.before, *(of_run.get(each.prompt) for of_run in after)]
+    ends = [None if text is None else text.removeprefix(each.prompt) for text in texts]
+    # One line each, for CSV and LaTeX.
+    rows.append([text and ' '.join(text.split()) for text in (each.prompt, *ends)])
+  return Grid(('prompt', 'unedited', *samples), rows)
+
+
 def _edit_seconds(summary: Mapping[str, Any]) -> float:
   parts: Sequence[str] = ('targets', 'keys', 'solve', 'edit')
   return float(sum(summary['seconds'].get(part, 0.0) for part in parts))
@@ -154,18 +190,27 @@ def _curves(summaries: Summaries) -> dict[str, dict[int, Mapping[str, Any]]]:
 def _draw(curves: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> plots.Panels:
   edits = [each for points in curves.values() for each in points]
   xscale = 'log' if max(edits) > 10 * min(edits) else 'linear'
-  panels = plots.Panels(2, 2)
-  for i, column in enumerate(_CURVES):
+  panels = plots.Panels(2, 3)
+  for i, column in enumerate((*_CURVES, _NORM)):
     lines = {}
     for name, points in curves.items():
       found = {
         each: value
         for each, summary in points.items()
-        if (value := _after(summary['metrics'], column)) and value['mean'] is not None
+        if (value := _curve_value(summary, column)) and value['mean'] is not None
       }
       values = list(found.values())
       lines[name] = list(found), [v['mean'] for v in values], [v['ci95'] for v in values]
-    row, place = divmod(i, 2)
-    labels = {'title': column, 'xlabel': 'edits' if row else '', 'ylabel': '' if place else '%'}
-    panels.lines(row, place, lines, xscale=xscale, ylim=(-4, 104), **labels)
+    row, place = divmod(i, 3)
+    labels = {'title': column, 'xlabel': 'edits' if row else '', 'xscale': xscale}
+    if column == _NORM:
+      panels.lines(row, place, lines, **labels, yscale='log')
+    else:
+      panels.lines(row, place, lines, **labels, ylabel='' if place else '%', ylim=(-4, 104))
   return panels
+
+
+def _curve_value(summary: Mapping[str, Any], column: str) -> Mapping[str, Any] | None:
+  if column == _NORM:
+    return {'mean': summary.get('update_norm'), 'ci95': 0.0}
+  return _after(summary['metrics'], column)

@@ -58,12 +58,18 @@ def summarize(
     'edits_per_model': min(settings.edit.size, num_edits) if is_separate else num_edits,
     **table.to_summary(),
     'selection': selection,
+    'update_norm': float(np.mean([_norm(patch) for patch in patches])) if patches else None,
     'mode': settings.edit.mode,
     'stopped': ' '.join(p['stopped'] for p in provenances if p.get('stopped')),
     'statistics': _statistics(provenances),
     'targets': _reached([each for p in provenances for each in p.get('targets', ())]),
     'seconds': dict.fromkeys(_ALWAYS, 0.0) | dict(seconds),
   }
+
+
+def _norm(patch: Patch) -> float:
+  """Frobenius norm of all that a patch changes together."""
+  return float(np.linalg.norm([update.norm() for update in patch.updates.values()]))
 
 
 def _statistics(provenances: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

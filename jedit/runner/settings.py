@@ -290,6 +290,8 @@ class Settings:
     seed: of contexts, drawn records, unedited questions and the choice of sampled texts.
     method: None where the config has no such section.
     contexts: a contexts.json to use instead of sampling; empty samples.
+    targets: directory of optimised targets, for runs that share them; empty keeps them in the
+      workdir.
     patches: for the tasks `evaluate` and `export`: patch files or workdirs, separated by commas;
       empty takes the patch of the workdir. For `probe`, empty probes the unedited model.
     workdirs: for the task `compare`: those of finished runs, separated by commas.
@@ -302,6 +304,7 @@ class Settings:
   data: Data = Data()
   method: Method | None = None
   contexts: str = ''
+  targets: str = ''
   statistics: Statistics = Statistics()
   edit: Edit = Edit()
   evaluation: Evaluation = Evaluation()

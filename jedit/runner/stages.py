@@ -37,6 +37,7 @@ CHUNKS_FILE = 'evaluation.jsonl'
 
 _BATCHES = 'batches'
 _PROBES = 'probes'
+_TARGETS = 'targets'
 _CONTEXTS = 'contexts.json'
 _EVALUATION = 'evaluation.json'
 _RECORDS = 'records.jsonl'
@@ -81,6 +82,7 @@ def shared_files(settings: Settings, workdir: Workdir) -> dict[str, Any]:
   """Fields of a cell's config that name what a sweep made for all cells."""
   return {
     'contexts': settings.contexts or str(workdir / _CONTEXTS),
+    'targets': settings.targets or str(workdir / _TARGETS),
     'statistics': {'file': settings.statistics.file or str(workdir / STATISTICS_FILE)},
   }
 
@@ -128,7 +130,7 @@ def patch(
         contexts=templates,
         seed=settings.seed,
         batch_size=settings.edit.batch_size or None,
-        store=workdir / 'targets',
+        store=_targets_store(settings, workdir),
         details=True,
       )
     _add_parts(workdir, details.seconds)
@@ -159,11 +161,16 @@ def separate_patches(
       seed=settings.seed,
       batch_size=settings.edit.batch_size or None,
       store=workdir / _BATCHES,
+      targets_store=_targets_store(settings, workdir),
     ):
       found.append((batch.edits, batch.patch))
       _add_parts(workdir, batch.seconds)
       progress.update(batch.edits.stop - batch.edits.start)
   return found
+
+
+def _targets_store(settings: Settings, workdir: Workdir) -> pathlib.Path:
+  return pathlib.Path(settings.targets or workdir / _TARGETS)
 
 
 def _sequence(
@@ -344,7 +351,13 @@ def samples(
         seed=settings.seed,
       )
     checkpoint.write_json(file, texts)
-  return [Sample(**text) for text in checkpoint.read_json(file)]
+  return finished_samples(workdir)
+
+
+def finished_samples(workdir: Workdir) -> list[Sample]:
+  """The texts that `samples` kept; none where it was not asked for any."""
+  file = workdir / _SAMPLES
+  return [Sample(**text) for text in checkpoint.read_json(file)] if file.is_file() else []
 
 
 def export(edited: LanguageModel, settings: Settings, workdir: Workdir) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def read_cells(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   cells = config.get('cells')
   if not isinstance(cells, list | tuple) or not cells:
     raise UserError('The config has no cells to sweep over; give pairs of a name and its changes.')
-  base = {name: value for name, value in config.items() if name != 'cells'}
+  base = {name: value for name, value in config.items() if name not in ('cells', 'published')}
   found = {}
   for pair in cells:
     if len(pair) != 2 or not isinstance(pair[1], Mapping):

@@ -40,7 +40,7 @@ _RESULTS = (
   'model',
 )
 # Fields that may change between two runs in one workdir: they do not change a stage's result.
-_FREE = ('task', 'export.', 'cells', 'probe.probes')
+_FREE = ('task', 'export.', 'cells', 'published', 'targets', 'probe.probes')
 # Parts of the provenance that must be the same for finished stages to be used.
 _INPUTS = ('model', 'data', 'patches')
 

@@ -1,0 +1,124 @@
+"""What the papers' experiments share: a model and a size, cells, and the papers' rows.
+
+What follows the colon of `--config=configs/paper/NAME.py:MODEL:EDITS` are the model and, where the
+paper's number is too large, the number of edits; batches and edit counts shrink with it.
+"""
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import config_dict
+
+# Words of the configs' file names.
+_STEMS = {
+  'gptj-6b': 'gptj',
+  'gpt-neox-20b': 'gpt_neox_20b',
+  'gpt2-xl': 'gpt2_xl',
+  'llama-7b': 'llama_7b',
+  'llama-2-7b': 'llama_2_7b',
+  'testbed-gptj': 'testbed_gptj',
+  'testbed-llama': 'testbed_llama',
+}
+# Models whose rows are printed beside a testbed's.
+_STANDS_FOR = {'testbed-gptj': ('gptj-6b',), 'testbed-llama': ('llama-7b', 'llama-2-7b')}
+_TESTBED_EDITS = 40
+
+# Columns of the papers' tables; of CounterFact, and of zsRE, whose values are token accuracies.
+SUCCESS = ('score', 'efficacy', 'paraphrase', 'neighborhood', 'fluency', 'consistency')
+ACCURACY = ('score', 'efficacy_acc', 'paraphrase_acc', 'neighborhood_acc')
+
+Cell = tuple[str, dict[str, Any]]
+
+
+class Experiment:
+  """The scale of an experiment, and what its cells are made of.
+
+  Attributes:
+    is_testbed: whether it runs on a shipped model.
+    num_edits: how many records.
+    paper_model: the model of the paper whose rows are printed.
+  """
+
+  def __init__(self, argument: str, models: Sequence[str], num_edits: int = 10_000):
+    """Reads the config's argument.
+
+    Args:
+      argument: 'MODEL' or 'MODEL:EDITS'; empty for the first model.
+      models: those of the paper.
+      num_edits: of the paper.
+    """
+    model, _, edits = argument.partition(':')
+    self._model = model or models[0]
+    self.is_testbed = self._model in _STANDS_FOR
+    known = [*models, *_STANDS_FOR]
+    if self._model not in known:
+      raise ValueError(f'the model is {model!r}; choose of {", ".join(known)}')
+    self._paper_edits = num_edits
+    self.num_edits = int(edits or (_TESTBED_EDITS if self.is_testbed else num_edits))
+    stands_for = _STANDS_FOR.get(self._model, (self._model,))
+    self.paper_model = next((each for each in models if each in stands_for), models[0])
+
+  def method(self, name: str, variant: str = '', **fields: Any) -> dict[str, Any]:
+    """The section `method` of the shipped config, of its variant where the model has one."""
+    section = self._config(name, variant).method.to_dict()
+    return {'method': {**section, **fields}}
+
+  def last_layer(self, name: str, variant: str = '') -> dict[str, Any]:
+    """The same on the last of its layers alone."""
+    layers = self.method(name, variant)['method']['layers']
+    return self.method(name, variant, layers=layers[-1:])
+
+  def scaled(self, edits: int) -> int:
+    """A number of edits of the paper, at the scale of this run."""
+    return max(1, round(edits * self.num_edits / self._paper_edits))
+
+  def log_sizes(self) -> list[int]:
+    """The 17 edit counts of PMET and JEEP, exp(ln(n) i / 16), without repetitions."""
+    counts = [math.exp(math.log(self.num_edits) * i / 16) for i in range(17)]
+    return list(dict.fromkeys(int(count + 1e-9) for count in counts))
+
+  def config(
+    self,
+    cells: Sequence[Cell],
+    source: str,
+    rows: Mapping[str, Sequence[Any]] | None = None,
+    columns: Sequence[str] = SUCCESS,
+    base: str = 'pmet',
+  ) -> config_dict.ConfigDict:
+    """A sweep of cells, with a paper's rows.
+
+    Args:
+      cells: see `jedit.runner.sweep.read_cells`.
+      source: paper and table.
+      rows: of the paper by name of a cell, 'unedited', or what else it compares with: numbers, or
+        pairs of a number and its interval; the last columns may be left out.
+      columns: metrics of `rows`.
+      base: the method whose shipped config on this model has the other sections.
+    """
+    c = self._config(base, '')
+    c.task = 'sweep'
+    c.data.num_edits = self.num_edits
+    c.edit.mode = 'together'
+    c.evaluation.samples = 1
+    c.cells = tuple(cells)
+    published = [(name, dict(zip(columns, row))) for name, row in (rows or {}).items()]
+    c.published = dict(source=source, rows=tuple(published))
+    return c
+
+  def _config(self, name: str, variant: str) -> config_dict.ConfigDict:
+    stem = f'jedit.configs.{name}_{_STEMS[self._model]}'
+    if variant and not self.is_testbed:
+      stem += f'_{variant}'
+    return importlib.import_module(stem).get_config()
+
+
+def chunks(size: int) -> dict[str, Any]:
+  """Batches of `size`, each edited into the original model and asked about its own records."""
+  return {'edit': {'mode': 'separate', 'size': size}}
+
+
+def sequence(size: int) -> dict[str, Any]:
+  """Batches of `size`, one after the other."""
+  return {'edit': {'mode': 'sequential', 'size': size, 'canary': 0}}

@@ -1,0 +1,25 @@
+r"""PMET (arXiv:2308.08742), figure 3: editors of GPT-J at 17 numbers of edits.
+
+python -m jedit.main --config=configs/paper/pmet_figure3.py:testbed-gptj
+python -m jedit.main --config=configs/paper/pmet_figure3.py --config.model.path=GPTJ_DIRECTORY \
+  --config.data.records=multi_counterfact.json --config.statistics.corpus=WIKIPEDIA_TEXT
+
+Every record is edited at every size, in batches on the original model, so that all points of a
+curve share their targets; FT-W and ROME, which share none, edit the first records alone.
+"""
+
+from ml_collections import config_dict
+
+from jedit.configs.paper import common
+
+
+def get_config(scale: str = '') -> config_dict.ConfigDict:
+  e = common.Experiment(scale, ('gptj-6b',))
+  cells = []
+  for size in e.log_sizes():
+    for name in ('pmet', 'memit'):
+      cells.append((f'{name.upper()}, {size:,} edits', e.method(name) | common.chunks(size)))
+    first = {'data': {'num_edits': size}}
+    cells.append((f'FT-W, {size:,} edits', e.method('ft_w') | first))
+    cells.append((f'ROME, {size:,} edits', e.method('rome') | common.sequence(1) | first))
+  return e.config(cells, 'PMET (arXiv:2308.08742), figure 3')

@@ -1,0 +1,29 @@
+r"""PMET (arXiv:2308.08742), appendix A: performance and the norm of the change.
+
+python -m jedit.main --config=configs/paper/pmet_norms.py:testbed-gptj
+python -m jedit.main --config=configs/paper/pmet_norms.py --config.model.path=GPTJ_DIRECTORY \
+  --config.data.records=multi_counterfact.json --config.statistics.corpus=WIKIPEDIA_TEXT
+
+The column ‖ΔW‖ is the Frobenius norm over all written kernels, mean over batches.
+"""
+
+from ml_collections import config_dict
+
+from jedit.configs.paper import common
+
+
+def get_config(scale: str = '') -> config_dict.ConfigDict:
+  e = common.Experiment(scale, ('gptj-6b',))
+  methods = {
+    'PMET': e.method('pmet'),
+    'PMET, even spread': e.method('pmet', spread='even'),
+    'PMET writing attention, too': e.method('pmet', write=('attn', 'mlp')),
+    'MEMIT': e.method('memit'),
+    'MEMIT, sqrt spread': e.method('memit', spread='sqrt'),
+  }
+  cells = [
+    (f'{name}, {size:,} edits', method | common.chunks(size))
+    for size in map(e.scaled, (100, 1000, 10_000))
+    for name, method in methods.items()
+  ]
+  return e.config(cells, 'PMET (arXiv:2308.08742), appendix A')
