@@ -200,11 +200,14 @@ def _draw(curves: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> plots.Panels
         if (value := _curve_value(summary, column)) and value['mean'] is not None
       }
       values = list(found.values())
-      lines[name] = list(found), [v['mean'] for v in values], [v['ci95'] for v in values]
+      if values:
+        lines[name] = list(found), [v['mean'] for v in values], [v['ci95'] for v in values]
     row, place = divmod(i, 3)
-    labels = {'title': column, 'xlabel': 'edits' if row else '', 'xscale': xscale}
+    # A logarithm needs something to show.
+    labels = {'title': column, 'xlabel': 'edits' if row else ''}
+    labels['xscale'] = xscale if lines else 'linear'
     if column == _NORM:
-      panels.lines(row, place, lines, **labels, yscale='log')
+      panels.lines(row, place, lines, **labels, yscale='log' if lines else 'linear')
     else:
       panels.lines(row, place, lines, **labels, ylabel='' if place else '%', ylim=(-4, 104))
   return panels
