@@ -209,6 +209,7 @@ def _draw(curves: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> plots.Panels
     elif lines:
       labels |= {'xscale': xscale, 'ylabel': '' if place else '%', 'ylim': (-4, 104)}
     panels.lines(row, place, lines, **labels)
+  panels.plain_log_ticks()
   return panels
 
 
