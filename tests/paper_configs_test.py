@@ -65,7 +65,7 @@ def test_sizes_shrink_with_the_number_of_edits():
 
   counts = (1, 3, 5, 10, 17, 31, 56, 100, 177, 316, 562, 1000, 1778, 3162, 5623, 10000)
   assert sizes('') == list(counts)  # the first of the 17 is 1, too
-  assert sizes('testbed-gptj:9') == [1, 2, 3, 4, 5, 6, 7, 9]
+  assert sizes('testbed-gptj:9') == [1, 2, 3, 5, 6, 9]
   _, cells = _cells(FOLDER / 'pmet_table3.py', 'testbed-gptj:20')
   assert list(cells)[0] == 'PMET, 2 edits' and list(cells)[-1] == 'even spread, 20 edits'
 

@@ -23,7 +23,7 @@ _STEMS = {
 }
 # Models whose rows are printed beside a testbed's.
 _STANDS_FOR = {'testbed-gptj': ('gptj-6b',), 'testbed-llama': ('llama-7b', 'llama-2-7b')}
-_TESTBED_EDITS = 40
+_TESTBED_EDITS = 24
 
 # Columns of the papers' tables; of CounterFact, and of zsRE, whose values are token accuracies.
 SUCCESS = ('score', 'efficacy', 'paraphrase', 'neighborhood', 'fluency', 'consistency')
@@ -75,8 +75,12 @@ class Experiment:
     return max(1, round(edits * self.num_edits / self._paper_edits))
 
   def log_sizes(self) -> list[int]:
-    """The 17 edit counts of PMET and JEEP, exp(ln(n) i / 16), without repetitions."""
-    counts = [math.exp(math.log(self.num_edits) * i / 16) for i in range(17)]
+    """The 17 edit counts of PMET and JEEP, exp(ln(n) i / 16), without repetitions.
+
+    Every second one on a testbed, whose numbers lie close to each other.
+    """
+    steps = range(0, 17, 2 if self.is_testbed else 1)
+    counts = [math.exp(math.log(self.num_edits) * i / 16) for i in steps]
     return list(dict.fromkeys(int(count + 1e-9) for count in counts))
 
   def config(

@@ -12,15 +12,15 @@ from ml_collections import config_dict
 from jedit.configs.paper import common
 
 _SIZES = (16, 64, 256)
+_TESTBED_SIZES = (2, 4, 8)
 
 
 def get_config(scale: str = '') -> config_dict.ConfigDict:
   e = common.Experiment(scale, ('gptj-6b', 'gpt2-xl', 'llama-2-7b'), num_edits=4096)
   cells = [
     (f'{name.upper()}, batches of {size}', e.method(name, variant) | common.sequence(size))
-    for size in map(e.scaled, _SIZES)
+    for size in (_TESTBED_SIZES if e.is_testbed else _SIZES)
     for name, variant in (('memit', ''), ('emmet', 'paper_multilayer'))
-    if size > 1
   ]
   cells += [
     ('MEMIT, one batch', e.method('memit')),

@@ -200,16 +200,16 @@ def _draw(curves: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> plots.Panels
         if (value := _curve_value(summary, column)) and value['mean'] is not None
       }
       values = list(found.values())
-      if values:
+      if values:  # runs of older versions have no norm, those of other models nothing unedited
         lines[name] = list(found), [v['mean'] for v in values], [v['ci95'] for v in values]
     row, place = divmod(i, 3)
-    # A logarithm needs something to show.
-    labels = {'title': column, 'xlabel': 'edits' if row else ''}
-    labels['xscale'] = xscale if lines else 'linear'
-    if column == _NORM:
-      panels.lines(row, place, lines, **labels, yscale='log' if lines else 'linear')
-    else:
-      panels.lines(row, place, lines, **labels, ylabel='' if place else '%', ylim=(-4, 104))
+    labels: dict[str, Any] = {'title': column, 'xlabel': 'edits' if row else ''}
+    if lines and column == _NORM:
+      labels |= {'xscale': xscale, 'yscale': 'log'}
+    elif lines:
+      labels |= {'xscale': xscale, 'ylabel': '' if place else '%', 'ylim': (-4, 104)}
+    panels.lines(row, place, lines, **labels)
+  panels.plain_log_ticks()
   return panels
 
 

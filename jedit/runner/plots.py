@@ -96,6 +96,17 @@ class Panels:
     for axes in self.axes.flat:
       axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
+  def plain_log_ticks(self) -> None:
+    """Few whole numbers at logarithmic axes, where labels of all digits would overlap."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    for axis in (axis for axes in self.axes.flat for axis in (axes.xaxis, axes.yaxis)):
+      if axis.get_scale() == 'log':
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter('{x:g}')
+
   def save(self, path: pathlib.Path) -> bytes:
     """Writes `path` with the endings .png and .svg; returns the PNG."""
     handles: dict[str, Any] = {}
