@@ -17,7 +17,7 @@ _ROUNDS = 3
 for _name in ('preset', 'sides', 'rounds', 'seed', 'out'):
   flags.declare_key_flag(_name)  # of the harness
 _NUM_TOKENS = flags.DEFINE_integer('corpus_tokens', 32_768, 'Of all documents.', lower_bound=1)
-_BATCH_TOKENS = flags.DEFINE_integer('batch_tokens', 4096, 'Run at once.', lower_bound=512)
+_BATCH_TOKENS = flags.DEFINE_integer('tokens_at_once', 4096, 'Of a batch.', lower_bound=512)
 _DEVICES = flags.DEFINE_list(
   'devices', None, 'Meshes data x model of fake CPU devices, as 4x2, to compile for; none is timed.'
 )

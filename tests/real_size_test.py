@@ -36,7 +36,8 @@ PROGRAM = """
 import json, pathlib, sys
 import jax
 from jedit.mesh import make_mesh
-from jedit.models.convert import load_directory, save_directory
+from jedit.models.convert import load_directory
+from jedit.models.export import save_directory
 
 source, out = map(pathlib.Path, sys.argv[1:])
 
