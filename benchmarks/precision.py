@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
         'metrics': {
           dtype: {c: each[2][c]['after'] for c in _COLUMNS} for dtype, each in found.items()
         },
-        'export_update_error': max(r['update'] or 0.0 for r in wide[3].values()),
+        'export_update_error': max(r.update or 0.0 for r in wide[3].values()),
       }
     )
   for row in rows:
