@@ -16,7 +16,6 @@ where two tokens are about as probable: the share of equal tokens is printed.
 
 import os
 import pathlib
-import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,6 +24,7 @@ import harness  # noqa: F401 (its flags)
 import numpy as np
 from absl import app, flags
 from processes import Here, Process
+from turns import chosen_sides, time_tokens, token_lines, write_report
 
 SIDES = {
   'engine': 'generation_sides:Engine',
@@ -73,50 +73,26 @@ def run(
     facts = maker.call(None, directory, preset, length_N.tolist(), num_new, seed)
     maker.close()
     rows = [rng.integers(1, facts['vocab_size'], length).tolist() for length in length_N]
-    running: dict[str, Process | Here] = {}
-    try:
-      warm = {}
-      for name in sides:
-        running[name] = start(SIDES[name], directory, rows, num_new)
-        warm[name] = running[name].call('warm_up')
-      found: dict[str, list] = {name: [] for name in sides}
-      ceilings = []
-      for number in range(rounds):
-        for name in sides if number % 2 == 0 else reversed(sides):
-          ceilings.append(running[name].call('ceiling'))
-          found[name].append(running[name].call('round'))
-      memory = {name: side.call('memory') for name, side in running.items()}
-    finally:
-      for side in running.values():
-        side.close()
-  report: dict[str, Any] = {
+    report, results = time_tokens(
+      {name: (SIDES[name], (directory, rows, num_new)) for name in sides},
+      rounds,
+      num_prompts * num_new,
+      facts['flop'],
+      start,
+    )
+  report = {
     'benchmark': 'generation',
     'preset': preset,
     'num_prompts': num_prompts,
     'num_new': num_new,
     'prompt_tokens': {'min': int(length_N.min()), 'max': int(length_N.max())},
-    'rounds': rounds,
     'seed': seed,
     'cpus': os.cpu_count(),
     'needed_flop': facts['flop'],
-    'ceiling_flop_per_second': max(ceilings),
-    'sides': {},
+    **report,
   }
-  for name in sides:
-    seconds = [each['seconds'] for each in found[name]]
-    middle = statistics.median(seconds)
-    report['sides'][name] = {
-      'seconds': {'median': middle, 'min': min(seconds), 'max': max(seconds), 'rounds': seconds},
-      'tokens_per_second': num_prompts * num_new / middle,
-      'share_of_ceiling': facts['flop'] / middle / max(ceilings),
-      **warm[name],
-      'compile_seconds_in_rounds': [each['compile_seconds'] for each in found[name]],
-      'peak_bytes': memory[name],
-    }
   if len(sides) > 1:
-    ours, theirs = (np.array(found[name][0]['tokens']) for name in SIDES)
-    median = {name: side['seconds']['median'] for name, side in report['sides'].items()}
-    report['times_faster'] = median['transformers'] / median['engine']
+    ours, theirs = (np.array(results[0]['found'][name]['tokens']) for name in SIDES)
     report['equal_tokens'] = float((ours == theirs).mean())
   return report
 
@@ -130,18 +106,8 @@ def table(report: Mapping[str, Any]) -> str:
     f'{report["cpus"]} CPUs; matrix products reach '
     f'{report["ceiling_flop_per_second"] / 1e9:,.0f} GFLOP/s',
     '',
-    f'{"":14}{"seconds":>10}{"(min .. max)":>18}{"tokens/s":>10}{"of ceiling":>12}'
-    f'{"compile s":>11}{"MB":>8}',
+    *token_lines(report),
   ]
-  for name, side in report['sides'].items():
-    seconds, compiling = side['seconds'], side['compile_seconds']
-    spread = f'({seconds["min"]:.2f} .. {seconds["max"]:.2f})'
-    lines.append(
-      f'{name:14}{seconds["median"]:10.2f}{spread:>18}{side["tokens_per_second"]:10,.0f}'
-      f'{100 * side["share_of_ceiling"]:11.1f}%'
-      + (f'{"-":>11}' if compiling is None else f'{compiling:11.1f}')
-      + f'{side["peak_bytes"]["process"] / 1e6:8,.0f}'
-    )
   if 'times_faster' in report:
     lines += [
       '',
@@ -157,12 +123,9 @@ def main(argv: Sequence[str]) -> None:
   if _SHORTEST.value > _LONGEST.value:
     raise app.UsageError('--shortest is above --longest; give lengths from short to long.')
   given = flags.FLAGS
-  sides = given.sides or list(SIDES)
-  if not set(sides) <= set(SIDES):
-    raise app.UsageError(f'--sides={",".join(sides)}: choose from {", ".join(SIDES)}.')
   report = run(
     given.preset,
-    sides=[name for name in SIDES if name in sides],
+    sides=chosen_sides(tuple(SIDES)),
     num_prompts=_NUM_PROMPTS.value,
     num_new=_NUM_NEW.value,
     lengths=(_SHORTEST.value, _LONGEST.value),
@@ -170,10 +133,7 @@ def main(argv: Sequence[str]) -> None:
     seed=given.seed,
   )
   print(table(report))
-  if given.out:
-    from jedit.checkpoint import write_json
-
-    write_json(given.out, report)
+  write_report(report, given.out)
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from absl import app, flags
 from processes import Here, Process
+from turns import best_ceiling, run_round, spread, write_report
 
 from jedit.types import UserError
 
@@ -189,7 +190,7 @@ def run(
       for name in names:
         sides[name] = start(benchmark.sides[name], material, benchmark.part)
         warm[name] = sides[name].call('warm_up')
-      results = [_round(sides, number, rounds) for number in range(rounds)]
+      results = [run_round(sides, number, number, rounds) for number in range(rounds)]
       memory = {name: side.call('memory') for name, side in sides.items()}
     finally:
       for side in sides.values():
@@ -197,10 +198,7 @@ def run(
   work = {'num_edits': num_edits, 'num_steps': num_steps, 'rounds': rounds}
   report = _report(benchmark, settings, facts, work, warm, results, memory)
   print(table(report))
-  if settings.out:
-    from jedit.checkpoint import write_json
-
-    write_json(settings.out, report)
+  write_report(report, settings.out)
   return report
 
 
@@ -233,30 +231,17 @@ def _torch_has_gpu() -> bool:
   return torch.cuda.is_available()
 
 
-def _round(sides: Mapping[str, Process | Here], number: int, rounds: int) -> dict[str, Any]:
-  """Every side once, the order turned round every other time."""
-  order = list(sides) if number % 2 == 0 else list(reversed(sides))
-  ceiling, found = {}, {}
-  for name in order:
-    ceiling[name] = sides[name].call('ceiling')
-    found[name] = sides[name].call('round', number, rounds)
-  return {'ceiling': ceiling, 'found': found}
-
-
 def _report(benchmark, settings, facts, work, warm, results, memory) -> dict[str, Any]:
   num_edits = work['num_edits']
   needed = sum(facts[f'{part}_flop'] for part in benchmark.needed)
-  # Libraries differ in how near they come to the device's limit: the better one shows it.
-  ceiling = max(statistics.median(result['ceiling'][name] for result in results) for name in warm)
+  ceiling = best_ceiling(results)
   sides = {}
   for name in warm:
     found = [result['found'][name] for result in results]
-    seconds = [each['seconds'] * num_edits / each['edits'] for each in found]
-    middle = statistics.median(seconds)
+    seconds = spread([each['seconds'] * num_edits / each['edits'] for each in found])
+    middle = seconds['median']
     sides[name] = {
-      'seconds': {
-        'median': middle, 'min': min(seconds), 'max': max(seconds), 'rounds': seconds
-      },
+      'seconds': seconds,
       'edits_timed_per_round': [each['edits'] for each in found],
       'edits_per_second': num_edits / middle,
       'parts': {

@@ -3,10 +3,10 @@ r"""What does a batch of edits pay for its solve? A kept factor, and a new syste
 python benchmarks/solve.py --sizes=1024,2048,4096 --edits=10,64,256 --out=solve.json
 
 Ours factors C once for each layer and solves every batch of B edits with it
-(`jedit.solve.least_squares`), checks the normal equations, and gives the left factor; the baseline
-adds KᵀK to λC and calls `torch.linalg.solve` for every batch, as the published codes do. Both in
-float64. Each side has a process of its own and they take turns; medians are printed, with the
-fastest and slowest round.
+(`jedit.closed_form.least_squares`), checks the normal equations, and gives the left factor; the
+baseline adds KᵀK to λC and calls `torch.linalg.solve` for every batch, as the published codes do.
+Both in float64. Each side has a process of its own and they take turns; medians are printed, with
+the fastest and slowest round.
 
 Needed FLOP: F³/3 for the factor, once; 2 F² B for a batch, in two triangular solves. Without a
 factor a batch needs F³/3 + F² B + 2 F² B. The ceiling is the better side's float64 matrix product.
@@ -21,6 +21,7 @@ from typing import Any
 
 from absl import app, flags
 from solve_sides import run
+from turns import write_report
 
 _SIZES = flags.DEFINE_list('sizes', ['1024', '2048', '4096'], 'F, dimensions of the keys.')
 _EDITS = flags.DEFINE_list('edits', ['10', '64', '256'], 'B, edits of a batch.')
@@ -75,10 +76,7 @@ def main(argv: Sequence[str]) -> None:
   if _BATCHES.value:
     report['sequence'] = sequence(_BATCHES.value, _BATCH_EDITS.value)
     print(', '.join(f'{name} {value:.3g}' for name, value in report['sequence'].items()))
-  if _OUT.value:
-    from jedit.checkpoint import write_json
-
-    write_json(_OUT.value, report)
+  write_report(report, _OUT.value)
 
 
 if __name__ == '__main__':

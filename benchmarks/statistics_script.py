@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import harness  # noqa: F401 (its flags)
-import numpy as np
 from absl import app, flags
 from processes import Here, Process
+from turns import chosen_sides, time_tokens, token_lines, write_report
 
 SIDES = {'engine': 'statistics_sides:Engine', 'baseline': 'statistics_sides:Baseline'}
 _ROUNDS = 3
@@ -52,49 +52,26 @@ def run(
     maker = start('statistics_sides:prepare')
     facts = maker.call(None, directory, preset, num_tokens, seed)
     maker.close()
-    running: dict[str, Process | Here] = {}
-    try:
-      warm = {}
-      for name in sides:
-        running[name] = start(SIDES[name], directory, preset, batch_tokens)
-        warm[name] = running[name].call('warm_up')
-      found: dict[str, list] = {name: [] for name in sides}
-      ceilings = []
-      for number in range(rounds):
-        for name in sides if number % 2 == 0 else reversed(sides):
-          ceilings.append(running[name].call('ceiling'))
-          found[name].append(running[name].call('round'))
-      memory = {name: side.call('memory') for name, side in running.items()}
-    finally:
-      for side in running.values():
-        side.close()
-  ceiling = float(max(ceilings))
-  report: dict[str, Any] = {
+    report, results = time_tokens(
+      {name: (SIDES[name], (directory, preset, batch_tokens)) for name in sides},
+      rounds,
+      facts['num_tokens'],
+      facts['flop'],
+      start,
+    )
+  report = {
     'benchmark': 'statistics',
     'preset': preset,
-    'rounds': rounds,
     'seed': seed,
     'batch_tokens': batch_tokens,
     'cpus': os.cpu_count(),
     **facts,
-    'ceiling_flop_per_second': ceiling,
-    'sides': {},
+    **report,
   }
-  for name in sides:
-    seconds = [each['seconds'] for each in found[name]]
-    middle = float(np.median(seconds))
-    report['sides'][name] = {
-      'seconds': {'median': middle, 'min': min(seconds), 'max': max(seconds), 'rounds': seconds},
-      'tokens_per_second': facts['num_tokens'] / middle,
-      'share_of_ceiling': facts['flop'] / middle / ceiling,
-      **warm[name],
-      'num_tokens': found[name][0]['num_tokens'],
-      'peak_bytes': memory[name],
-    }
+  for name, side in report['sides'].items():
+    side['num_tokens'] = results[0]['found'][name]['num_tokens']
   if len(sides) > 1:
-    ours, theirs = (found[name][0]['traces'] for name in SIDES)
-    median = {name: side['seconds']['median'] for name, side in report['sides'].items()}
-    report['times_faster'] = median['baseline'] / median['engine']
+    ours, theirs = (results[0]['found'][name]['traces'] for name in SIDES)
     report['difference'] = max(abs(ours[layer] / theirs[layer] - 1) for layer in ours)
   return report
 
@@ -108,18 +85,8 @@ def table(report: Mapping[str, Any]) -> str:
     f'{report["ceiling_flop_per_second"] / 1e9:,.0f} GFLOP/s; needed are '
     f'{report["flop"] / report["num_tokens"] / 1e6:,.1f} MFLOP per token',
     '',
-    f'{"":10}{"seconds":>10}{"(min .. max)":>18}{"tokens/s":>10}{"of ceiling":>12}'
-    f'{"compile s":>11}{"MB":>8}',
+    *token_lines(report),
   ]
-  for name, side in report['sides'].items():
-    seconds, compiling = side['seconds'], side['compile_seconds']
-    spread = f'({seconds["min"]:.2f} .. {seconds["max"]:.2f})'
-    lines.append(
-      f'{name:10}{seconds["median"]:10.2f}{spread:>18}{side["tokens_per_second"]:10,.0f}'
-      f'{100 * side["share_of_ceiling"]:11.1f}%'
-      + (f'{"-":>11}' if compiling is None else f'{compiling:11.1f}')
-      + f'{side["peak_bytes"]["process"] / 1e6:8,.0f}'
-    )
   if 'times_faster' in report:
     lines += [
       '',
@@ -188,19 +155,13 @@ def main(argv: Sequence[str]) -> None:
     report = scale(given.preset, meshes, given.seed)
     print(scale_table(report))
   else:
-    sides = given.sides or list(SIDES)
-    if not set(sides) <= set(SIDES):
-      raise app.UsageError(f'--sides={",".join(sides)}: choose from {", ".join(SIDES)}.')
     report = run(
       given.preset,
-      sides=[name for name in SIDES if name in sides],
+      sides=chosen_sides(tuple(SIDES)),
       num_tokens=_NUM_TOKENS.value,
       batch_tokens=_BATCH_TOKENS.value,
       rounds=given.rounds or _ROUNDS,
       seed=given.seed,
     )
     print(table(report))
-  if given.out:
-    from jedit.checkpoint import write_json
-
-    write_json(given.out, report)
+  write_report(report, given.out)

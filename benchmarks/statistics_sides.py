@@ -14,7 +14,6 @@ from typing import Any
 import flop
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 from jax_sides import matmul_ceiling, peak_memory
 from material import PRESETS, random_params
 
@@ -22,7 +21,7 @@ from jedit.accumulate import accumulate, adding, products_of
 from jedit.data.corpus import Corpus
 from jedit.data.packing import PackedText
 from jedit.data.prompts import load_tokenizer, pad
-from jedit.mesh import make_mesh, over_square, place_rows
+from jedit.mesh import make_mesh, place_rows, square_sharding
 from jedit.models import functions, site
 from jedit.models.convert import load_directory
 from jedit.models.export import save_directory
@@ -236,7 +235,7 @@ def moved(
   tokens = place_rows(params, [np.zeros((num_rows, 512), np.int32)] * 3)
   sums = {}
   for name, part in jax.eval_shape(products, params, *tokens).items():
-    sharding = None if mesh is None else NamedSharding(mesh, over_square(mesh, part))
+    sharding = None if mesh is None else square_sharding(mesh, part)
     sums[name] = (jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=sharding),) * 2
   compiled = adding(products, mesh).lower(params, sums, *tokens).compile()
   total: dict[str, int] = {}

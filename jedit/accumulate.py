@@ -20,22 +20,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from jedit.checkpoint import atomic_directory, read_json, read_tensors, write_json, write_tensors
 from jedit.data.corpus import Corpus, read_corpus
 from jedit.data.packing import PackedText
 from jedit.language_model import LanguageModel
 from jedit.log import Progress, format_bytes, note, to_json
-from jedit.memory import free_host_bytes
+from jedit.memory import MemoryPlan
 from jedit.mesh import (
   fetch,
+  is_first_process,
   least_over_processes,
   mesh_of,
   num_row_shards,
-  over_square,
   place,
   place_rows,
+  square_sharding,
+  wait_for_all,
 )
 from jedit.models import functions, site
 from jedit.models.sites import KERNEL_INPUT
@@ -264,9 +266,7 @@ def adding(products: Callable, mesh: Mesh | None = None) -> jax.stages.Wrapped:
     parts = products(params, token_NxT, segment_NxT, position_NxT)
     for name, part_FxF in parts.items():
       if mesh is not None:  # each device sums up its part over the rows of all
-        part_FxF = jax.lax.with_sharding_constraint(
-          part_FxF, NamedSharding(mesh, over_square(mesh, part_FxF))
-        )
+        part_FxF = jax.lax.with_sharding_constraint(part_FxF, square_sharding(mesh, part_FxF))
       sum_FxF, lost_FxF = sums[name]
       sums = {**sums, name: two_sum(sum_FxF, lost_FxF, part_FxF)}
     return sums, jnp.max(segment_NxT)
@@ -286,59 +286,13 @@ def two_sum(
 def _placed(mesh: Mesh | None, sums: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> _Sums:
   if mesh is None:
     return jax.tree.map(jnp.asarray, dict(sums))
-  return jax.tree.map(lambda x: place(mesh, x, over_square(mesh, x)), dict(sums))
+  return jax.tree.map(lambda x: place(x, square_sharding(mesh, x)), dict(sums))
 
 
 def _wide(sum_FxF: jax.Array, lost_FxF: jax.Array) -> np.ndarray:
   wide_FxF = fetch(sum_FxF).astype(np.float64)
   wide_FxF += fetch(lost_FxF)
   return wide_FxF
-
-
-@dataclasses.dataclass(frozen=True)
-class MemoryPlan:
-  """Bytes that a pass takes besides parameters and activations.
-
-  Attributes:
-    num_kernels: how many second moments.
-    device: its part of the sums.
-    host: the results, and one kernel on its way to disk or to its mean; where the CPU is the
-      device, its sums too.
-  """
-
-  num_kernels: int
-  device: int
-  host: int
-
-  @classmethod
-  def of(cls, sizes: Sequence[int], num_devices: int = 1) -> 'MemoryPlan':
-    """For kernels with these F, whose sums so many devices share."""
-    values = sum(size**2 for size in sizes)
-    on_host = 8 * values if jax.default_backend() == 'cpu' else 0
-    host = 4 * values + 16 * max(sizes) ** 2 + on_host
-    return cls(len(sizes), 8 * values // num_devices, host)
-
-  def check(self) -> None:
-    """Raises UserError where the sums do not fit."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    places = [('host', self.host, free_host_bytes())]
-    if 'bytes_limit' in stats:
-      places.append(
-        ('device', self.device, stats['bytes_limit'] - stats.get('bytes_in_use', 0)),
-      )
-    for owner, need, free in places:
-      if free is not None and need > free:
-        raise UserError(
-          f'Second moments of {self.num_kernels} kernels need {format_bytes(need)} of {owner} '
-          f'memory and {format_bytes(free)} are free; take them of fewer layers at a time, into '
-          'one file, or on a machine with more.'
-        )
-
-  def __str__(self) -> str:
-    return (
-      f'{self.num_kernels} kernels take {format_bytes(self.device)} for sums on the device and '
-      f'{format_bytes(self.host)} on the host'
-    )
 
 
 def _activations(step: jax.stages.Compiled) -> str:
@@ -399,15 +353,19 @@ class _Saves:
         )
       state = {'key': self._key, 'names': list(sums), **dataclasses.asdict(at)}
       write_json(folder / _STATE, state)
-    for other in self._store.iterdir():
-      if other.name != str(at.end):
-        shutil.rmtree(other, ignore_errors=True)  # another process may be quicker
+    if is_first_process():
+      for other in self._store.iterdir():
+        if other.name != str(at.end):
+          shutil.rmtree(other)
     now = time.monotonic()
     self._due = now + max(_SECONDS_PER_SAVE, _WORK_PER_SAVE * (now - started))
 
 
 def _remove(store: pathlib.Path) -> None:
   """Removes what was saved: first what makes it count, since a kill may come between."""
-  for state in store.glob(f'*/{_STATE}'):
-    state.unlink()
-  shutil.rmtree(store, ignore_errors=True)
+  wait_for_all()  # until every process has looked at it
+  if is_first_process():
+    for state in store.glob(f'*/{_STATE}'):
+      state.unlink()
+    shutil.rmtree(store, ignore_errors=True)
+  wait_for_all()

@@ -134,8 +134,9 @@ def edit(
     The patch, to be applied with `lm.apply`; with `details` a pair of it and `Details`.
 
   Raises:
-    UserError: for no requests, layers outside the model, missing second moments, more edits than
-      the method can write at once, a target that is not finite, a solve that is singular.
+    UserError: for no requests, texts longer than the model's positions, layers outside the model,
+      missing second moments, more edits than the method can write at once, a target that is not
+      finite, a solve that is singular.
   """
   requests = _checked(requests)
   for sentence in find_conflicts(requests).sentences():
@@ -145,7 +146,7 @@ def edit(
     return (patch, Details.of_fine_tuning(patch)) if details else patch
   _check_method(lm, method, stats, len(requests))
   groups = sample_contexts(lm, seed) if contexts is None else check_contexts(contexts)
-  rows = encode_edits(lm.tokenizer, requests, groups)
+  rows = encode_edits(lm.tokenizer, requests, groups, lm.config.position_limit)
 
   run, _ = functions(lm.config)
   timers = Timers({'targets': 0.0, 'keys': 0.0, 'solve': 0.0})
@@ -217,7 +218,7 @@ def find_targets(
   requests = _checked(requests)
   method.check_layers(lm.config.num_layers)
   groups = check_contexts(contexts)
-  rows = encode_edits(lm.tokenizer, requests, groups)
+  rows = encode_edits(lm.tokenizer, requests, groups, lm.config.position_limit)
   return _stage_targets(lm, lm.params, rows, groups, method, 0, batch_size, store)
 
 

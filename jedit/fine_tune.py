@@ -163,7 +163,8 @@ def fine_tune(
   if not requests:
     raise UserError('There is nothing to edit; give at least one request.')
   method.check_layers(lm.config.num_layers)
-  texts = encode_many(lm.tokenizer, [Row(r.prompt, r.subject, r.target) for r in requests])
+  rows = [Row(r.prompt, r.subject, r.target) for r in requests]
+  texts = encode_many(lm.tokenizer, rows, lm.config.position_limit)
   run, read_out = functions(lm.config)
   first = method.trained_layers[0]
   batches = [

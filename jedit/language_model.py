@@ -100,8 +100,7 @@ class LanguageModel:
     """The same model spread over a mesh by its family's rules; None leaves it where it is."""
     if mesh is None:
       return self
-    shardings = param_shardings(self.config, mesh)
-    base = jax.tree.map(lambda x, s: place(mesh, x, s.spec), self.base, shardings)
+    base = jax.tree.map(place, self.base, param_shardings(self.config, mesh))
     return dataclasses.replace(self, base=base, params={})
 
   def forward(

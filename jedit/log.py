@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from jedit.mesh import is_first_process
+from jedit.mesh import is_first_process, wait_for_all
 from jedit.types import UserError
 
 
@@ -220,7 +220,8 @@ class JsonlWriter:
   """Appends one JSON line per row; every row that was written survives a kill.
 
   Opening removes a last line that a kill cut off. A run that goes on opens the writer first and
-  then asks `read_jsonl` what is done, and so ends with the file it would have had.
+  then asks `read_jsonl` what is done, and so ends with the file it would have had. Of several
+  processes the first one writes; all wait until it has opened the file.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
@@ -234,13 +235,17 @@ class JsonlWriter:
     """
     self.path = pathlib.Path(path)
     try:
-      self.path.parent.mkdir(parents=True, exist_ok=True)
-      self._file = open(self.path, 'a+b')
-      self._drop_torn_line()
+      if is_first_process():
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, 'a+b')
+        self._drop_torn_line()
+      else:
+        self._file = open(os.devnull, 'a+b')
     except OSError as error:
       raise UserError(
         f'Cannot write {self.path} ({error.strerror}); choose a place that is writable.'
       ) from error
+    wait_for_all()
 
   def _drop_torn_line(self) -> None:
     self._file.seek(0)
@@ -256,7 +261,8 @@ class JsonlWriter:
   def close(self) -> None:
     """Makes the rows durable and closes the file."""
     if not self._file.closed:
-      os.fsync(self._file.fileno())
+      if is_first_process():
+        os.fsync(self._file.fileno())
       self._file.close()
 
   def __enter__(self) -> 'JsonlWriter':

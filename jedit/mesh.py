@@ -91,21 +91,20 @@ def place_rows(params: Any, rows: Any) -> Any:
   mesh = mesh_of(params)
   if mesh is None:
     return rows
-  return jax.tree.map(lambda x: place(mesh, x, _over_rows(mesh, x)), rows)
+  return jax.tree.map(lambda x: place(x, _row_sharding(mesh, x)), rows)
 
 
-def place(mesh: Mesh, array: np.ndarray, spec: PartitionSpec) -> jax.Array:
+def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
   """A host array that every process holds as one array over the mesh."""
   # Not device_put: over several processes it first compares the values of all of them.
   array = np.asarray(array)
-  return jax.make_array_from_callback(
-    array.shape, NamedSharding(mesh, spec), lambda index: array[index]
-  )
+  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _over_rows(mesh: Mesh, array: Any) -> PartitionSpec:
+def _row_sharding(mesh: Mesh, array: Any) -> NamedSharding:
   shape = np.shape(array)
-  return PartitionSpec(DATA) if shape and shape[0] % mesh.shape[DATA] == 0 else PartitionSpec()
+  divides = bool(shape) and shape[0] % mesh.shape[DATA] == 0
+  return NamedSharding(mesh, PartitionSpec(DATA) if divides else PartitionSpec())
 
 
 def over_rows(mesh: Mesh | None, tree: Any) -> Any:
@@ -114,17 +113,16 @@ def over_rows(mesh: Mesh | None, tree: Any) -> Any:
     return tree
 
   def constrain(x):
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _over_rows(mesh, x)))
+    return jax.lax.with_sharding_constraint(x, _row_sharding(mesh, x))
 
   return jax.tree.map(constrain, tree)
 
 
-def over_square(mesh: Mesh | None, x_FxF: Any) -> PartitionSpec:
-  """How a sum over rows lies: both axes of the mesh hold a part, so that nobody holds it twice."""
-  if mesh is None:
-    return PartitionSpec()
+def square_sharding(mesh: Mesh, x_FxF: Any) -> NamedSharding:
+  """How a sum over rows lies: in parts over both axes, so that no two devices hold the same."""
   sides = zip(x_FxF.shape, (MODEL, DATA), strict=True)
-  return PartitionSpec(*(axis if size % mesh.shape[axis] == 0 else None for size, axis in sides))
+  axes = (axis if size % mesh.shape[axis] == 0 else None for size, axis in sides)
+  return NamedSharding(mesh, PartitionSpec(*axes))
 
 
 def fetch(tree: Any) -> Any:

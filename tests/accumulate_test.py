@@ -16,6 +16,7 @@ import pytest
 
 from helpers import editing
 from jedit import accumulate as module
+from jedit import memory
 from jedit.accumulate import accumulate, statistics
 from jedit.data.corpus import Corpus
 from jedit.data.packing import PackedText
@@ -246,7 +247,7 @@ def test_memory_that_is_not_there_is_said_before_the_pass(monkeypatch, capsys):
   said = capsys.readouterr().err
   assert said.startswith('statistics: 2 kernels take 6 kB for sums on the device and ')
   assert 'tokens in' in said
-  monkeypatch.setattr(module, 'free_host_bytes', lambda: 1000)
+  monkeypatch.setattr(memory, 'free_host_bytes', lambda: 1000)
   with pytest.raises(UserError, match='of 2 kernels need .* of host memory and 1 kB are free; ta'):
     statistics(lm, DOCUMENTS, [0, 1], **SETTINGS)
   assert not capsys.readouterr().err

@@ -20,6 +20,7 @@ ROOMS = (
   'jedit.block_cholesky',
   'jedit.linalg',
   'jedit.preserved',
+  'jedit.closed_form',
   'jedit.solve',
   'jedit.recipe',
   'jedit.mesh jedit.buckets jedit.tables',

@@ -14,11 +14,12 @@ from jedit import methods, optimise
 from jedit.data import edit_rows
 from jedit.data.prompts import encode
 from jedit.editor import edit, find_targets
+from jedit.evals.evaluate import evaluate
 from jedit.language_model import LanguageModel
 from jedit.models import site
 from jedit.models.convert import fingerprint, name_table
 from jedit.second_moment import SecondMoments
-from jedit.types import UserError
+from jedit.types import Record, Request, UserError
 
 REQUESTS = editing.REQUESTS[:3]
 CONTEXTS = (('{}',),)
@@ -308,3 +309,33 @@ def test_an_edit_is_reverted_and_exported(family, method, tmp_path):
     with torch.no_grad():
       theirs = model(torch.tensor([lm.tokenizer(text)['input_ids']])).logits[0, -1]
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_texts_reach_to_the_last_learned_position_and_not_beyond():
+  lm = editing.language_model('gpt2')
+  limit = lm.config.position_limit
+  assert limit == 128
+
+  def request(num_tokens):
+    """Its text, object included, has so many tokens."""
+    short = Request('{} is a', 'Marta', 'violin', case_id=1)
+    ids = encode(lm.tokenizer, 'The {} is a', subject='Marta', target='violin').ids
+    long = dataclasses.replace(short, prompt='The' * (num_tokens - len(ids) + 1) + ' {} is a')
+    (row,) = edit_rows.encode_edits(lm.tokenizer, [long], CONTEXTS)
+    assert len(row.with_target[0].ids) == num_tokens
+    return long
+
+  patch = _edit(requests=[request(limit)], lm=lm)
+  record = Record(1, request(limit))
+  table = evaluate(lm.apply(patch), [record], lm)
+  assert np.isfinite(table.after['efficacy_acc']).all()
+  message = f'has {limit + 1} tokens, but the model has positions for {limit}; shorten it'
+  long = request(limit + 1)
+  for call in (
+    lambda: _edit(requests=[REQUESTS[0], long], lm=lm),
+    lambda: find_targets(lm, [long], MEMIT, contexts=CONTEXTS),
+    lambda: edit(lm, [long], methods.ft(layers=(0,))),
+    lambda: evaluate(lm, [dataclasses.replace(record, request=long)]),
+  ):
+    with pytest.raises(UserError, match=message):
+      call()

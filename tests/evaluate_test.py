@@ -17,6 +17,7 @@ from jedit import types
 from jedit.data import prompts
 from jedit.evals import evaluate as evaluate_lib
 from jedit.evals import metrics, scoring
+from jedit.evals.samples import Sample, sample_texts
 from jedit.models import FAMILIES, forward, head, init_params
 
 _VOCAB = 96
@@ -283,14 +284,14 @@ class EvaluateTest(absltest.TestCase):
       )
 
     records = [_record(i, generation_prompts=(f'a {i}',)) for i in range(5)] + [_record(5)]
-    samples = evaluate_lib.sample_texts(says('new'), records, says('old'), count=9)
+    samples = sample_texts(says('new'), records, says('old'), count=9)
     self.assertLen(samples, 23)
     asked = ['Anna lives in', 'the old town where Anna lives is', 'Bert lives in']
     self.assertEqual([sample.prompt for sample in samples[:3]], asked)
-    self.assertEqual(samples[3], evaluate_lib.Sample(0, 'a 0', 'a 0 old', 'a 0 new'))
+    self.assertEqual(samples[3], Sample(0, 'a 0', 'a 0 old', 'a 0 new'))
     self.assertEqual(samples[22].case_id, 5)
-    chosen = evaluate_lib.sample_texts(says('new'), records, count=2, seed=3)
-    self.assertEqual(chosen, evaluate_lib.sample_texts(says('new'), records, count=2, seed=3))
+    chosen = sample_texts(says('new'), records, count=2, seed=3)
+    self.assertEqual(chosen, sample_texts(says('new'), records, count=2, seed=3))
     self.assertIsNone(chosen[0].before)
 
 

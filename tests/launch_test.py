@@ -91,6 +91,8 @@ def test_two_processes_make_one_run(tmp_path):
   assert together.stdout.count('efficacy') == alone.stdout.count('efficacy') > 0
   names = [{path.name for path in (tmp_path / run).iterdir()} for run in '12']
   assert names[0] == names[1]
+  stored = [(tmp_path / run / 'evaluation.jsonl').read_text().splitlines() for run in '12']
+  assert len(stored[0]) == len(stored[1]) > 0  # one process writes them
   one, two = (json.loads((tmp_path / run / 'summary.json').read_text()) for run in '12')
   assert one['metrics'].keys() == two['metrics'].keys()
   for name, states in one['metrics'].items():

@@ -192,6 +192,20 @@ class PositionsTest(parameterized.TestCase):
       with self.assertRaisesRegex(UserError, message):
         prompts.encode(tokenizer, **arguments)
 
+  def test_a_text_above_the_limit_is_named(self):
+    tokenizer = helpers.byte_level()
+    rows = [
+      prompts.Row('{} is in', 'Oslo', 'Rome'),
+      prompts.Row('The city ' * 30 + 'is', None, 'X'),
+    ]
+    longest = max(len(row.ids) for row in prompts.encode_many(tokenizer, rows))
+    self.assertLen(prompts.encode_many(tokenizer, rows, longest), 2)
+    message = (
+      f"'The city .* X' has {longest} tokens, but the model has positions for {longest - 1};"
+    )
+    with self.assertRaisesRegex(UserError, message):
+      prompts.encode_many(tokenizer, rows, longest - 1)
+
   def test_what_decoding_does_not_give_back_is_an_error_without_offsets(self):
     tokenizer = helpers.WithoutOffsets(helpers.byte_level(nfc=True))
     with self.assertRaisesRegex(UserError, 'no character offsets'):

@@ -4,11 +4,13 @@ import csv
 import json
 import os
 
+import numpy as np
 import pytest
 
 import jedit
 from helpers import browser, tiny_run
 from jedit import runner
+from jedit.evals.metrics import summarize_runs
 from jedit.probes import contrast
 from jedit.runner import overview, plots, probing
 from jedit.types import UserError
@@ -130,6 +132,30 @@ def test_runs_are_compared(made, edited, capsys):
   config.workdirs = str(made / 'nothing')
   with pytest.raises(UserError, match='has no summary.json'):
     runner.run(config, made / 'compared')
+
+
+def test_runs_of_several_seeds_are_summed_up(made, edited, capsys):
+  config = tiny_run.config(made)
+  config.method = dict(name='ft_w', layers=(1,), num_epochs=1)
+  config.seed = 1  # draws other unedited questions
+  runner.run(config, made / 'seed_1')
+  config.method.num_epochs = 2  # another experiment
+  runner.run(config, made / 'epochs_2')
+  compare = tiny_run.config(made, task='compare')
+  compare.workdirs = ','.join(str(made / name) for name in ('edited', 'seed_1', 'epochs_2'))
+  runner.run(compare, made / 'seeds')
+  assert 'ft_w (edited, seed_1)' in capsys.readouterr().out
+  with open(made / 'seeds' / 'seeds.csv', newline='') as file:
+    [row] = csv.DictReader(file)
+  runs = [json.loads((made / name / 'summary.json').read_text()) for name in ('edited', 'seed_1')]
+  kept = [run['metrics']['unedited_kept']['after']['mean'] for run in runs]
+  wanted = summarize_runs(np.array(kept))
+  assert float(row['unedited_kept']) == pytest.approx(wanted['mean'])
+  assert float(row['unedited_kept ci95']) == pytest.approx(wanted['ci95'])
+  assert row['seeds'] == '2'
+  compare.workdirs = ','.join(str(made / name) for name in ('edited', 'epochs_2'))
+  runner.run(compare, made / 'no_seeds')
+  assert not (made / 'no_seeds' / 'seeds.csv').exists()
 
 
 def test_runs_that_differ_in_their_number_of_edits_alone_share_a_curve():

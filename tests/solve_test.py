@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jedit.closed_form import equality_constrained
 from jedit.solve import (
   EqualityConstrained,
   LeastSquares,
   NullSpace,
   RankOne,
   UnsolvableError,
-  equality_constrained,
 )
 from jedit.types import UserError
 

@@ -7,7 +7,8 @@ import pytest
 
 from helpers import tiny_run
 from jedit import optimise, runner
-from jedit.runner import stages
+from jedit.log import read_jsonl
+from jedit.runner import overview, stages, sweep
 from jedit.types import UserError
 
 PMET = dict(name='pmet', layers=(0, 1), num_steps=4, cov_weight=10.0)
@@ -56,6 +57,8 @@ def test_a_sweep_runs_its_cells_once_and_shares_what_they_share(made, monkeypatc
     assert not (workdir / 'cells' / folder / 'statistics.safetensors').exists()
     ours = (workdir / 'cells' / folder / 'contexts.json').read_bytes()
     assert ours == (workdir / 'contexts.json').read_bytes()
+  states = [line['state'] for line in read_jsonl(workdir / 'evaluation.jsonl')]
+  assert states == ['before', 'after', 'after', *['after'] * 4, 'after']  # ROME's four models
   summaries = json.loads((workdir / 'sweep.json').read_text())
   assert list(summaries) == list(CELLS)
   assert summaries['ROME']['mode'] == 'separate' and summaries['PMET']['method'] == 'pmet'
@@ -148,6 +151,28 @@ def _killed(*_):
 
 def _summaries(workdir):
   return json.loads((workdir / 'sweep.json').read_text())
+
+
+def test_curves_are_drawn_over_the_field_that_is_named(made):
+  cells = {
+    f'{name}, clamp {clamp:g}': {'method': {'clip_factor': clamp, 'spread': name}}
+    for name in ('even', 'sqrt')
+    for clamp in (0.05, 2.0)
+  }
+  config = _config(made, cells)
+  config.method.num_steps = 2
+  config.axis = 'method.clip_factor'
+  runner.run(config, made / 'axis')
+  assert 'by method.clip_factor, 95%' in (made / 'axis' / 'report.html').read_text()
+  axis = sweep.read_axis(config.to_dict(), sweep.read_cells(config.to_dict()))
+  curves = overview._curves(_summaries(made / 'axis'), axis)
+  assert {name: list(points) for name, points in curves.items()} == {
+    'even, clamp': [0.05, 2.0],
+    'sqrt, clamp': [0.05, 2.0],
+  }
+  config.axis = 'method.spread'
+  with pytest.raises(UserError, match="the cell 'even, clamp 0.05' has no number there; name a f"):
+    runner.run(config, made / 'axis')
 
 
 @pytest.mark.parametrize(

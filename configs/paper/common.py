@@ -24,6 +24,10 @@ _STEMS = {
 # Models whose rows are printed beside a testbed's.
 _STANDS_FOR = {'testbed-gptj': ('gptj-6b',), 'testbed-llama': ('llama-7b', 'llama-2-7b')}
 _TESTBED_EDITS = 24
+# Every so many records are generated texts for: the papers' number, and one for few records.
+_INTERVAL, _TESTBED_INTERVAL = 10, 2
+# What consistency is measured with; testbeds have nothing like it.
+_REFERENCES = dict(snippets='attribute_snippets.json', idf='idf.npy', vocabulary='tfidf_vocab.json')
 
 # Columns of the papers' tables; of CounterFact, and of zsRE, whose values are token accuracies.
 SUCCESS = ('score', 'efficacy', 'paraphrase', 'neighborhood', 'fluency', 'consistency')
@@ -108,6 +112,11 @@ class Experiment:
     c.evaluation.samples = 1
     c.cells = tuple(cells)
     published = [(name, dict(zip(columns, row))) for name, row in (rows or {}).items()]
+    if any('fluency' in row for _, row in published):
+      c.evaluation.generation_interval = _TESTBED_INTERVAL if self.is_testbed else _INTERVAL
+    if any('consistency' in row for _, row in published) and not self.is_testbed:
+      for field, name in _REFERENCES.items():
+        c.evaluation[field] = name
     c.published = dict(source=source, rows=tuple(published))
     return c
 

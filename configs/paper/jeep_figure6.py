@@ -19,4 +19,6 @@ def get_config(scale: str = '') -> config_dict.ConfigDict:
   e = common.Experiment(scale, ('llama-7b', 'gptj-6b'))
   clamps = [clamp * (_TESTBED_SCALE if e.is_testbed else 1) for clamp in _CLAMPS]
   cells = [(f'clamp {clamp:g}', e.method('jeep', clip_factor_high=clamp)) for clamp in clamps]
-  return e.config(cells, 'JEEP (arXiv:2412.17872), figure 6')
+  c = e.config(cells, 'JEEP (arXiv:2412.17872), figure 6')
+  c.axis = 'method.clip_factor_high'
+  return c

@@ -61,9 +61,12 @@ def check_contexts(contexts: Iterable[Iterable[str]]) -> Contexts:
 
 
 def encode_edits(
-  tokenizer: transformers.PreTrainedTokenizerBase, requests: Sequence[Request], contexts: Contexts
+  tokenizer: transformers.PreTrainedTokenizerBase,
+  requests: Sequence[Request],
+  contexts: Contexts,
+  limit: int | None = None,
 ) -> list[EditRows]:
-  """Tokenises every text of every edit in one pass."""
+  """Tokenises every text of every edit in one pass; `limit` as of `encode_many`."""
   templates = [template for group in contexts for template in group]
   texts: list[Row] = []
   for request in requests:
@@ -71,7 +74,7 @@ def encode_edits(
     texts += [Row(prompt, subject, target, template) for template in templates]
     texts += [Row(prompt, subject, None, template) for template in templates]
     texts += [Row(prompt, subject), Row('{} is a', subject)]
-  encoded = encode_many(tokenizer, texts)
+  encoded = encode_many(tokenizer, texts, limit)
   count, size = len(templates), 2 * len(templates) + 2
   rows = []
   for i, request in enumerate(requests):

@@ -88,7 +88,7 @@ def encode(
 
 
 def encode_many(
-  tokenizer: transformers.PreTrainedTokenizerBase, rows: Sequence[Row]
+  tokenizer: transformers.PreTrainedTokenizerBase, rows: Sequence[Row], limit: int | None = None
 ) -> list[Encoded]:
   """Tokenises many texts in one pass.
 
@@ -98,21 +98,32 @@ def encode_many(
   Args:
     tokenizer: a Hugging Face tokenizer. Padding and truncation set in it are switched off.
     rows: the texts.
+    limit: tokens that a text may have, `position_limit` of the model's config.
 
   Returns:
     One `Encoded` per row.
 
   Raises:
     UserError: for a prompt without exactly one `{}` where there is a subject, a context without
-      one, an empty prompt, subject or target, or a text in which the subject or the prompt has no
-      token of its own.
+      one, an empty prompt, subject or target, a text in which the subject or the prompt has no
+      token of its own, or one above the limit.
   """
-  encoded = []
+  encoded: list[Encoded] = []
   for start in range(0, len(rows), _CHUNK):
     filled = [_fill(row) for row in rows[start : start + _CHUNK]]
     spans = _ids_and_spans(tokenizer, [each.text for each in filled])
     encoded += [_locate(each, *found) for each, found in zip(filled, spans, strict=True)]
+  for text in encoded:
+    if limit is not None and len(text.ids) > limit:
+      raise UserError(
+        f'The text {_shortened(text.text)!r} has {len(text.ids)} tokens, but the model has '
+        f'positions for {limit}; shorten it.'
+      )
   return encoded
+
+
+def _shortened(text: str) -> str:
+  return text if len(text) <= 80 else f'{text[:40]} ... {text[-35:]}'
 
 
 def pad(

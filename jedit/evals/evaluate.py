@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -241,7 +240,7 @@ def _run(
   questions = _ask(chunk, unedited[job.unedited])
   config, params, tokenizer = job.lm.config, job.lm.params, job.lm.tokenizer
   plan = plan_batches(
-    encode_many(tokenizer, questions.rows),
+    encode_many(tokenizer, questions.rows, config.position_limit),
     config.vocab_size,
     tokens_per_batch=how.tokens_per_batch,
     shapes=shapes,
@@ -407,59 +406,3 @@ def _values(scores: Scores, questions: _Questions) -> Values:
     if name in by_record[0]
   ]
   return {name: np.array([values[name] for values in by_record]) for name in names}
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-  """How two models continue one prompt; both texts include it. `before` may be missing."""
-
-  case_id: int
-  prompt: str
-  before: str | None
-  after: str
-
-
-def sample_texts(
-  lm: LanguageModel,
-  records: Sequence[Record],
-  before: LanguageModel | None = None,
-  *,
-  count: int = 3,
-  max_new_tokens: int = 30,
-  seed: int = 0,
-) -> tuple[Sample, ...]:
-  """A few texts about edited subjects, generated before and after.
-
-  Args:
-    lm: the edited model.
-    records: edited records; each gives its own prompt and the first one of every other kind.
-    before: the model before the edit.
-    count: number of records; all where there are fewer.
-    max_new_tokens: length of the continuation, in tokens.
-    seed: chooses the records; the texts are greedy.
-
-  Returns:
-    The samples of the chosen records, in file order.
-  """
-  chosen = sorted(random.Random(seed).sample(range(len(records)), min(count, len(records))))
-  picked = [
-    (records[i].case_id, prompt)
-    for i in chosen
-    for prompt in (
-      records[i].request.text,
-      *records[i].paraphrase_prompts[:1],
-      *records[i].neighborhood_prompts[:1],
-      *records[i].generation_prompts[:1],
-    )
-  ]
-  prompts = [prompt for _, prompt in picked]
-
-  def generate(model: LanguageModel) -> list[str]:
-    return model.generate(prompts, max_new_tokens=max_new_tokens, seed=seed)
-
-  after = generate(lm)
-  earlier: Sequence[str | None] = [None] * len(picked) if before is None else generate(before)
-  return tuple(
-    Sample(case_id, prompt, old, new)
-    for (case_id, prompt), old, new in zip(picked, earlier, after, strict=True)
-  )

@@ -191,7 +191,7 @@ def _free_generation(lm: 'LanguageModel', records: Sequence[Record]) -> list[flo
   if not records:
     return []
   asked = [Row(r.request.prompt, r.request.subject, r.request.target) for r in records]
-  encoded = encode_many(lm.tokenizer, asked)
+  encoded = encode_many(lm.tokenizer, asked, lm.config.position_limit)
   stop = () if lm.tokenizer.eos_token_id is None else (lm.tokenizer.eos_token_id,)
   prompts = [list(row.ids[: row.target_start]) for row in encoded]
   made = generate(

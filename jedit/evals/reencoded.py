@@ -32,7 +32,7 @@ def token_accuracy(lm: LanguageModel, rows: Sequence[Row]) -> np.ndarray:
     is_top_NxT, False after the end of an answer.
   """
   tokenizer = lm.tokenizer
-  encoded = encode_many(tokenizer, rows)
+  encoded = encode_many(tokenizer, rows, lm.config.position_limit)
   asked: list[Encoded] = []
   places = []
   for n, row in enumerate(encoded):

@@ -30,7 +30,7 @@ def memit(
 
   Args:
     layers: edited layers, ascending; δ sits at the last.
-    cov_weight: λ of `jedit.solve.least_squares`.
+    cov_weight: λ of `jedit.closed_form.least_squares`.
     learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.recipe.Objective`.
     clip_factor, weight_decay: see `jedit.recipe.Delta`.
     spread: 'even', or 'sqrt' as PMET.
@@ -70,7 +70,7 @@ def pmet(
 
   Args:
     layers: edited layers, ascending; δ sit at the last.
-    cov_weight: λ of `jedit.solve.least_squares`.
+    cov_weight: λ of `jedit.closed_form.least_squares`.
     learning_rate, num_steps, kl_factor, nll_factor, decay_form, stop_loss: see
       `jedit.recipe.Objective`.
     nll_switch: the released code's adaptive loss factor; False is the paper's eq. 10.

@@ -41,7 +41,7 @@ def jeep(
 
   Args:
     layers_low, layers_high: the two regions, ascending.
-    cov_weight_low, cov_weight_high: λ of `jedit.solve.least_squares` in each region.
+    cov_weight_low, cov_weight_high: λ of `jedit.closed_form.least_squares` in each region.
     clip_factor_low, clip_factor_high, weight_decay_low, weight_decay_high: see
       `jedit.recipe.Delta`.
     learning_rate, num_steps, kl_factor: see `jedit.recipe.Objective`.

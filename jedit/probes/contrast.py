@@ -116,7 +116,7 @@ def contrast(
       for a set without words.
   """
   config, params = lm.config, lm.params
-  encoded, at_NxQ, token_NxO = _encode(lm.tokenizer, requests)
+  encoded, at_NxQ, token_NxO = _encode(lm, requests)
   names, set_GxV = _sets(lm, words or {})
   count_N = len(requests)
   shape = (len(NORMS), len(POSITIONS), len(OBJECTS), config.num_layers + 1, count_N)
@@ -157,13 +157,14 @@ def check_objects(requests: Sequence[Request]) -> None:
 
 
 def _encode(
-  tokenizer: Any, requests: Sequence[Request]
+  lm: 'LanguageModel', requests: Sequence[Request]
 ) -> tuple[list[tuple[int, ...]], np.ndarray, np.ndarray]:
   """Prompts as ids, their two positions, and the first tokens of both objects."""
   check_objects(requests)
-  bare = encode_many(tokenizer, [Row(r.prompt, r.subject) for r in requests])
+  limit = lm.config.position_limit
+  bare = encode_many(lm.tokenizer, [Row(r.prompt, r.subject) for r in requests], limit)
   objects = [
-    encode_many(tokenizer, [Row(r.prompt, r.subject, target) for r, target in pairs])
+    encode_many(lm.tokenizer, [Row(r.prompt, r.subject, target) for r, target in pairs], limit)
     for pairs in (
       [(r, r.target_true) for r in requests],
       [(r, r.target) for r in requests],

@@ -173,9 +173,11 @@ def trace(
   config = lm.config
   kinds = tuple(kinds)
   _check(config, windows, kinds)
-  prompts = encode_many(lm.tokenizer, [Row(r.prompt, r.subject) for r in requests])
+  limit = config.position_limit
+  prompts = encode_many(lm.tokenizer, [Row(r.prompt, r.subject) for r in requests], limit)
   with_answer = [Row(r.prompt, r.subject, known_answer(r)) for r in requests]
-  answer_N = np.array([e.target_ids[0] for e in encode_many(lm.tokenizer, with_answer)], np.int32)
+  answered = encode_many(lm.tokenizer, with_answer, limit)
+  answer_N = np.array([e.target_ids[0] for e in answered], np.int32)
   at_NxQ = np.array([(e.subject_last, e.prompt_last) for e in prompts], np.int32)
   plan = [([-1] * len(kinds), ())] + [
     ([q if i == k else -1 for i in range(len(kinds))], tuple(window))

@@ -137,7 +137,7 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
   """
   values = config.to_dict()
   cells = sweep.read_cells(values)
-  published = read_published(values)
+  published, axis = read_published(values), sweep.read_axis(values, cells)
   settings = {name: read_settings(cell) for name, cell in cells.items()}
   sweep.check_shared(settings)
   whole = Workdir(path, values)
@@ -172,17 +172,20 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
   provenance = checkpoint.read_json(whole / 'provenance.json')
   samples = [stages.finished_samples(workdir) for _, workdir in opened.values()]
   texts = dict(zip(cells, samples, strict=True)) if all(samples) else None
-  text = overview.write(whole.path, 'sweep', title, summaries, provenance, published, texts)
+  text = overview.write(
+    whole.path, 'sweep', title, summaries, provenance, published, texts, axis=axis
+  )
   print(f'\n{text}\n\nThe files are in {whole.path}; open report.html there.')
 
 
 def _compare(config: ml_collections.ConfigDict, path: str) -> None:
   """Finished runs side by side."""
   settings, workdir = _open(config.to_dict(), path)
-  summaries = overview.read_summaries(settings.compared)
+  summaries, configs = overview.read_runs(settings.compared)
   workdir.begin({})
   title = f'{len(summaries)} runs compared'
-  text = overview.write(workdir.path, 'compare', title, summaries, {'workdirs': settings.compared})
+  provenance = {'workdirs': settings.compared}
+  text = overview.write(workdir.path, 'compare', title, summaries, provenance, configs=configs)
   print(f'\n{text}\n\nThe files are in {workdir.path}; open report.html there.')
 
 

@@ -1,52 +1,68 @@
 """Several runs side by side: the cells of a sweep, or workdirs that are compared."""
 
+import json
+import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jedit import checkpoint
-from jedit.evals.evaluate import Sample
+from jedit.evals.metrics import summarize_runs
+from jedit.evals.samples import Sample
 from jedit.runner import page, plots
 from jedit.runner.published import Published
-from jedit.tables import Grid
+from jedit.runner.sweep import SHARED, Axis, folder
+from jedit.runner.workdir import CONFIG_FILE, FREE, flat
+from jedit.tables import Cell, Grid
 from jedit.types import UserError
 
 SUMMARY_FILE = 'summary.json'
 SWEEP_FILE = 'sweep.json'
 
 Summaries = Mapping[str, Mapping[str, Any]]
+Configs = Mapping[str, Mapping[str, Any]]
 
 _COLUMNS = ('efficacy', 'paraphrase', 'neighborhood', 'score', 'unedited_kept')
 _OPTIONAL = ('fluency', 'consistency', 'essence')  # columns where some run has them
 _CURVES = ('score', 'efficacy', 'paraphrase', 'neighborhood', 'unedited_kept')
 _NORM = '‖ΔW‖'  # of all kernels together
+_EDITS = 'number of edits'
 
 
-def read_summaries(workdirs: Sequence[str]) -> dict[str, dict[str, Any]]:
-  """The summaries of finished runs by the names of their workdirs; a sweep gives its cells'.
+def read_runs(workdirs: Sequence[str]) -> tuple[dict[str, dict[str, Any]], Configs]:
+  """The summaries and configs of finished runs; a sweep gives its cells'.
+
+  Returns:
+    Both by the name of the workdir, with that of the cell.
 
   Raises:
     UserError: without workdirs, for one without results, and for two of one name.
   """
   if not workdirs:
     raise UserError('There is nothing to compare; give workdirs, separated by commas.')
-  found: dict[str, dict[str, Any]] = {}
+  summaries: dict[str, dict[str, Any]] = {}
+  configs: dict[str, Mapping[str, Any]] = {}
   for workdir in workdirs:
-    folder = pathlib.Path(workdir)
-    label = folder.name or folder.resolve().name
-    if (folder / SWEEP_FILE).is_file():
-      cells = checkpoint.read_json(folder / SWEEP_FILE)
+    place = pathlib.Path(workdir)
+    label = place.name or place.resolve().name
+    if (place / SWEEP_FILE).is_file():
+      cells = checkpoint.read_json(place / SWEEP_FILE)
       more = {f'{label}: {name}': summary for name, summary in cells.items()}
-    elif (folder / SUMMARY_FILE).is_file():
-      more = {label: checkpoint.read_json(folder / SUMMARY_FILE)}
+      places = [place / 'cells' / folder(name) for name in cells]
+    elif (place / SUMMARY_FILE).is_file():
+      more, places = {label: checkpoint.read_json(place / SUMMARY_FILE)}, [place]
     else:
-      raise UserError(f'{folder} has no {SUMMARY_FILE}; give the workdir of a finished run.')
-    for name, summary in more.items():
-      if name in found:
+      raise UserError(f'{place} has no {SUMMARY_FILE}; give the workdir of a finished run.')
+    for (name, summary), where in zip(more.items(), places, strict=True):
+      if name in summaries:
         raise UserError(f'Two workdirs are called {name!r}; rename one.')
-      found[name] = summary
-  return found
+      summaries[name] = summary
+      if (where / CONFIG_FILE).is_file():
+        configs[name] = checkpoint.read_json(where / CONFIG_FILE)
+  return summaries, configs
 
 
 def write(
@@ -57,10 +73,13 @@ def write(
   provenance: Mapping[str, Any],
   published: Published | None = None,
   samples: Mapping[str, Sequence[Sample]] | None = None,
+  axis: Axis | None = None,
+  configs: Configs | None = None,
 ) -> str:
   """Writes the files of an overview: NAME.csv, NAME.tex, report.html, and figures of curves.
 
-  With rows of a paper also published.csv and published.tex, with samples cases.csv and cases.tex.
+  With rows of a paper also published.csv and published.tex, with samples cases.csv and cases.tex,
+  with runs of several seeds seeds.csv and seeds.tex.
 
   Args:
     workdir: where.
@@ -70,6 +89,8 @@ def write(
     provenance: for the page.
     published: rows to print beside ours.
     samples: of the runs by name, of the same prompts.
+    axis: what curves are drawn over; None takes the number of edits in one model.
+    configs: of the runs by name: those that differ in their seed alone are summed up.
 
   Returns:
     The tables as text, with a line about what is missing.
@@ -85,11 +106,19 @@ def write(
     page.write_table(workdir, 'published', compared)
     parts += [page.heading(published.source), compared.html()]
     words.append(f'\n{published.source}\n\n{compared.text()}')
-  curves = _curves(summaries)
+  repeated = over_seeds(summaries, configs or {})
+  if repeated is not None:
+    page.write_table(workdir, 'seeds', repeated)
+    caption = "Over seeds: means of the runs' means, ± half width of Student's 95% interval."
+    parts += [page.heading('Over seeds'), page.paragraph(caption), repeated.html()]
+    words.append(f'\n{caption}\n\n{repeated.text()}')
+  curves = _curves(summaries, axis)
   if curves and plots.available():
-    panels = _draw(curves)
-    caption = 'Means over records by the number of edits that one model holds, 95% intervals.'
-    parts += [page.heading('By number of edits')]
+    field = _EDITS if axis is None else axis.field
+    panels = _draw(curves, field)
+    what = 'the number of edits that one model holds' if axis is None else field
+    caption = f'Means over records by {what}, 95% intervals.'
+    parts += [page.heading(f'By {field}')]
     parts += [page.picture(panels.save(workdir / 'curves'), caption)]
   elif curves:
     parts += [page.paragraph(plots.MISSING, 'note')]
@@ -174,36 +203,75 @@ def _edit_seconds(summary: Mapping[str, Any]) -> float:
   return float(sum(summary['seconds'].get(part, 0.0) for part in parts))
 
 
-def _curves(summaries: Summaries) -> dict[str, dict[int, Mapping[str, Any]]]:
-  """Summaries by the edits in one model, for runs that differ in nothing else by their names."""
-  series: dict[str, dict[int, Mapping[str, Any]]] = {}
+def over_seeds(summaries: Summaries, configs: Configs) -> Grid | None:
+  """A row for each group of runs whose configs differ in the seed alone; None without any.
+
+  Args:
+    summaries: of the runs by name.
+    configs: likewise; a run without one belongs to no group.
+  """
+  groups: dict[str, list[str]] = {}
+  for name, config in configs.items():
+    fields = {k: v for k, v in flat(config).items() if not k.startswith(('seed', *SHARED, *FREE))}
+    groups.setdefault(json.dumps(fields, sort_keys=True), []).append(name)
+  repeated = [names for names in groups.values() if len(names) > 1]
+  found = {
+    _common(names, summaries): [summaries[name]['metrics'] for name in names] for names in repeated
+  }
+  if not found:
+    return None
+  more = [c for c in _OPTIONAL if any(c in metrics for runs in found.values() for metrics in runs)]
+  rows: list[list[Cell]] = []
+  for name, runs in found.items():
+    cells: list[Cell] = []
+    for column in (*_COLUMNS, *more):
+      values = [_after(metrics, column) for metrics in runs]
+      means = [math.nan if v is None or v['mean'] is None else v['mean'] for v in values]
+      cells.append(summarize_runs(np.array(means)))
+    rows.append([name, *cells, len(runs)])
+  return Grid(('', *_COLUMNS, *more, 'seeds'), rows)
+
+
+def _common(names: Sequence[str], summaries: Summaries) -> str:
+  """The cell's name where sweeps were repeated, the method's otherwise."""
+  cells = {name.partition(': ')[2] for name in names}
+  label = cells.pop() if len(cells) == 1 else ''
+  return f'{label or summaries[names[0]]["method"]} ({", ".join(names)})'
+
+
+def _curves(
+  summaries: Summaries, axis: Axis | None = None
+) -> dict[str, dict[float, Mapping[str, Any]]]:
+  """Summaries by what curves are drawn over; one for runs whose names say no other difference."""
+  series: dict[str, dict[float, Mapping[str, Any]]] = {}
   for name, summary in summaries.items():
     edits = summary.get('edits_per_model', summary['num_edits'])
-    number = f'(?:{edits}|{edits:,})'
+    x = edits if axis is None else axis.values[name]
+    number = f'(?:{re.escape(f"{x:g}")}|{re.escape(f"{x:,}")})'
     bare = re.sub(rf'[\s,(_-]*(?<!\d){number}(?!\d)(?:[\s_-]*edits?)?\)?', '', name).strip(' ,_-')
-    series.setdefault(bare or summary['method'], {})[edits] = summary
+    series.setdefault(bare or summary['method'], {})[x] = summary
   if not any(len(points) > 1 for points in series.values()):
     return {}
   return {name: dict(sorted(points.items())) for name, points in series.items()}
 
 
-def _draw(curves: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> plots.Panels:
-  edits = [each for points in curves.values() for each in points]
-  xscale = 'log' if max(edits) > 10 * min(edits) else 'linear'
+def _draw(curves: Mapping[str, Mapping[float, Mapping[str, Any]]], field: str) -> plots.Panels:
+  every = [x for points in curves.values() for x in points]
+  xscale = 'log' if max(every) > 10 * min(every) > 0 else 'linear'
   panels = plots.Panels(2, 3)
   for i, column in enumerate((*_CURVES, _NORM)):
     lines = {}
     for name, points in curves.items():
       found = {
-        each: value
-        for each, summary in points.items()
+        x: value
+        for x, summary in points.items()
         if (value := _curve_value(summary, column)) and value['mean'] is not None
       }
       values = list(found.values())
       if values:  # runs of older versions have no norm, those of other models nothing unedited
         lines[name] = list(found), [v['mean'] for v in values], [v['ci95'] for v in values]
     row, place = divmod(i, 3)
-    labels: dict[str, Any] = {'title': column, 'xlabel': 'edits' if row else ''}
+    labels: dict[str, Any] = {'title': column, 'xlabel': field if row else ''}
     if lines and column == _NORM:
       labels |= {'xscale': xscale, 'yscale': 'log'}
     elif lines:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jedit import checkpoint
 from jedit.evals import metrics
-from jedit.evals.evaluate import Sample
+from jedit.evals.samples import Sample
 from jedit.evals.table import Table
 from jedit.log import format_seconds
 from jedit.patch import Patch

@@ -215,6 +215,8 @@ class Evaluation:
     idf, vocabulary: the published weights of words, idf.npy and tfidf_vocab.json, likewise; empty
       counts the words of the snippets.
     reencode: token accuracies of zsRE by the published procedure, see `jedit.evals.reencoded`.
+    store: JSON lines file of finished parts, for runs that share them; empty keeps them in the
+      workdir.
   """
 
   unedited: int = 1000
@@ -226,6 +228,7 @@ class Evaluation:
   idf: str = ''
   vocabulary: str = ''
   reencode: bool = False
+  store: str = ''
 
   def __post_init__(self) -> None:
     _at_least('evaluation', self, unedited=0, samples=0, new_tokens=1)

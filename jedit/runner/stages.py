@@ -15,9 +15,10 @@ from jedit.contexts import sample_contexts
 from jedit.data.corpus import Corpus
 from jedit.data.edit_rows import Contexts
 from jedit.editor import edit as edit_requests
-from jedit.evals.evaluate import Sample, evaluate_apart, sample_texts
 from jedit.evals.evaluate import evaluate as evaluate_records
+from jedit.evals.evaluate import evaluate_apart
 from jedit.evals.metrics import GENERATION
+from jedit.evals.samples import Sample, sample_texts
 from jedit.evals.table import Table
 from jedit.language_model import LanguageModel
 from jedit.log import Progress, read_jsonl, to_json
@@ -84,6 +85,7 @@ def shared_files(settings: Settings, workdir: Workdir) -> dict[str, Any]:
     'contexts': settings.contexts or str(workdir / _CONTEXTS),
     'targets': settings.targets or str(workdir / _TARGETS),
     'statistics': {'file': settings.statistics.file or str(workdir / STATISTICS_FILE)},
+    'evaluation': {'store': settings.evaluation.store or str(workdir / CHUNKS_FILE)},
   }
 
 
@@ -223,7 +225,8 @@ def evaluate(
   """The metrics of all records before and after, and whether unedited answers stay.
 
   Each part of the records is asked of its own model; one model for all is the usual case. Finished
-  chunks stay in `evaluation.jsonl`.
+  chunks stay in `evaluation.jsonl`, which the cells of a sweep share: what the unedited model says
+  of the same records is measured once.
   """
   files = [workdir / name for name in (_RECORDS, _UNEDITED, _EVALUATION)]
   if not all(file.is_file() for file in files):
@@ -233,7 +236,7 @@ def evaluate(
         'unedited': questions,
         'generation': generation,
         'reencode': settings.evaluation.reencode,
-        'store': workdir / CHUNKS_FILE,
+        'store': settings.evaluation.store or workdir / CHUNKS_FILE,
       }
       if len(parts) == 1:
         table = evaluate_records(parts[0][1], records, before=lm, **how)

@@ -1,11 +1,16 @@
 """Many edits of one model as one run: a cell for each, and a table of all."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from jedit.runner.settings import Settings, read_settings
+from jedit.runner.workdir import flat
 from jedit.types import UserError
+
+_OF_SWEEP = ('cells', 'published', 'axis')  # fields that its cells do not have
+SHARED = ('contexts', 'statistics.file')  # files that differ by sweep, and are not free
 
 
 def read_cells(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -21,7 +26,7 @@ def read_cells(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   cells = config.get('cells')
   if not isinstance(cells, list | tuple) or not cells:
     raise UserError('The config has no cells to sweep over; give pairs of a name and its changes.')
-  base = {name: value for name, value in config.items() if name not in ('cells', 'published')}
+  base = {name: value for name, value in config.items() if name not in _OF_SWEEP}
   found = {}
   for pair in cells:
     if len(pair) != 2 or not isinstance(pair[1], Mapping):
@@ -60,8 +65,50 @@ def check_shared(settings: Mapping[str, Settings]) -> None:
 
 def with_shared(cell: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
   """The cell's config with the files that the sweep makes for all cells."""
-  statistics = {**cell.get('statistics', {}), **shared['statistics']}
-  return {**cell, **shared, 'statistics': statistics}
+  sections = {
+    name: {**cell.get(name, {}), **value}
+    for name, value in shared.items()
+    if isinstance(value, Mapping)
+  }
+  return {**cell, **shared, **sections}
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+  """A field that curves are drawn over.
+
+  Attributes:
+    field: its name, as 'method.cov_weight'.
+    values: by name of a cell.
+  """
+
+  field: str
+  values: Mapping[str, float]
+
+
+def read_axis(config: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> Axis | None:
+  """The field that `config.axis` names; None where it names none.
+
+  Args:
+    config: of the sweep.
+    cells: of `read_cells`.
+
+  Raises:
+    UserError: where a cell has no number there.
+  """
+  field = config.get('axis', '')
+  if not field:
+    return None
+  values = {}
+  for name, cell in cells.items():
+    value = flat(cell).get(field)
+    if not isinstance(value, int | float):
+      raise UserError(
+        f'axis is {field!r}, but the cell {name!r} has no number there; name a field that all '
+        'cells have, as section.field.'
+      )
+    values[name] = value
+  return Axis(field, values)
 
 
 def folder(name: str) -> str:

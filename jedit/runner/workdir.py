@@ -20,7 +20,7 @@ from jedit.log import Timers, to_json
 from jedit.runner.clock import CompileClock
 from jedit.types import UserError
 
-_CONFIG = 'config.json'
+CONFIG_FILE = 'config.json'
 _PROVENANCE = 'provenance.json'
 _SECONDS = 'seconds.json'
 # Results of stages, whole or begun. A workdir that has none of them is free for any config.
@@ -40,7 +40,16 @@ _RESULTS = (
   'model',
 )
 # Fields that may change between two runs in one workdir: they do not change a stage's result.
-_FREE = ('task', 'export.', 'cells', 'published', 'targets', 'probe.probes')
+FREE = (
+  'task',
+  'export.',
+  'cells',
+  'published',
+  'axis',
+  'targets',
+  'evaluation.store',
+  'probe.probes',
+)
 # Parts of the provenance that must be the same for finished stages to be used.
 _INPUTS = ('model', 'data', 'patches')
 
@@ -91,7 +100,7 @@ class Workdir:
     # What was true when the first result was made stays.
     added = {part: value for part, value in new.items() if part not in old}
     checkpoint.write_json(self / _PROVENANCE, {**_environment(), **old, **added})
-    checkpoint.write_json(self / _CONFIG, self._config)
+    checkpoint.write_json(self / CONFIG_FILE, self._config)
 
   @property
   def seconds(self) -> dict[str, float]:
@@ -123,14 +132,14 @@ class Workdir:
     results = [name for name in _RESULTS if (self / name).exists()]
     if not results:
       return False
-    if not (self / _CONFIG).is_file():
+    if not (self / CONFIG_FILE).is_file():
       raise UserError(
-        f'{self.path} holds {results[0]} but no {_CONFIG}, so nobody knows which run made it; '
+        f'{self.path} holds {results[0]} but no {CONFIG_FILE}, so nobody knows which run made it; '
         'choose another workdir.'
       )
-    old, new = flat(checkpoint.read_json(self / _CONFIG)), flat(self._config)
+    old, new = flat(checkpoint.read_json(self / CONFIG_FILE)), flat(self._config)
     for name in [*old, *new]:
-      if not name.startswith(_FREE) and old.get(name) != new.get(name):
+      if not name.startswith(FREE) and old.get(name) != new.get(name):
         raise UserError(
           f'{self.path} holds the run of another config: {name} is {_show(old, name)} there and '
           f'{_show(new, name)} here; choose another workdir.'

@@ -50,8 +50,8 @@ def make(directory):
   return directory
 
 
-def config(directory):
-  """The config of a run on what `make` wrote."""
+def config(directory, **changes):
+  """The config of a run on what `make` wrote, with fields changed, written as section__field."""
   c = config_dict.ConfigDict()
   c.task = 'edit'
   c.seed = 0
@@ -63,4 +63,9 @@ def config(directory):
   c.evaluation = dict(unedited=10, samples=2, new_tokens=4)
   c.patches = ''
   c.export = dict(path='')
+  for name, value in changes.items():
+    section, _, field = name.rpartition('__')
+    target = c[section] if section else c
+    with target.ignore_type():
+      target[field] = value
   return c
