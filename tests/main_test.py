@@ -169,6 +169,8 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, config):
     text=True,
     cwd=tmp_path,
     env=_environment(tmp_path),
+    # Tests that a shell runs in the background ignore the signal, and so would this process.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
   assert process.stdout.readline() == 'running\n'
   time.sleep(0.1)

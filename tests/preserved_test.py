@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from helpers import editing
-from jedit import linalg, methods, preserved, solve
+from jedit import closed_form, linalg, methods, preserved
 from jedit.batches import edit_separately, edit_sequentially
 from jedit.preserved import most_apart, preserve
 from jedit.solve import EqualityConstrained, LeastSquares, NullSpace, RankOne
@@ -130,7 +130,7 @@ def test_any_number_of_earlier_keys_is_preserved(solver, count):
 def test_both_ways_of_least_squares_agree(num_edits, monkeypatch):
   cov_FxF, key_BxF, earlier_NxF = _cov(), _keys(num_edits), _keys(5, seed=3)
   small = LeastSquares(0.2)(cov_FxF, key_BxF, key_BxF, earlier_NxF)
-  monkeypatch.setattr(solve, '_is_small', lambda *sizes: False)
+  monkeypatch.setattr(closed_form, 'is_small', lambda *sizes: False)
   whole = LeastSquares(0.2)(cov_FxF, key_BxF, key_BxF, earlier_NxF)
   np.testing.assert_allclose(small, whole, rtol=0, atol=1e-12 * np.abs(whole).max())
 

@@ -148,14 +148,36 @@ def test_runs_of_several_seeds_are_summed_up(made, edited, capsys):
   with open(made / 'seeds' / 'seeds.csv', newline='') as file:
     [row] = csv.DictReader(file)
   runs = [json.loads((made / name / 'summary.json').read_text()) for name in ('edited', 'seed_1')]
-  kept = [run['metrics']['unedited_kept']['after']['mean'] for run in runs]
-  wanted = summarize_runs(np.array(kept))
-  assert float(row['unedited_kept']) == pytest.approx(wanted['mean'])
-  assert float(row['unedited_kept ci95']) == pytest.approx(wanted['ci95'])
+  for name in ('efficacy', 'neighborhood', 'score'):
+    wanted = summarize_runs(np.array([run['metrics'][name]['after']['mean'] for run in runs]))
+    assert float(row[name]) == pytest.approx(wanted['mean'])
+    assert float(row[f'{name} ci95']) == pytest.approx(wanted['ci95'])
   assert row['seeds'] == '2'
   compare.workdirs = ','.join(str(made / name) for name in ('edited', 'epochs_2'))
   runner.run(compare, made / 'no_seeds')
   assert not (made / 'no_seeds' / 'seeds.csv').exists()
+
+
+def test_sweeps_of_several_seeds_are_summed_up_by_cell():
+  values = {'A: JEEP': 90.0, 'B: JEEP': 92.0, 'A: MEMIT': 85.0, 'B: MEMIT': None, 'C: FT': 1.0}
+  summaries = {
+    name: {'method': 'm', 'metrics': {'score': {'after': {'mean': value, 'ci95': 1.0, 'n': 9}}}}
+    for name, value in values.items()
+  }
+  configs = {
+    name: {'seed': ord(name[0]), 'method': name[3:], 'contexts': name, 'data': {'seed': 3}}
+    for name in values
+  }
+  found = overview.over_seeds(summaries, configs)
+  place = found.head.index('score')
+  assert {row[0]: row[place] for row in found.rows} == {
+    # Half of the difference, times Student's t of one degree of freedom: 12.706.
+    'JEEP (A: JEEP, B: JEEP)': {'mean': 91.0, 'ci95': pytest.approx(12.7062, abs=1e-3), 'n': 2},
+    'MEMIT (A: MEMIT, B: MEMIT)': {'mean': 85.0, 'ci95': None, 'n': 1},
+  }
+  assert (
+    overview.over_seeds(summaries, {'A: JEEP': {'seed': 1}, 'B: JEEP': {'seed': 2, 'x': 1}}) is None
+  )
 
 
 def test_runs_that_differ_in_their_number_of_edits_alone_share_a_curve():
