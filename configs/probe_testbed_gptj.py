@@ -28,6 +28,10 @@ def get_config(testbed: str = 'gptj') -> config_dict.ConfigDict:
     window=3,  # layers whose outputs tracing puts back together; ROME's figures have 10
     noise=3.0,  # in standard deviations of the embeddings
     draws=4,  # of the noise
+    # Tokens at which tracing puts outputs back. Edits are made at subject_last and prompt_last.
+    positions=(
+      'subject_first, subject_middle, subject_last, after_first, after_middle, prompt_last'
+    ),
   )
   c.patches = ''  # files or workdirs of edits; empty for the model as it is
   return c

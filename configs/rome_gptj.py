@@ -3,8 +3,8 @@ r"""ROME on GPT-J 6B, CounterFact: the settings of the code released with MEMIT.
 python -m jedit.main --config=configs/rome_gptj.py --config.model.path=GPTJ_DIRECTORY \
   --config.data.records=counterfact.json --config.statistics.corpus=WIKIPEDIA_TEXT
 
-Figures: kmeng01/memit 80426fd. ROME's own contexts are the bare prompt, ten sampled texts of five
-tokens and ten of ten; those sampled here are MEMIT's. --config.contexts=FILE gives others.
+Figures: kmeng01/memit 80426fd. Contexts are ROME's own: the bare prompt, ten sampled texts of five
+tokens and ten of ten.
 """
 
 from ml_collections import config_dict

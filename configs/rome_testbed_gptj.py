@@ -13,4 +13,5 @@ def get_config() -> config_dict.ConfigDict:
   c.edit.mode = 'separate'
   del c.method.cov_weight
   c.method.update(name='rome', layers=(4,))
+  c.method.prefixes = 'memit'  # a third of the work of ROME's own
   return c

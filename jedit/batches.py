@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from jedit.checkpoint import read_tensors, write_tensors
-from jedit.contexts import sample_contexts
-from jedit.data.edit_rows import Contexts, check_contexts
+from jedit.contexts import contexts_of
+from jedit.data.edit_rows import Contexts
 from jedit.editor import edit, find_targets
 from jedit.language_model import LanguageModel
 from jedit.log import Timers, to_json
@@ -73,7 +73,7 @@ def edit_separately(
   Raises:
     UserError: as `jedit.edit`.
   """
-  groups = sample_contexts(lm, seed) if contexts is None else check_contexts(contexts)
+  groups = contexts_of(lm, method, seed, contexts)
   parts = _parts(requests, size)
   targets, timers = None, Timers()
   if isinstance(method, Recipe):
@@ -143,7 +143,7 @@ def edit_sequentially(
   Raises:
     UserError: as `jedit.edit`.
   """
-  groups = sample_contexts(lm, seed) if contexts is None else check_contexts(contexts)
+  groups = contexts_of(lm, method, seed, contexts)
   earlier: dict[Kernel, np.ndarray] = {}
   shared = {**_shared(groups, stats), 'accumulate_keys': accumulate_keys}
   for number, part in enumerate(_parts(requests, size)):

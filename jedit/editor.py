@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from absl import logging
 
-from jedit.contexts import sample_contexts
+from jedit.contexts import contexts_of
 from jedit.data.edit_rows import Contexts, EditRows, check_contexts, encode_edits
 from jedit.data.requests import find_conflicts
 from jedit.fine_tune import FineTuning, fine_tune
@@ -119,7 +119,7 @@ def edit(
     method: of `jedit.methods`.
     stats: second moments of the kernels that the method writes; None for a method that uses none.
     contexts: groups of prefix templates, the bare prompt '{}' first; sampled from the model with
-      `seed` when None.
+      `seed` when None, as the method's authors do (`jedit.contexts`).
     seed: of the sampling.
     batch_size: edits whose targets are optimised at once; bounds memory, not the result. None
       takes what fits the device.
@@ -145,7 +145,7 @@ def edit(
     patch = fine_tune(lm, requests, method, seed=seed)
     return (patch, Details.of_fine_tuning(patch)) if details else patch
   _check_method(lm, method, stats, len(requests))
-  groups = sample_contexts(lm, seed) if contexts is None else check_contexts(contexts)
+  groups = contexts_of(lm, method, seed, contexts)
   rows = encode_edits(lm.tokenizer, requests, groups, lm.config.position_limit)
 
   run, _ = functions(lm.config)

@@ -16,6 +16,7 @@ TOKENS = ('subject_last', 'prompt_last')
 DELTA_PLACES = ('attn_out', 'mlp_out', 'block_out')
 KERNELS = ('attn', 'mlp')
 KEY_AVERAGES = ('groups', 'flat')
+PREFIXES = ('memit', 'rome')
 COMPARED_ON = ('bare', 'contexts')
 DECAY_FORMS = ('released', 'norm')
 
@@ -165,14 +166,17 @@ class Recipe:
     objective: of the target optimisation.
     stages: names of the regions that are optimised together and then written, stage by stage;
       `(('low', 'high'),)` is joint, `(('low',), ('high',))` one after the other.
+    prefixes: what is sampled where no contexts are given, 'memit' or 'rome'; see `jedit.contexts`.
   """
 
   name: str
   regions: tuple[Region, ...]
   objective: Objective
   stages: tuple[tuple[str, ...], ...]
+  prefixes: str = 'memit'
 
   def __post_init__(self) -> None:
+    _choice('prefixes', self.prefixes, PREFIXES)
     names = [region.name for region in self.regions]
     staged = [name for stage in self.stages for name in stage]
     if sorted(names) != sorted(staged) or len(set(names)) != len(names):

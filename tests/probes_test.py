@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import pytest
 import jedit
 from helpers import editing, tiny_run
 from jedit.data.prompts import encode
-from jedit.models import forward, head, site
+from jedit.models import ReplaceAt, forward, head, site
 from jedit.probes import contrast, similarity, trace, windows_of
+from jedit.probes.tracing import POSITIONS
 from jedit.types import UserError
 
 
@@ -134,6 +136,67 @@ def test_restoring_outputs_brings_back_what_they_carried(lm):
   np.testing.assert_allclose(fewer.corrupted_N, noisy.corrupted_N[:2], rtol=1e-4)
 
 
+def test_every_token_is_traced_alone_and_summed_up_by_its_position(lm):
+  """Against a loop over texts, tokens and draws."""
+  requests = _requests(2)
+  requests.append(jedit.Request('{} lives now in', 'X', 'Rome', 'Paris'))
+  found = trace(
+    lm, requests, [(0,), (0, 1)], kinds=('mlp',), positions=POSITIONS, num_noises=2, seed=5
+  )
+  scale = 3.0 * np.std(lm.params['embed']['embedding'])
+  for n, request in enumerate(requests):
+    row = encode(lm.tokenizer, request.prompt, subject=request.subject)
+    first, last, end = row.subject_first, row.subject_last, row.prompt_last
+    groups = [
+      [first],
+      list(range(first + 1, last)),
+      [last],
+      [last + 1],
+      list(range(last + 2, end)),
+      [end],
+    ]
+    token_1xT = jnp.asarray([row.ids], jnp.int32)
+    embedding_1xTxD = lm.params['embed']['embedding'][token_1xT]
+    taps = ['0/mlp_out', '1/mlp_out']
+    _, seen = forward(lm.config, lm.params, token_1xT, taps=taps)
+    answer = encode(
+      lm.tokenizer, request.prompt, subject=request.subject, target=request.target_true
+    ).target_ids[0]
+    for q, tokens in enumerate(groups):
+      ours_W = found.restored_KxQxWxN[0, q, :, n]
+      if not tokens:
+        assert np.isnan(ours_W).all()
+        continue
+      for w, window in enumerate(found.windows):
+        values = []
+        for draw, token in itertools.product(range(2), tokens):
+          key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), draw), n)
+          noise_TxD = np.zeros(embedding_1xTxD.shape[1:], np.float32)
+          for spoilt in range(first, last + 1):
+            drawn = jax.random.normal(jax.random.fold_in(key, spoilt), (lm.config.width,))
+            noise_TxD[spoilt] = scale * np.asarray(drawn)
+          at = jnp.asarray([token], jnp.int32)
+          edits = {f'{i}/mlp_out': ReplaceAt(at, seen[f'{i}/mlp_out'][:, token]) for i in window}
+          hidden, _ = forward(
+            lm.config,
+            lm.params,
+            token_1xT,
+            hidden_NxTxD=embedding_1xTxD + noise_TxD[None],
+            edits=edits,
+          )
+          values.append(jax.nn.softmax(head(lm.config, lm.params, hidden[:, -1]))[0, answer])
+        np.testing.assert_allclose(ours_W[w], np.mean(values), rtol=2e-4)
+  shares = found.recovered_KxQxW[0, POSITIONS.index('subject_middle')]
+  has_N = ~np.isnan(found.restored_KxQxWxN[0, 1, 0])
+  assert 0 < has_N.sum() < len(requests)
+  gain_WxN = (found.restored_KxQxWxN[0, 1] - found.corrupted_N)[:, has_N]
+  lost = (found.clean_N - found.corrupted_N)[has_N].sum()
+  np.testing.assert_allclose(shares, gain_WxN.sum(axis=1) / lost, rtol=1e-5)
+  ends = trace(lm, requests, [(0,), (0, 1)], kinds=('mlp',), num_noises=2, seed=5)
+  both = found.restored_KxQxWxN[:, [POSITIONS.index(name) for name in ends.positions]]
+  np.testing.assert_allclose(ends.restored_KxQxWxN, both, rtol=1e-6)
+
+
 def test_tracing_keeps_learned_positions():
   lm, requests = editing.language_model('gpt2'), list(editing.REQUESTS[:2])
   found = trace(lm, requests, [(1,)], num_noises=1, noise=0.0)
@@ -171,6 +234,7 @@ def test_windows_are_cut_off_at_the_ends():
     (lambda lm: contrast(lm, _requests(), words={'rest': ['a']}), "called 'rest'"),
     (lambda lm: trace(lm, _requests(), [(2,)]), 'no layer 2'),
     (lambda lm: trace(lm, _requests(), [(1,)], kinds=('head',)), "no output 'head'"),
+    (lambda lm: trace(lm, _requests(), [(1,)], positions=('end',)), "no position 'end'"),
   ],
 )
 def test_mistakes_are_sentences(lm, probe, words):

@@ -46,6 +46,7 @@ def edited(made):
 
 def test_a_probe_leaves_numbers_tables_and_figures(made, probed):
   figures = {'similarity', 'contrast_raw', 'contrast_normed', 'contrast_words', 'tracing'}
+  figures |= {'tracing_tokens'}
   files = {f'{name}.{ending}' for name in figures for ending in ('png', 'svg')}
   probes = {'similarity', 'contrast', 'tracing'}
   files |= {f'{name}.{ending}' for name in probes for ending in ('json', 'csv', 'tex')}

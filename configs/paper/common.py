@@ -112,6 +112,9 @@ class Experiment:
     c.evaluation.samples = 1
     c.cells = tuple(cells)
     published = [(name, dict(zip(columns, row))) for name, row in (rows or {}).items()]
+    if self.is_testbed and columns == ACCURACY:
+      for _, row in published:
+        del row['score']  # of accuracies in the paper; of successes for records with two objects
     if any('fluency' in row for _, row in published):
       c.evaluation.generation_interval = _TESTBED_INTERVAL if self.is_testbed else _INTERVAL
     if any('consistency' in row for _, row in published) and not self.is_testbed:
@@ -125,6 +128,11 @@ class Experiment:
     if variant and not self.is_testbed:
       stem += f'_{variant}'
     return importlib.import_module(stem).get_config()
+
+
+def sized(name: str, size: int) -> str:
+  """Name of a cell with so many edits in one model; curves take it apart."""
+  return f'{name}, {size:,} edit{"" if size == 1 else "s"}'
 
 
 def chunks(size: int) -> dict[str, Any]:

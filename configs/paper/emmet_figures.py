@@ -25,7 +25,7 @@ def get_config(scale: str = '') -> config_dict.ConfigDict:
   }
   sizes = dict.fromkeys(min(size, e.num_edits) for size in _SIZES)
   cells = [
-    (f'{name}, {size:,} edits', method | common.chunks(size))
+    (common.sized(name, size), method | common.chunks(size))
     for size in sizes
     for name, method in methods.items()
   ]

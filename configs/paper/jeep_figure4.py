@@ -16,7 +16,7 @@ from jedit.configs.paper import common
 def get_config(scale: str = '') -> config_dict.ConfigDict:
   e = common.Experiment(scale, ('llama-7b', 'gptj-6b'))
   cells = [
-    (f'{name.upper()}, {size:,} edits', e.method(name) | common.chunks(size))
+    (common.sized(name.upper(), size), e.method(name) | common.chunks(size))
     for size in e.log_sizes()
     for name in ('memit', 'pmet', 'jeep')
   ]

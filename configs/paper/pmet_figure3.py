@@ -18,8 +18,8 @@ def get_config(scale: str = '') -> config_dict.ConfigDict:
   cells = []
   for size in e.log_sizes():
     for name in ('pmet', 'memit'):
-      cells.append((f'{name.upper()}, {size:,} edits', e.method(name) | common.chunks(size)))
+      cells.append((common.sized(name.upper(), size), e.method(name) | common.chunks(size)))
     first = {'data': {'num_edits': size}}
-    cells.append((f'FT-W, {size:,} edits', e.method('ft_w') | first))
-    cells.append((f'ROME, {size:,} edits', e.method('rome') | common.sequence(1) | first))
+    cells.append((common.sized('FT-W', size), e.method('ft_w') | first))
+    cells.append((common.sized('ROME', size), e.method('rome') | common.sequence(1) | first))
   return e.config(cells, 'PMET (arXiv:2308.08742), figure 3')

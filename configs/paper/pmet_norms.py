@@ -22,7 +22,7 @@ def get_config(scale: str = '') -> config_dict.ConfigDict:
     'MEMIT, sqrt spread': e.method('memit', spread='sqrt'),
   }
   cells = [
-    (f'{name}, {size:,} edits', method | common.chunks(size))
+    (common.sized(name, size), method | common.chunks(size))
     for size in map(e.scaled, (100, 1000, 10_000))
     for name, method in methods.items()
   ]

@@ -46,7 +46,7 @@ def get_config(scale: str = '') -> config_dict.ConfigDict:
   for edits, published in _ROWS.items():
     size = e.scaled(edits)
     for (name, fields), row in zip(_ABLATIONS.items(), published, strict=True):
-      label = f'{name}, {size:,} edits'
+      label = common.sized(name, size)
       cells.append((label, e.method('pmet', **fields) | common.chunks(size)))
       rows[label] = row
   return e.config(cells, _SOURCE, rows)

@@ -24,25 +24,37 @@ if TYPE_CHECKING:
   from jedit.language_model import LanguageModel
 
 PLACES = {'hidden': 'block_out', 'attn': 'attn_out', 'mlp': 'mlp_out'}
-POSITIONS = ('subject_last', 'prompt_last')
+# ROME's groups of tokens. A token can be in two: the only one of a subject is its first and last.
+POSITIONS = (
+  'subject_first',
+  'subject_middle',
+  'subject_last',
+  'after_first',
+  'after_middle',
+  'prompt_last',
+)
+ENDS = ('subject_last', 'prompt_last')  # where edits are made
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
   """Probabilities of the answer's first token, mean over the draws of noise, per prompt.
 
-  Axes: K kind of output put back (`kinds`), Q token at which ('subject_last', 'prompt_last'),
-  W window of layers (`windows`), N prompt.
+  Axes: K kind of output put back (`kinds`), Q token at which (`positions`), W window of layers
+  (`windows`), N prompt.
 
   Attributes:
     kinds: of 'hidden' (the residual stream behind the block), 'attn' and 'mlp'.
+    positions: of `POSITIONS`.
     windows: the layers whose outputs are put back together.
     clean_N: with the subject as it is.
     corrupted_N: with noise on the subject's embeddings; clean - corrupted is ROME's total effect.
     restored_KxQxWxN: with noise and outputs put back; restored - corrupted is the indirect effect.
+      Where several tokens have a position, one at a time, and their mean; nan where none has it.
   """
 
   kinds: tuple[str, ...]
+  positions: tuple[str, ...]
   windows: tuple[tuple[int, ...], ...]
   clean_N: np.ndarray
   corrupted_N: np.ndarray
@@ -50,9 +62,15 @@ class Trace:
 
   @property
   def recovered_KxQxW(self) -> np.ndarray:
-    """Share of the probability lost to the noise, over all prompts, that comes back."""
-    gain_KxQxW = (self.restored_KxQxWxN - self.corrupted_N).mean(axis=-1)
-    return gain_KxQxW / (self.clean_N - self.corrupted_N).mean()
+    """Share of the probability lost to the noise that comes back, over prompts with the position.
+
+    nan at a position that no prompt has.
+    """
+    gain_KxQxWxN = self.restored_KxQxWxN - self.corrupted_N
+    is_there_KxQxWxN = ~np.isnan(gain_KxQxWxN)
+    lost_KxQxW = (is_there_KxQxWxN * (self.clean_N - self.corrupted_N)).sum(axis=-1)
+    found_KxQxW = is_there_KxQxWxN.any(axis=-1)
+    return np.where(found_KxQxW, np.nansum(gain_KxQxWxN, axis=-1), np.nan) / lost_KxQxW
 
 
 def windows_of(num_layers: int, width: int) -> tuple[tuple[int, ...], ...]:
@@ -72,7 +90,7 @@ def _trace(
   token_NxT: jax.Array,
   length_N: jax.Array,
   is_subject_NxT: jax.Array,
-  at_NxQ: jax.Array,
+  at_NxZ: jax.Array,
   answer_N: jax.Array,
   text_N: jax.Array,
   draw_keys: jax.Array,
@@ -82,7 +100,8 @@ def _trace(
 ) -> tuple[jax.Array, jax.Array]:
   """Answer probabilities, clean [N] and per row of the plan [P, N].
 
-  A row of the plan holds the token at which each kind is put back (-1: nowhere) and its layers.
+  A row of the plan holds the column of `at_NxZ` at whose token each kind is put back (-1: nowhere)
+  and its layers. A text without such a token has -1 there.
   """
   places = [[site(layer, PLACES[kind]) for layer in range(config.num_layers)] for kind in kinds]
   rows_N = jnp.arange(token_NxT.shape[0])
@@ -99,7 +118,7 @@ def _trace(
     return jax.vmap(jax.vmap(of_token, (None, 0)), (0, None))(text_N, index_T)
 
   def probability_N(hidden_NxTxD: jax.Array) -> jax.Array:
-    logits_NxV = head(config, params, hidden_NxTxD[rows_N, at_NxQ[:, -1]])
+    logits_NxV = head(config, params, hidden_NxTxD[rows_N, length_N - 1])
     return jax.nn.softmax(logits_NxV)[rows_N, answer_N]
 
   hidden, seen = run(
@@ -112,7 +131,7 @@ def _trace(
   )
   clean_N = probability_N(hidden)
   kept = {
-    name: [seen[name][rows_N, at_NxQ[:, q]] for q in range(at_NxQ.shape[1])]
+    name: [seen[name][rows_N, at_NxZ[:, z]] for z in range(at_NxZ.shape[1])]
     for names in places
     for name in names
   }
@@ -125,7 +144,7 @@ def _trace(
       token_K, window_L = step
       edits = {}
       for k, names in enumerate(places):
-        pos_N = jnp.take(at_NxQ, jnp.maximum(token_K[k], 0), axis=1)
+        pos_N = jnp.take(at_NxZ, jnp.maximum(token_K[k], 0), axis=1)
         for layer, name in enumerate(names):
           value_NxD = jnp.stack(kept[name])[jnp.maximum(token_K[k], 0)]
           is_on = (token_K[k] >= 0) & (window_L[layer] > 0)
@@ -146,11 +165,12 @@ def trace(
   windows: Sequence[Sequence[int]],
   *,
   kinds: Sequence[str] = ('mlp', 'attn'),
+  positions: Sequence[str] = ENDS,
   noise: float = 3.0,
   num_noises: int = 4,
   seed: int = 0,
 ) -> Trace:
-  """Puts outputs of windows of layers back at the subject's last token and at the prompt's.
+  """Puts outputs of windows of layers back, one token at a time.
 
   Args:
     lm: the model.
@@ -158,6 +178,8 @@ def trace(
       a request without one.
     windows: layers whose outputs are put back together; see `windows_of`. Not cut to neighbours.
     kinds: of outputs, of 'hidden', 'attn' and 'mlp'.
+    positions: of tokens, of `POSITIONS`; each token takes as long as any other. All are the rows
+      of ROME's figures.
     noise: standard deviation of the noise, in those of all entries of the embedding matrix. (ROME's
       code takes those of the subjects' tokens alone.)
     num_noises: draws per prompt, averaged.
@@ -167,22 +189,22 @@ def trace(
     Probabilities of the first token of every prompt's answer.
 
   Raises:
-    UserError: without requests, for one that cannot be tokenised, and for kinds or layers that do
-      not exist.
+    UserError: without requests, for one that cannot be tokenised, and for kinds, positions or
+      layers that do not exist.
   """
   config = lm.config
-  kinds = tuple(kinds)
-  _check(config, windows, kinds)
+  kinds, positions = tuple(kinds), tuple(positions)
+  _check(config, windows, kinds, positions)
   limit = config.position_limit
   prompts = encode_many(lm.tokenizer, [Row(r.prompt, r.subject) for r in requests], limit)
   with_answer = [Row(r.prompt, r.subject, known_answer(r)) for r in requests]
   answered = encode_many(lm.tokenizer, with_answer, limit)
   answer_N = np.array([e.target_ids[0] for e in answered], np.int32)
-  at_NxQ = np.array([(e.subject_last, e.prompt_last) for e in prompts], np.int32)
+  at_NxZ, position_Z = _columns(prompts, positions)
   plan = [([-1] * len(kinds), ())] + [
-    ([q if i == k else -1 for i in range(len(kinds))], tuple(window))
+    ([z if i == k else -1 for i in range(len(kinds))], tuple(window))
     for k in range(len(kinds))
-    for q in range(len(POSITIONS))
+    for z in range(len(position_Z))
     for window in windows
   ]
   window_PxL = np.zeros((len(plan), config.num_layers), np.int32)
@@ -198,7 +220,7 @@ def trace(
     for batch in batches([e.ids for e in prompts]):
       length = batch.token_NxT.shape[1]
       is_subject_NxT = _subject_tokens(prompts, length)
-      texts = (is_subject_NxT, at_NxQ, answer_N, np.arange(len(prompts), dtype=np.int32))
+      texts = (is_subject_NxT, at_NxZ, answer_N, np.arange(len(prompts), dtype=np.int32))
       found = _trace(
         config,
         kinds,
@@ -215,20 +237,29 @@ def trace(
       clean_N[batch.rows] = clean[: len(batch.rows)]
       found_PxN[:, batch.rows] = restored[:, : len(batch.rows)]
       progress.update(len(batch.rows))
-  shape = (len(kinds), len(POSITIONS), len(windows), len(prompts))
+  shape = (len(kinds), len(position_Z), len(windows), len(prompts))
   return Trace(
     kinds,
+    positions,
     tuple(tuple(window) for window in windows),
     clean_N,
     found_PxN[0],
-    found_PxN[1:].reshape(shape),
+    _by_position(found_PxN[1:].reshape(shape), at_NxZ, position_Z, len(positions)),
   )
 
 
-def _check(config: ModelConfig, windows: Sequence[Sequence[int]], kinds: Sequence[str]) -> None:
+def _check(
+  config: ModelConfig,
+  windows: Sequence[Sequence[int]],
+  kinds: Sequence[str],
+  positions: Sequence[str],
+) -> None:
   for kind in kinds:
     if kind not in PLACES:
       raise UserError(f'There is no output {kind!r} to trace; choose of {", ".join(PLACES)}.')
+  for position in positions:
+    if position not in POSITIONS:
+      raise UserError(f'There is no position {position!r}; choose of {", ".join(POSITIONS)}.')
   for layer in {layer for window in windows for layer in window}:
     if not 0 <= layer < config.num_layers:
       raise UserError(
@@ -242,3 +273,44 @@ def _subject_tokens(prompts: Sequence[Encoded], length: int) -> np.ndarray:
   first_Nx1 = np.array([[e.subject_first] for e in prompts], np.int32)
   last_Nx1 = np.array([[e.subject_last] for e in prompts], np.int32)
   return (first_Nx1 <= index_1xT) & (index_1xT <= last_Nx1)
+
+
+def _tokens_at(prompt: Encoded, position: str) -> Sequence[int]:
+  """The tokens of a prompt that have a position."""
+  first, last, end = prompt.subject_first, prompt.subject_last, prompt.prompt_last
+  assert first is not None and last is not None, 'there is a subject'
+  return {
+    'subject_first': range(first, first + 1),
+    'subject_middle': range(first + 1, last),
+    'subject_last': range(last, last + 1),
+    'after_first': range(last + 1, min(last + 2, end + 1)),
+    'after_middle': range(last + 2, end),
+    'prompt_last': range(end, end + 1),
+  }[position]
+
+
+def _columns(prompts: Sequence[Encoded], positions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens to put outputs back at, [N, Z] with -1 for none, and the position's number of each."""
+  columns, numbers = [], []
+  for number, position in enumerate(positions):
+    tokens = [_tokens_at(prompt, position) for prompt in prompts]
+    for i in range(max(map(len, tokens), default=0)):
+      columns.append([each[i] if i < len(each) else -1 for each in tokens])
+      numbers.append(number)
+  at_ZxN = np.array(columns, np.int32).reshape(len(columns), len(prompts))
+  return at_ZxN.T, np.array(numbers, np.int32)
+
+
+def _by_position(
+  value_KxZxWxN: np.ndarray, at_NxZ: np.ndarray, position_Z: np.ndarray, num_positions: int
+) -> np.ndarray:
+  """Means over the tokens of each position; nan where a prompt has none."""
+  is_there_ZxN = at_NxZ.T >= 0
+  found = []
+  for number in range(num_positions):
+    of_Z = position_Z == number
+    is_there_1xZx1xN = is_there_ZxN[of_Z][None, :, None]
+    total_KxWxN = (value_KxZxWxN[:, of_Z] * is_there_1xZx1xN).sum(axis=1)
+    count_N = is_there_ZxN[of_Z].sum(axis=0)
+    found.append(np.where(count_N > 0, total_KxWxN / np.maximum(count_N, 1), np.nan))
+  return np.stack(found, axis=1)

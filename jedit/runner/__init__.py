@@ -142,11 +142,11 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
   sweep.check_shared(settings)
   whole = Workdir(path, values)
   first = next(iter(settings.values()))
-  shared = stages.shared_files(first, whole)
-  opened = {
-    name: _open(sweep.with_shared(cell, shared), str(whole / 'cells' / sweep.folder(name)))
-    for name, cell in cells.items()
-  }
+  opened = {}
+  for name, cell in cells.items():
+    shared = stages.shared_files(settings[name], whole)
+    place = str(whole / 'cells' / sweep.folder(name))
+    opened[name] = _open(sweep.with_shared(cell, shared), place)
   lm = inputs.load_model(first)
   methods = [each.required_method for each in settings.values()]
   for name, each in settings.items():
@@ -160,7 +160,8 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
     inputs.load_contexts(first.contexts)
   whole.begin({'seed': first.seed, 'model': inputs.describe_model(lm, first)})
   stages.second_moments(lm, documents, methods, first, whole)
-  stages.contexts(lm, first, whole)
+  for each in settings.values():
+    stages.shared_contexts(lm, each, whole)
   summaries = {}
   for number, (name, (cell_settings, workdir)) in enumerate(opened.items(), start=1):
     if not (workdir / SUMMARY_FILE).is_file():

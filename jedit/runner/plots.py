@@ -81,6 +81,24 @@ class Panels:
     if labels.get('xscale') == 'log':
       axes.xaxis.set_major_formatter('{x:g}')
 
+  def heat(
+    self, row: int, column: int, values: np.ndarray, names: Sequence[str], **labels: Any
+  ) -> None:
+    """Draws a field of values with a scale beside it; nan stays empty.
+
+    Args:
+      row, column: the panel.
+      values: a line for each name, a column for each number from 0.
+      names: of the lines, from the top.
+      labels: what `Axes.set` takes.
+    """
+    axes = self.axes[row, column]
+    drawn = axes.imshow(values, cmap='cividis', aspect='auto', interpolation='nearest')
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(visible=False)
+    axes.set(**labels)
+    self._figure.colorbar(drawn, ax=axes)
+
   def rank_axis(self, row: int, column: int) -> None:
     """A vertical axis of ranks: logarithmic, with the top rank 0 on top."""
     axes = self.axes[row, column]

@@ -4,16 +4,25 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jedit import checkpoint
 from jedit.probes.contrast import NORMS, OBJECTS, POSITIONS
 from jedit.probes.similarity import BEFORE, MODULES
-from jedit.probes.tracing import PLACES
+from jedit.probes.tracing import ENDS, PLACES
 from jedit.runner import page, plots
 from jedit.runner.plots import Line, Panels
 from jedit.runner.probing import Row
 from jedit.tables import Grid
 
-_WHERE = {'subject_last': "subject's last token", 'prompt_last': 'prediction position'}
+_WHERE = {
+  'subject_first': "subject's first token",
+  'subject_middle': "subject's middle tokens",
+  'subject_last': "subject's last token",
+  'after_first': 'first token after it',
+  'after_middle': 'further tokens',
+  'prompt_last': 'prediction position',
+}
 _MODULES = {'attn': 'attention', 'mlp': 'MLP', 'hidden': 'hidden state'}
 _MEASURES: dict[str, dict[str, str]] = {
   'cosine': {'measure': 'cosine'},
@@ -121,10 +130,16 @@ def _read(norm: str) -> str:
   return 'without the final norm' if norm == 'raw' else 'with the final norm'
 
 
+def _told(found: Mapping[str, Any]) -> list[str]:
+  """Positions that have tables and curves of their own: those of edits, where they were traced."""
+  traced = dict.fromkeys(row['position'] for row in found['rows'])
+  return [name for name in traced if name in ENDS] or list(traced)
+
+
 def _tracing_grids(found: Mapping[str, Any]) -> dict[str, Grid]:
   clean, corrupted = (found['notes'][name]['mean'] for name in ('clean', 'corrupted'))
   tables = {}
-  for position in POSITIONS:
+  for position in _told(found):
     rows = []
     for width in sorted({row['width'] for row in found['rows']}):
       columns = [_select(found, kind=kind, position=position, width=width) for kind in PLACES]
@@ -217,9 +232,10 @@ def _contrast_figures(found: Mapping[str, Any]) -> dict[str, tuple[str, Panels]]
 
 def _tracing_figures(found: Mapping[str, Any]) -> dict[str, tuple[str, Panels]]:
   widths = sorted({row['width'] for row in found['rows']})
-  panels = Panels(len(widths), len(POSITIONS))
+  positions = _told(found)
+  panels = Panels(len(widths), len(positions))
   for r, width in enumerate(widths):
-    for c, position in enumerate(POSITIONS):
+    for c, position in enumerate(positions):
       lines = {}
       for kind in PLACES:
         rows = _select(found, kind=kind, position=position, width=width)
@@ -236,12 +252,45 @@ def _tracing_figures(found: Mapping[str, Any]) -> dict[str, tuple[str, Panels]]:
       )
   panels.whole_layers()
   clean, corrupted = (found['notes'][name]['mean'] for name in ('clean', 'corrupted'))
+  effect = f'(total effect {clean - corrupted:.2f})'
   caption = (
     "Causal tracing: how much of the answer's probability comes back when clean outputs are put "
-    f'back into a run with a spoilt subject (total effect {clean - corrupted:.2f}); means over '
-    'prompts with 95% intervals.'
+    f'back into a run with a spoilt subject {effect}; means over prompts with 95% intervals.'
   )
-  return {'tracing': (caption, panels)}
+  figures = {'tracing': (caption, panels)}
+  if {row['position'] for row in found['rows']} > set(positions):
+    caption = (
+      f"Average indirect effect at every token, as ROME's figure has it {effect}: each output put "
+      'back alone, means over the tokens of a group and over prompts.'
+    )
+    figures['tracing_tokens'] = (caption, _tokens_figure(found, max(widths)))
+  return figures
+
+
+def _tokens_figure(found: Mapping[str, Any], width: int) -> Panels:
+  """A field of positions and layers for hidden states, and for windows of each module.
+
+  A position that no prompt has is left out.
+  """
+  positions = list(dict.fromkeys(row['position'] for row in found['rows'] if row['n']))
+  panels = Panels(1, len(PLACES), width=3.6)
+  for c, kind in enumerate(PLACES):
+    of_kind = 1 if kind == 'hidden' else width
+    means = [
+      [row['mean'] for row in _select(found, kind=kind, position=position, width=of_kind)]
+      for position in positions
+    ]
+    title = _MODULES[kind].capitalize() if kind != 'mlp' else _MODULES[kind]
+    panels.heat(
+      0,
+      c,
+      np.array(means, np.float64),
+      [_WHERE[position] for position in positions] if c == 0 else [''] * len(positions),
+      title=title if of_kind == 1 else f'{title}, window of {of_kind}',
+      xlabel='layer' if of_kind == 1 else 'middle layer of the window',
+    )
+  panels.whole_layers()
+  return panels
 
 
 _GRIDS: dict[str, Callable[[Mapping[str, Any]], dict[str, Grid]]] = {

@@ -115,6 +115,7 @@ def _tracing(
       requests,
       windows,
       kinds=tuple(PLACES) if width == 1 else ('attn', 'mlp'),
+      positions=settings.traced,
       noise=settings.noise,
       num_noises=settings.draws,
       seed=seed,
@@ -125,7 +126,7 @@ def _tracing(
       'corrupted': summarize_values(found.corrupted_N),
     }
     for k, kind in enumerate(found.kinds):
-      for q, position in enumerate(POSITIONS):
+      for q, position in enumerate(found.positions):
         effect_WxN = found.restored_KxQxWxN[k, q] - found.corrupted_N
         place: Row = {
           'kind': kind,

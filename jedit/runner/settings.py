@@ -12,6 +12,7 @@ from typing import Any
 from jedit import methods
 from jedit.hub import find_directory
 from jedit.methods import Method
+from jedit.probes.tracing import POSITIONS
 from jedit.testbeds import NAMES, testbed_directory
 from jedit.types import UserError
 
@@ -261,6 +262,8 @@ class Probe:
     window: layers whose MLP or attention outputs tracing puts back together.
     noise: standard deviation of tracing's noise, in those of the embeddings.
     draws: of the noise for each record.
+    positions: tokens at which tracing puts them back, of `jedit.probes.tracing.POSITIONS`,
+      separated by commas; each takes as long as any other.
   """
 
   probes: str = 'similarity, contrast, tracing'
@@ -269,6 +272,7 @@ class Probe:
   window: int = 3
   noise: float = 3.0
   draws: int = 4
+  positions: str = ', '.join(POSITIONS)
 
   def __post_init__(self) -> None:
     _at_least('probe', self, top_k=1, window=1, noise=0, draws=1)
@@ -277,11 +281,22 @@ class Probe:
         raise UserError(f'There is no probe {name!r}; choose of {", ".join(PROBES)}.')
     if not self.names:
       raise UserError(f'probe.probes is empty; choose of {", ".join(PROBES)}.')
+    for name in self.traced:
+      if name not in POSITIONS:
+        raise UserError(f'There is no position {name!r}; choose of {", ".join(POSITIONS)}.')
+    if not self.traced:
+      raise UserError(f'probe.positions is empty; choose of {", ".join(POSITIONS)}.')
 
   @property
   def names(self) -> tuple[str, ...]:
     """The probes, each once."""
     return tuple(dict.fromkeys(_separated(self.probes)))
+
+  @property
+  def traced(self) -> tuple[str, ...]:
+    """Where tracing puts outputs back, in the order of a prompt's tokens."""
+    named = dict.fromkeys(_separated(self.positions))
+    return tuple(sorted(named, key=lambda name: (*POSITIONS, name).index(name)))
 
 
 @dataclasses.dataclass(frozen=True)

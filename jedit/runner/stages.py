@@ -11,7 +11,7 @@ import numpy as np
 from jedit import checkpoint
 from jedit.accumulate import statistics
 from jedit.batches import edit_separately, edit_sequentially
-from jedit.contexts import sample_contexts
+from jedit.contexts import contexts_of, prefixes_of
 from jedit.data.corpus import Corpus
 from jedit.data.edit_rows import Contexts
 from jedit.editor import edit as edit_requests
@@ -80,27 +80,42 @@ def second_moments(
 
 
 def shared_files(settings: Settings, workdir: Workdir) -> dict[str, Any]:
-  """Fields of a cell's config that name what a sweep made for all cells."""
+  """Fields of a cell's config that name what a sweep makes for all cells.
+
+  Args:
+    settings: of the cell.
+    workdir: of the sweep.
+  """
   return {
-    'contexts': settings.contexts or str(workdir / _CONTEXTS),
+    'contexts': settings.contexts or str(workdir / _shared_contexts(settings)),
     'targets': settings.targets or str(workdir / _TARGETS),
     'statistics': {'file': settings.statistics.file or str(workdir / STATISTICS_FILE)},
     'evaluation': {'store': settings.evaluation.store or str(workdir / CHUNKS_FILE)},
   }
 
 
-def contexts(lm: LanguageModel, settings: Settings, workdir: Workdir) -> Contexts:
-  """The prefix contexts: given, or sampled from the model."""
-  file = workdir / _CONTEXTS
+def contexts(
+  lm: LanguageModel, settings: Settings, workdir: Workdir, name: str = _CONTEXTS
+) -> Contexts:
+  """The prefix contexts, given or sampled from the model, and kept as `name`."""
+  file = workdir / name
   if file.is_file():
     return load_contexts(str(file))
   with workdir.stage('contexts'):
-    if settings.contexts:
-      found = load_contexts(settings.contexts)
-    else:
-      found = sample_contexts(lm, settings.seed)
+    given = load_contexts(settings.contexts) if settings.contexts else None
+    found = contexts_of(lm, settings.required_method, settings.seed, given)
   checkpoint.write_json(file, found)
   return found
+
+
+def shared_contexts(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None:
+  """Makes the contexts that `shared_files` names for a cell."""
+  contexts(lm, settings, workdir, _shared_contexts(settings))
+
+
+def _shared_contexts(settings: Settings) -> str:
+  kind = prefixes_of(settings.required_method)
+  return _CONTEXTS if kind == 'memit' else f'contexts_{kind}.json'
 
 
 def patch(
