@@ -10,7 +10,7 @@ import numpy as np
 from jedit.checkpoint import read_tensors, write_tensors
 from jedit.contexts import contexts_of
 from jedit.data.edit_rows import Contexts
-from jedit.editor import edit, find_targets
+from jedit.editor import edit, find_targets, target_shapes
 from jedit.language_model import LanguageModel
 from jedit.log import Timers, to_json
 from jedit.methods import Method
@@ -106,7 +106,7 @@ def edit_separately(
         details=True,
       )
       patch = _keep(folder, patch, origin)
-      seconds = {name: seconds.get(name, 0.0) + s for name, s in details.seconds.items()}
+      seconds = _sum(seconds, details.seconds)
     yield Batch(part, patch, lm.apply(patch), seconds)
     seconds = {}
 
@@ -144,6 +144,7 @@ def edit_sequentially(
     UserError: as `jedit.edit`.
   """
   groups = contexts_of(lm, method, seed, contexts)
+  shapes = target_shapes(lm, requests, method, groups) if isinstance(method, Recipe) else None
   earlier: dict[Kernel, np.ndarray] = {}
   shared = {**_shared(groups, stats), 'accumulate_keys': accumulate_keys}
   for number, part in enumerate(_parts(requests, size)):
@@ -153,6 +154,18 @@ def edit_sequentially(
     if patch is not None and folder is not None:
       keys, seconds = _stored_keys(folder), {}
     else:
+      targets, timers = None, Timers()
+      if isinstance(method, Recipe):
+        with timers('targets'):
+          targets = find_targets(
+            lm,
+            requests[part],
+            method,
+            contexts=groups,
+            batch_size=batch_size,
+            store=folder,
+            shapes=shapes,
+          )
       patch, details = edit(
         lm,
         requests[part],
@@ -163,9 +176,10 @@ def edit_sequentially(
         batch_size=batch_size,
         store=folder,
         earlier_keys=earlier if accumulate_keys else None,
+        targets=targets,
         details=True,
       )
-      keys, seconds = details.keys, details.seconds
+      keys, seconds = details.keys, _sum(timers.seconds, details.seconds)
       patch = _keep(folder, patch, origin, keys if accumulate_keys else {})
     if accumulate_keys:
       for kernel, key_BxF in keys.items():
@@ -173,6 +187,10 @@ def edit_sequentially(
         earlier[kernel] = np.concatenate([*known, key_BxF])
     lm = lm.apply(patch)
     yield Batch(part, patch, lm, seconds)
+
+
+def _sum(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+  return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {**one, **other}}
 
 
 def _parts(requests: Sequence[Request], size: int) -> list[slice]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.buckets import group_by_length, round_up
+from jedit.buckets import bucket, group_by_length, round_up
 from jedit.data.prompts import pad
 from jedit.mesh import fetch, place_rows
 from jedit.models import Past, past_taps, site
@@ -54,7 +54,8 @@ class ClimbingRows:
     self._chunks: list[_Chunk] = []
     for length, indices in group_by_length([len(row) for row in rest]):
       fits = max(1, _CHUNK_TOKENS // length) * row_shards
-      size = round_up(min(fits, len(indices)), row_shards)
+      # Of few sizes, since batches of edits that follow each other have a program for each.
+      size = round_up(min(fits, bucket(len(indices), smallest=1)), row_shards)
       for first in range(0, len(indices), size):
         part = indices[first : first + size]
         part_N = np.array(part + [part[0]] * (size - len(part)))

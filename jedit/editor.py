@@ -11,7 +11,14 @@ import numpy as np
 from absl import logging
 
 from jedit.contexts import contexts_of
-from jedit.data.edit_rows import Contexts, EditRows, check_contexts, encode_edits
+from jedit.data.edit_rows import (
+  Block,
+  Contexts,
+  EditRows,
+  check_contexts,
+  encode_edits,
+  fit_shapes,
+)
 from jedit.data.requests import find_conflicts
 from jedit.fine_tune import FineTuning, fine_tune
 from jedit.language_model import LanguageModel
@@ -202,6 +209,7 @@ def find_targets(
   contexts: Iterable[Iterable[str]],
   batch_size: int | None = None,
   store: pathlib.Path | None = None,
+  shapes: Sequence[Block] | None = None,
 ) -> Targets:
   """The targets of a method's first stage, which depend on no other request and no second moment.
 
@@ -211,6 +219,8 @@ def find_targets(
   Args:
     lm, requests, method, batch_size, store: as of `edit`.
     contexts: groups of prefix templates, the bare prompt '{}' first.
+    shapes: of `target_shapes` for all requests of a sequence that these are a part of, so that its
+      parts share compiled programs; None fits these requests alone.
 
   Raises:
     UserError: for no requests, layers outside the model, a target that is not finite.
@@ -219,7 +229,34 @@ def find_targets(
   method.check_layers(lm.config.num_layers)
   groups = check_contexts(contexts)
   rows = encode_edits(lm.tokenizer, requests, groups, lm.config.position_limit)
-  return _stage_targets(lm, lm.params, rows, groups, method, 0, batch_size, store)
+  return _stage_targets(lm, lm.params, rows, groups, method, 0, batch_size, store, shapes=shapes)
+
+
+def target_shapes(
+  lm: LanguageModel,
+  requests: Sequence[Request],
+  method: Recipe,
+  contexts: Iterable[Iterable[str]],
+) -> list[Block]:
+  """The shapes that the targets of a method's first stage are padded to, for `find_targets`.
+
+  Args:
+    lm, method, contexts: as of `find_targets`.
+    requests: of the whole sequence.
+
+  Raises:
+    UserError: as `find_targets`.
+  """
+  limit = lm.config.position_limit
+  rows = encode_edits(lm.tokenizer, _checked(requests), check_contexts(contexts), limit)
+  tokens = tuple(dict.fromkeys(placed.token for placed in _placed(method, 0)))
+  return fit_shapes(rows, tokens, method.objective.num_steps)
+
+
+def _placed(method: Recipe, number: int) -> tuple[PlacedDelta, ...]:
+  """The δ of a stage."""
+  regions = map(method.region, method.stages[number])
+  return tuple(PlacedDelta(d, r.layers[-1], r.token) for r in regions for d in r.deltas)
 
 
 def _stage_targets(
@@ -232,6 +269,7 @@ def _stage_targets(
   batch_size: int | None,
   store: pathlib.Path | None,
   written_id: str = '',
+  shapes: Sequence[Block] | None = None,
 ) -> Targets:
   """Optimises what stage `number` optimises together.
 
@@ -240,8 +278,7 @@ def _stage_targets(
   if batch_size is not None and batch_size < 1:
     raise UserError(f'batch_size is {batch_size}; give at least 1.')
   run, read_out = functions(lm.config)
-  regions = map(method.region, method.stages[number])
-  placed = tuple(PlacedDelta(d, r.layers[-1], r.token) for r in regions for d in r.deltas)
+  placed = _placed(method, number)
   first_layer = min(each.layer for each in placed)
   parts: list[Any] = [lm.fingerprint, lm.config.dtype, [p.id for p in lm.patches], written_id]
   parts += [repr(placed), repr(method.objective), repr([row.request for row in rows]), contexts]
@@ -258,6 +295,7 @@ def _stage_targets(
     or choose_batch_size(lm.config, rows, first_layer, num_row_shards(params)),
     store=None if store is None else pathlib.Path(store) / signature[:16],
     signature=signature,
+    shapes=shapes,
   )
 
 

@@ -113,6 +113,7 @@ def optimise_targets(
   batch_size: int,
   store: pathlib.Path | None = None,
   signature: str = '',
+  shapes: Sequence[Block] | None = None,
 ) -> Targets:
   """Optimises the δ of every edit, block by block.
 
@@ -123,13 +124,15 @@ def optimise_targets(
     batch_size: edits optimised at once.
     store: directory where finished blocks are kept; a run that finds them does not repeat them.
     signature: what the blocks depend on; stored ones of another signature are made anew.
+    shapes: as of `cut_blocks`.
 
   Raises:
     UserError: if a loss or δ is not finite; names the record.
   """
   tokens = tuple(dict.fromkeys(placed.token for placed in deltas))
   optimiser = _optimiser(forward, head, num_layers, deltas, objective)
-  blocks = cut_blocks(rows, tokens, batch_size, objective.num_steps, num_row_shards(params))
+  row_shards = num_row_shards(params)
+  blocks = cut_blocks(rows, tokens, batch_size, objective.num_steps, row_shards, shapes)
   names = [placed.delta.name for placed in deltas]
   found: list[dict[str, np.ndarray]] = []
   with Progress('targets', total=len(rows), unit='edits') as progress:
@@ -154,13 +157,13 @@ def optimise_targets(
     out[order] = joined
     return out
 
-  shapes = {dataclasses.replace(block, indices=()) for block in blocks}
+  programs = {dataclasses.replace(block, indices=()) for block in blocks}
   return Targets(
     delta={name: collect(f'delta/{name}') for name in names},
     init={name: collect(f'init/{name}') for name in names},
     num_steps=collect('num_steps'),
     trace=collect('trace'),
-    num_programs=len(shapes),
+    num_programs=len(programs),
   )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from helpers import editing
@@ -10,6 +11,7 @@ from jedit.data.edit_rows import (
   cut_blocks,
   encode_edits,
   fill_arrays,
+  fit_shapes,
   position,
   window_start,
 )
@@ -113,6 +115,38 @@ def test_thousands_of_edits_need_few_shapes(shared):
     shapes = {dataclasses.replace(block, indices=()) for block in blocks}
     assert 2 <= len(shapes) <= 12
     assert sum(len(block.indices) for block in blocks) == len(records) > 9_000
+
+
+@pytest.mark.parametrize(('size', 'most'), [(1, 12), (10, 30), (100, 30)])
+def test_parts_of_a_sequence_share_shapes(shared, size, most):
+  """Few programs for single edits, and little padding for larger parts."""
+  tokenizer = load_tokenizer(shared / 'data' / 'tokenizers' / 'gpt2')
+  records = load_records(shared / 'data' / 'counterfact' / 'counterfact_edit_10k.json')[:3000]
+  rows = encode_edits(tokenizer, [record.request for record in records], editing.CONTEXTS)
+  fitted = fit_shapes(rows, TOKENS[:1], num_steps=25)
+  programs, run = {}, {}
+  for kind, shapes in (('shared', fitted), ('alone', None)):
+    programs[kind], run[kind] = set(), 0
+    for first in range(0, len(rows), size):
+      part = rows[first : first + size]
+      blocks = cut_blocks(part, TOKENS[:1], 64, num_steps=25, shapes=shapes)
+      assert sorted(i for block in blocks for i in block.indices) == list(range(len(part)))
+      for block in blocks:
+        fill_arrays([part[i] for i in block.indices[: block.fill]], block, TOKENS[:1])
+        programs[kind].add(dataclasses.replace(block, indices=()))
+        run[kind] += block.window * block.size * -(-len(block.indices) // block.size)
+  assert len(programs['shared']) <= most
+  assert run['shared'] <= run['alone']
+  if size == 1:
+    assert len(programs['alone']) > 4 * len(programs['shared'])
+
+
+def test_shapes_of_other_edits_are_refused():
+  _, rows = _rows()
+  windows = [len(e.bare.ids) - e.bare.subject_last + len(e.target_ids) for e in rows]
+  shortest = fit_shapes([rows[int(np.argmin(windows))]], TOKENS[:1], num_steps=20)
+  with pytest.raises(ValueError, match='is beyond all shapes'):
+    cut_blocks(rows, TOKENS[:1], 8, num_steps=20, shapes=shortest)
 
 
 def test_braces_in_subjects_and_targets_are_text():

@@ -117,48 +117,81 @@ class Block:
   kl_tokens: int
 
 
+def fit_shapes(rows: Sequence[EditRows], tokens: Sequence[str], num_steps: int) -> list[Block]:
+  """The shapes that edits are padded to: blocks without edits, windows ascending.
+
+  Args:
+    rows: all edits, whether they become one batch or a sequence of them.
+    tokens: where δ are added: 'subject_last', 'prompt_last' or both.
+    num_steps: how often a block is run, which decides when a shape of its own pays.
+  """
+  padding = _PADDING_PER_PROGRAM / (num_steps * len(rows[0].with_target))
+  windows = [_window(edit, tokens) for edit in rows]
+  shapes = []
+  for window, indices in group_by_length(windows, smallest=1, padding=padding):
+    texts = [text for i in indices for text in rows[i].with_target]
+    shapes.append(
+      Block(
+        indices=(),
+        size=0,
+        fill=0,
+        window=window,
+        past=bucket(max(window_start(text, tokens) for text in texts)),
+        num_tokens=bucket(max(len(text.ids) - 1 for text in texts)),
+        num_targets=bucket(max(len(text.target_ids) for text in texts), smallest=1),
+        kl_tokens=bucket(max(len(rows[i].kl.ids) for i in indices)),
+      )
+    )
+  return shapes
+
+
 def cut_blocks(
   rows: Sequence[EditRows],
   tokens: Sequence[str],
   batch_size: int,
   num_steps: int,
   multiple: int = 1,
+  shapes: Sequence[Block] | None = None,
 ) -> list[Block]:
   """Groups edits of similar windows in blocks of few shapes.
 
   Args:
     rows: all edits.
-    tokens: where δ are added: 'subject_last', 'prompt_last' or both.
+    tokens, num_steps: as of `fit_shapes`.
     batch_size: the largest B; blocks, and rounds of their slots, share the edits of a shape
       evenly, so that little of the last is empty.
-    num_steps: how often a block is run, which decides when a shape of its own pays.
     multiple: slots and fills come in multiples of it, for devices that share them.
+    shapes: of `fit_shapes` for the sequence that these edits are a part of: its parts then share
+      their programs, and the number of slots is one of few, too. None fits these edits alone.
+
+  Raises:
+    ValueError: for shapes that an edit does not fit in.
   """
-  windows = []
-  for edit in rows:
-    starts = [window_start(text, tokens) for text in edit.with_target]
-    inputs = [len(text.ids) - 1 for text in edit.with_target]
-    windows.append(max(end - start for start, end in zip(starts, inputs, strict=True)))
-  padding = _PADDING_PER_PROGRAM / (num_steps * len(rows[0].with_target))
-  blocks: list[Block] = []
-  for window, indices in group_by_length(windows, smallest=1, padding=padding):
-    texts = [text for i in indices for text in rows[i].with_target]
+  windows = np.array([_window(edit, tokens) for edit in rows])
+  fitting = fit_shapes(rows, tokens, num_steps) if shapes is None else shapes
+  if windows.max() > fitting[-1].window:
+    raise ValueError(f'A window of {windows.max()} tokens is beyond all shapes.')
+  above, blocks = -1, []
+  for shape in fitting:
+    indices = np.flatnonzero((above < windows) & (windows <= shape.window)).tolist()
+    above = shape.window
+    if not indices:
+      continue
     num_edits = -(-len(indices) // -(-len(indices) // (_ROUNDS_PER_BLOCK * batch_size)))
-    size = round_up(-(-num_edits // -(-num_edits // batch_size)), multiple)
-    shape = Block(
-      indices=(),
-      size=size,
-      fill=round_up(-(-size // _FILLS_PER_BATCH), multiple),
-      window=window,
-      past=bucket(max(window_start(text, tokens) for text in texts)),
-      num_tokens=bucket(max(len(text.ids) - 1 for text in texts)),
-      num_targets=bucket(max(len(text.target_ids) for text in texts), smallest=1),
-      kl_tokens=bucket(max(len(rows[i].kl.ids) for i in indices)),
-    )
+    size = -(-num_edits // -(-num_edits // batch_size))
+    if shapes is not None:
+      size = min(bucket(size, smallest=1), batch_size)
+    size = round_up(size, multiple)
+    fill = round_up(-(-size // _FILLS_PER_BATCH), multiple)
     for first in range(0, len(indices), num_edits):
       part = tuple(indices[first : first + num_edits])
-      blocks.append(dataclasses.replace(shape, indices=part))
+      blocks.append(dataclasses.replace(shape, indices=part, size=size, fill=fill))
   return blocks
+
+
+def _window(edit: EditRows, tokens: Sequence[str]) -> int:
+  """Tokens of the longest window of an edit."""
+  return max(len(text.ids) - 1 - window_start(text, tokens) for text in edit.with_target)
 
 
 def window_start(text: Encoded, tokens: Sequence[str]) -> int:
