@@ -20,11 +20,11 @@ import numpy as np
 import optax
 from flax import struct, traverse_util
 
-from jedit.buckets import bucket, group_by_length
+from jedit.buckets import bucket, group_by_length, round_up
 from jedit.data.prompts import Encoded, Row, encode_many, pad
 from jedit.language_model import LanguageModel
 from jedit.log import Progress
-from jedit.mesh import fetch
+from jedit.mesh import fetch, num_row_shards, place_rows
 from jedit.models import functions, kernel_path
 from jedit.patch import Patch, Update
 from jedit.provenance import describe
@@ -167,11 +167,12 @@ def fine_tune(
   texts = encode_many(lm.tokenizer, rows, lm.config.position_limit)
   run, read_out = functions(lm.config)
   first = method.trained_layers[0]
-  batches = [
+  batches = []
+  for batch in _batches(texts, method, num_row_shards(lm.params)):
+    hidden_NxTxD = _below(run, first, lm.params, place_rows(lm.params, batch.arrays))
     # Kept on the host: one batch fits the device, all of them may not.
-    dataclasses.replace(batch, hidden_NxTxD=fetch(_below(run, first, lm.params, batch)))
-    for batch in _batches(texts, method)
-  ]
+    arrays = dataclasses.replace(batch.arrays, hidden_NxTxD=fetch(hidden_NxTxD))
+    batches.append(dataclasses.replace(batch, arrays=arrays))
 
   flat = traverse_util.flatten_dict(dict(lm.params))
   starts = tuple(PARAMETERS[method.parameters](layer) for layer in method.trained_layers)
@@ -181,7 +182,12 @@ def fine_tune(
     for path, leaf in flat.items()
     if any(path[: len(start)] == start for start in starts)
   }
-  step = functools.partial(_step, run, read_out, method, method.decay(len(requests)), lm.params)
+  decay = method.decay(len(requests))
+
+  def step(trained: Any, moments: Any, arrays: _Arrays) -> tuple[Any, Any, jax.Array]:
+    placed = place_rows(lm.params, arrays)
+    return _step(run, read_out, method, decay, lm.params, trained, moments, placed)
+
   trained, losses = _train(step, method, trained, batches, requests)
 
   updates = {}
@@ -195,7 +201,7 @@ def fine_tune(
 
 
 @struct.dataclass
-class _Batch:
+class _Arrays:
   """Rows of a step, padded to a few lengths; Q positions are read and J tokens scored at each.
 
   One of Q and J is 1: all tokens are scored at the end of the prompt, or each at a position of its
@@ -206,8 +212,7 @@ class _Batch:
     last_N: last token of each row.
     read_at_NxQ: positions whose predictions are read.
     label_NxQxJ: target tokens; weight_NxQxJ is each one's share of the loss, 0 behind the target
-      and in the rows that fill up a last batch.
-    first: index of the first request; num_rows of them are real.
+      and in the rows that fill up a batch.
     hidden_NxTxD: input of the lowest trained layer, on the host.
   """
 
@@ -216,13 +221,23 @@ class _Batch:
   read_at_NxQ: Array
   label_NxQxJ: Array
   weight_NxQxJ: Array
-  first: int
-  num_rows: int
   hidden_NxTxD: Array | None = None
 
 
-def _batches(texts: Sequence[Encoded], method: FineTuning) -> list[_Batch]:
-  """Cuts the rows in batches, in order; every batch has the same number of rows and labels."""
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+  """The requests of a step: `num_rows` from the number `first` on."""
+
+  first: int
+  num_rows: int
+  arrays: _Arrays
+
+
+def _batches(texts: Sequence[Encoded], method: FineTuning, row_shards: int) -> list[_Batch]:
+  """Cuts the rows in batches, in order; every batch has the same number of rows and labels.
+
+  Rows come in multiples of `row_shards`, the devices that share them.
+  """
   is_released = method.loss_position == 'released'
   rows = [text.ids[: text.target_start] if is_released else text.ids[:-1] for text in texts]
   size = min(method.batch_size, len(texts))
@@ -238,7 +253,7 @@ def _batches(texts: Sequence[Encoded], method: FineTuning) -> list[_Batch]:
   for number, first in enumerate(starts):
     indices = list(range(first, min(first + size, len(texts))))
     num_rows = len(indices)
-    indices += [first] * (size - num_rows)
+    indices += [first] * (round_up(size, row_shards) - num_rows)
     token_NxT, length_N = pad([rows[i] for i in indices], num_tokens[number])
     label_NxJ, count_N = pad([texts[i].target_ids for i in indices], num_targets)
     is_target_NxJ = index_J[None] < count_N[:, None]
@@ -250,17 +265,14 @@ def _batches(texts: Sequence[Encoded], method: FineTuning) -> list[_Batch]:
     prompt_last_Nx1 = np.array([[texts[i].prompt_last] for i in indices], np.int32)
     one_by_one_NxJ = np.where(is_target_NxJ, prompt_last_Nx1 + index_J[None], 0)
     axis = 1 if is_released else 2
-    found.append(
-      _Batch(
-        token_NxT=token_NxT,
-        last_N=length_N - 1,
-        read_at_NxQ=prompt_last_Nx1 if is_released else one_by_one_NxJ,
-        label_NxQxJ=np.expand_dims(label_NxJ, axis),
-        weight_NxQxJ=np.expand_dims(weight_NxJ.astype(np.float32), axis),
-        first=first,
-        num_rows=num_rows,
-      )
+    arrays = _Arrays(
+      token_NxT=token_NxT,
+      last_N=length_N - 1,
+      read_at_NxQ=prompt_last_Nx1 if is_released else one_by_one_NxJ,
+      label_NxQxJ=np.expand_dims(label_NxJ, axis),
+      weight_NxQxJ=np.expand_dims(weight_NxJ.astype(np.float32), axis),
     )
+    found.append(_Batch(first, num_rows, arrays))
   return found
 
 
@@ -279,7 +291,7 @@ def _train(
       total, shares = 0.0, []
       for number in range(len(batches) + 1):
         if number < len(batches):
-          trained, moments, loss_N = step(trained, moments, batches[number])
+          trained, moments, loss_N = step(trained, moments, batches[number].arrays)
           shares.append(loss_N)
         # Looks at the step before, so that the device has work while this waits.
         if number > 0:
@@ -317,12 +329,12 @@ def _adam(method: FineTuning, decay: float) -> optax.GradientTransformation:
 
 
 @functools.partial(jax.jit, static_argnames=('forward', 'first'))
-def _below(forward: Callable, first: int, params, batch: _Batch) -> jax.Array:
+def _below(forward: Callable, first: int, params, batch: _Arrays) -> jax.Array:
   """Input of block `first`, which no step changes."""
   return forward(params, batch.token_NxT, stop=first, position_NxT=_positions(batch))[0]
 
 
-def _positions(batch: _Batch) -> jax.Array:
+def _positions(batch: _Arrays) -> jax.Array:
   # Padding takes the last position: dynamic rotary scaling looks at the largest one.
   return jnp.minimum(jnp.arange(batch.token_NxT.shape[1])[None], batch.last_N[:, None])
 
@@ -340,7 +352,7 @@ def _step(
   params,
   trained,
   moments,
-  batch: _Batch,
+  batch: _Arrays,
 ) -> tuple[Any, Any, jax.Array]:
   """One Adam step, unless the loss is low already (or is not a number).
 

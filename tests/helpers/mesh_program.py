@@ -38,6 +38,9 @@ def results(data: int = 0, model: int = 1, is_spread: bool = False) -> dict[str,
   found |= {f'moments {layer}': cov_FxF for (_, layer), cov_FxF in moments.cov.items()}
   found |= {f'update {path}': update.value() for path, update in patch.updates.items()}
   found |= {f'after {name}': value_N for name, value_N in table.after.items()}
+  tuning = jedit.methods.ft_w(layers=(1,), num_epochs=2, batch_size=3)  # 7 requests: no multiple
+  tuned = jedit.edit(lm, requests, tuning)
+  found |= {f'tuned {path}': update.value() for path, update in tuned.updates.items()}
   found['logits'] = edited.logits(PROMPTS)
   found['text'] = np.array(edited.generate(PROMPTS, max_new_tokens=6))
   found['reverted'] = edited.revert(patch).logits(PROMPTS) - lm.logits(PROMPTS)
