@@ -20,6 +20,7 @@ from jedit.data.edit_rows import (
   fit_shapes,
 )
 from jedit.data.requests import find_conflicts
+from jedit.delta import PlacedDelta
 from jedit.fine_tune import FineTuning, fine_tune
 from jedit.language_model import LanguageModel
 from jedit.log import Timers
@@ -31,7 +32,6 @@ from jedit.patch import Patch, Update
 from jedit.provenance import describe
 from jedit.recipe import Recipe
 from jedit.second_moment import SecondMoments
-from jedit.target import PlacedDelta
 from jedit.types import Request, UserError
 from jedit.writing import Kernel, write_region
 

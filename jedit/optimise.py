@@ -14,11 +14,18 @@ import numpy as np
 
 from jedit.checkpoint import read_tensors, write_tensors
 from jedit.data.edit_rows import Block, EditRows, cut_blocks, fill_arrays, window_start
+from jedit.delta import Numbers, PlacedDelta, without_numbers
 from jedit.log import Progress
 from jedit.mesh import fetch, least_over_processes, num_row_shards
 from jedit.models import ModelConfig
 from jedit.recipe import TOKENS, Objective
-from jedit.target import TRACE_COLUMNS, PlacedDelta, RowBatch, Slots, State, TargetOptimiser
+from jedit.target import (
+  TRACE_COLUMNS,
+  RowBatch,
+  Slots,
+  State,
+  TargetOptimiser,
+)
 from jedit.types import UserError
 
 # Steps between two looks at which edits have stopped: a look waits for the device.
@@ -130,7 +137,8 @@ def optimise_targets(
     UserError: if a loss or δ is not finite; names the record.
   """
   tokens = tuple(dict.fromkeys(placed.token for placed in deltas))
-  optimiser = _optimiser(forward, head, num_layers, deltas, objective)
+  optimiser = _optimiser(forward, head, num_layers, *without_numbers(deltas, objective))
+  numbers = Numbers.of(deltas, objective)
   row_shards = num_row_shards(params)
   blocks = cut_blocks(rows, tokens, batch_size, objective.num_steps, row_shards, shapes)
   names = [placed.delta.name for placed in deltas]
@@ -143,7 +151,7 @@ def optimise_targets(
       if result is not None:
         progress.update(len(block.indices))
       else:
-        result = _run_block(optimiser, params, rows, block, progress)
+        result = _run_block(optimiser, params, numbers, rows, block, progress)
         _check_finite(result, rows, block, deltas)
         if path is not None:
           write_tensors(path, result, {'key': key})
@@ -169,13 +177,17 @@ def optimise_targets(
 
 @functools.lru_cache(maxsize=16)
 def _optimiser(*arguments: Any) -> TargetOptimiser:
-  """One optimiser per choice of its arguments, so that a second edit compiles nothing."""
+  """One optimiser per choice of its arguments, so that a second edit compiles nothing.
+
+  Nor does one whose settings differ in `Numbers` alone, as the cells of a search over them do.
+  """
   return TargetOptimiser(*arguments)
 
 
 def _run_block(
   optimiser: TargetOptimiser,
   params: Any,
+  numbers: Numbers,
   rows: Sequence[EditRows],
   block: Block,
   progress: Progress,
@@ -197,10 +209,11 @@ def _run_block(
       at = free[: len(chosen)]
       in_slot_B[at] = chosen
       edits = [rows[block.indices[i]] for i in chosen]
-      slots = optimiser.enter(params, _row_batch(optimiser, edits, block, tokens), slots, at, block)
+      batch = _row_batch(optimiser, edits, block, tokens)
+      slots = optimiser.enter(params, numbers, batch, slots, at, block)
       free = free[len(chosen) :]
     assert slots is not None
-    slots = optimiser.steps(params, slots, steps_per_look)
+    slots = optimiser.steps(params, numbers, slots, steps_per_look)
     steps += steps_per_look
     is_done_B = fetch(slots.state.is_done_B) & (in_slot_B >= 0)
     if is_done_B.any():

@@ -22,26 +22,14 @@ from flax import struct
 from jax.sharding import Mesh
 
 from jedit.data.edit_rows import Block
+from jedit.delta import Number, Numbers, PlacedDelta
 from jedit.mesh import mesh_of, over_rows, place_rows
-from jedit.models import AddAt, Past, past_taps, site
-from jedit.recipe import Delta, Objective
+from jedit.models import AddAt, Past, past_taps
+from jedit.recipe import Objective
 
 Array = jax.Array | np.ndarray  # rows are made on the host and traced on the device
 
 TRACE_COLUMNS = ('loss', 'nll', 'kl', 'decay', 'probability', 'all_top', 'nll_factor')
-
-
-@dataclasses.dataclass(frozen=True)
-class PlacedDelta:
-  """A δ with the layer and token its region gives it."""
-
-  delta: Delta
-  layer: int
-  token: str
-
-  @property
-  def site(self) -> str:
-    return site(self.layer, self.delta.place)
 
 
 @struct.dataclass
@@ -122,12 +110,14 @@ class Terms:
 class TargetOptimiser:
   """Compiled programs for one model, set of δ and objective; one program per batch shape.
 
+  `Numbers` are arguments of the programs: those of deltas and objective are not looked at.
+
   Args:
     forward: `(params, token_NxT, **arguments) -> (hidden, seen)`, as `jedit.models.forward`.
     head: `(params, hidden) -> logits`.
     num_layers: of the model.
     deltas: the δ optimised together.
-    objective: loss, step count and stop rules.
+    objective: form of the loss, step count.
   """
 
   def __init__(
@@ -142,24 +132,30 @@ class TargetOptimiser:
     self.deltas, self.objective = deltas, objective
     self.first_layer = min(placed.layer for placed in deltas)
     self.layers = tuple(range(self.first_layer, num_layers))
-    self.adam = optax.adam(objective.learning_rate, b1=0.9, b2=0.999, eps=1e-8)
     self.steps = jax.jit(self._steps, donate_argnames='slots')
     self._entering = jax.jit(self._enter, static_argnames=('window', 'past'))
 
   def enter(
-    self, params: Any, rows: RowBatch, slots: Slots | None, at: np.ndarray, block: Block
+    self,
+    params: Any,
+    numbers: Numbers,
+    rows: RowBatch,
+    slots: Slots | None,
+    at: np.ndarray,
+    block: Block,
   ) -> Slots:
     """Lets edits into free slots, with δ = 0.
 
     Args:
       params: of the model.
+      numbers: of the deltas and the objective.
       rows: of the edits, R of them; those behind the first `len(at)` are padding.
       slots: what is at work; None starts with nothing.
       at: a free slot for each edit.
       block: has the sizes.
     """
     rows, mesh = place_rows(params, rows), mesh_of(params)
-    entering = self._entering(params, rows, window=block.window, past=block.past)
+    entering = self._entering(params, numbers, rows, window=block.window, past=block.past)
     if slots is None:
       slots = _free_slots(entering, size=block.size, mesh=mesh)
     # A slot that does not exist takes the padding.
@@ -167,18 +163,18 @@ class TargetOptimiser:
     at_R[: len(at)] = at
     return _put(slots, entering, at_R, mesh=mesh)
 
-  def _enter(self, params, rows: RowBatch, *, window: int, past: int) -> Slots:
+  def _enter(self, params, numbers: Numbers, rows: RowBatch, *, window: int, past: int) -> Slots:
     fixed = self._prepare(params, rows, window=window, past=past)
-    return Slots(rows, fixed, self._start(fixed))
+    return Slots(rows, fixed, self._start(fixed, numbers))
 
-  def _start(self, window: Window) -> State:
+  def _start(self, window: Window, numbers: Numbers) -> State:
     delta_BxD = jax.tree.map(jnp.zeros_like, window.init_BxD)
     num_edits = len(window.kl_start_BxV)
     shape = (num_edits, self.objective.num_steps, len(TRACE_COLUMNS))
     return State(
       delta_BxD=delta_BxD,
-      moments=jax.vmap(self.adam.init)(delta_BxD),
-      nll_factor_B=jnp.full((num_edits,), self.objective.nll_factor, jnp.float32),
+      moments=jax.vmap(_adam(numbers).init)(delta_BxD),
+      nll_factor_B=jnp.broadcast_to(numbers.nll_factor, (num_edits,)),
       is_done_B=jnp.zeros((num_edits,), bool),
       num_evals_B=jnp.zeros((num_edits,), jnp.int32),
       trace_BxEx7=jnp.full(shape, jnp.nan, jnp.float32),
@@ -260,9 +256,8 @@ class TargetOptimiser:
     hidden_1xSxD = self._upper(params, hidden_SxD[None], past, edits)
     return jax.nn.log_softmax(self.head(params, hidden_1xSxD[0, 0]))
 
-  def _loss(self, delta_D, params, window: Window, rows: RowBatch, nll_factor):
+  def _loss(self, delta_D, params, numbers: Numbers, window: Window, rows: RowBatch, nll_factor):
     """Loss of one edit (no B axis anywhere) and its terms."""
-    objective = self.objective
     edits = {}
     for placed in self.deltas:
       at_P = rows.delta_at_BxP[placed.delta.name]
@@ -286,21 +281,21 @@ class TargetOptimiser:
 
     decay = jnp.zeros((), jnp.float32)
     for placed in self.deltas:
-      name, weight = placed.delta.name, placed.delta.weight_decay
+      name = placed.delta.name
       norm = safe_norm(delta_D[name])
-      if objective.decay_form == 'released':
+      if self.objective.decay_form == 'released':
         norm = norm / jnp.sum(jnp.square(window.init_BxD[name]))
-      decay = decay + weight * norm
+      decay = decay + numbers.weight_decay[name] * norm
     terms = Terms(
       nll=nll_factor * row_nll_P.mean(),
-      kl=objective.kl_factor * kl,
+      kl=numbers.kl_factor * kl,
       decay=decay,
       probability=jnp.exp(-row_nll_P).mean(),
       is_all_top=jnp.all(is_top_PxJ | ~mask_PxJ),
     )
     return terms.nll + terms.kl + terms.decay, terms
 
-  def _steps(self, params, slots: Slots, count: jax.Array) -> Slots:
+  def _steps(self, params, numbers: Numbers, slots: Slots, count: jax.Array) -> Slots:
     """So many evaluations, fewer where all edits stop before.
 
     In one program, which keeps its memory from one evaluation to the next: fresh pages for what
@@ -313,16 +308,19 @@ class TargetOptimiser:
 
     def body(carry):
       index, state = carry
-      return index + 1, self._step(params, slots.rows, slots.window, state)
+      return index + 1, self._step(params, numbers, slots.rows, slots.window, state)
 
     _, state = jax.lax.while_loop(goes_on, body, (jnp.zeros((), jnp.int32), slots.state))
     return dataclasses.replace(slots, state=state)
 
-  def _step(self, params, rows: RowBatch, window: Window, state: State) -> State:
+  def _step(self, params, numbers: Numbers, rows: RowBatch, window: Window, state: State) -> State:
     """One evaluation, then one Adam step for the edits that do not stop at it."""
     objective = self.objective
-    grad = jax.vmap(jax.value_and_grad(self._loss, has_aux=True), in_axes=(0, None, 0, 0, 0))
-    (loss_B, terms), grad_BxD = grad(state.delta_BxD, params, window, rows, state.nll_factor_B)
+    axes = (0, None, None, 0, 0, 0)
+    grad = jax.vmap(jax.value_and_grad(self._loss, has_aux=True), in_axes=axes)
+    (loss_B, terms), grad_BxD = grad(
+      state.delta_BxD, params, numbers, window, rows, state.nll_factor_B
+    )
     trace_Bx7 = jnp.stack(
       [loss_B, terms.nll, terms.kl, terms.decay, terms.probability]
       + [terms.is_all_top.astype(jnp.float32), state.nll_factor_B],
@@ -335,24 +333,19 @@ class TargetOptimiser:
     )
 
     stops_B = state.num_evals_B + 1 >= objective.num_steps
-    if objective.stop_loss is not None:
-      stops_B = stops_B | (loss_B < objective.stop_loss)
-    if objective.stop_probability is not None:
-      stops_B = stops_B | (terms.probability >= objective.stop_probability)
+    stops_B = stops_B | (loss_B < numbers.stop_loss)
+    stops_B = stops_B | (terms.probability >= numbers.stop_probability)
     nll_factor_B = state.nll_factor_B
     if objective.nll_switch:
-      low, full = 0.1 * objective.nll_factor, objective.nll_factor
+      low, full = 0.1 * numbers.nll_factor, numbers.nll_factor
       nll_factor_B = jnp.where(terms.is_all_top, low, full)
       stops_B = stops_B | (terms.is_all_top & (terms.kl <= 0.01))
 
     with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer count
-      update_BxD, moments = jax.vmap(self.adam.update)(grad_BxD, state.moments)
+      update_BxD, moments = jax.vmap(_adam(numbers).update)(grad_BxD, state.moments)
     moved = optax.apply_updates(state.delta_BxD, update_BxD)
     moved = {
-      placed.delta.name: _clip(
-        moved[placed.delta.name], window.init_BxD[placed.delta.name], placed.delta.clip_factor
-      )
-      for placed in self.deltas
+      name: _clip(moved[name], window.init_BxD[name], numbers.clip_factor[name]) for name in moved
     }
     stays_B = state.is_done_B | stops_B
 
@@ -382,13 +375,17 @@ def _put(slots: Slots, entering: Slots, at_R: jax.Array, *, mesh: Mesh | None) -
   return over_rows(mesh, put)
 
 
+def _adam(numbers: Numbers) -> optax.GradientTransformation:
+  return optax.adam(numbers.learning_rate, b1=0.9, b2=0.999, eps=1e-8)
+
+
 def safe_norm(x: jax.Array) -> jax.Array:
   """‖x‖₂ of a vector, with derivative 0 at 0 instead of NaN."""
   square = jnp.sum(jnp.square(x))
   return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
-def _clip(delta_BxD: jax.Array, init_BxD: jax.Array, factor: float) -> jax.Array:
+def _clip(delta_BxD: jax.Array, init_BxD: jax.Array, factor: Number) -> jax.Array:
   """Brings ‖δ‖ down to factor · ‖v₀‖ where it is longer; Adam's moments are left alone."""
   norm_B = jnp.linalg.norm(delta_BxD, axis=-1)
   bound_B = factor * jnp.linalg.norm(init_BxD, axis=-1)

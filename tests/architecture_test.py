@@ -42,6 +42,7 @@ ROOMS = (
   'jedit.language_model',
   'jedit.second_moment jedit.provenance',
   'jedit.accumulate',
+  'jedit.delta',
   'jedit.climb jedit.target',
   'jedit.optimise jedit.writing jedit.fine_tune',
   'jedit.methods',

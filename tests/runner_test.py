@@ -14,7 +14,7 @@ import transformers
 
 import jedit
 from helpers import tiny_run
-from jedit import checkpoint, runner
+from jedit import checkpoint, contexts, runner
 from jedit.configs import train_testbed_gptj
 from jedit.evals import evaluate
 from jedit.models.convert import load_directory
@@ -152,7 +152,7 @@ def test_stats_alone_and_then_edit(made, finished, tmp_path, capsys):
 
 
 def test_statistics_and_contexts_of_another_run_serve_again(made, finished, tmp_path, monkeypatch):
-  monkeypatch.setattr(stages, 'sample_contexts', None)
+  monkeypatch.setattr(contexts, 'sample_contexts', None)
   shared = dict(
     statistics__file=str(finished / 'statistics.safetensors'),
     contexts=str(finished / 'contexts.json'),

@@ -12,10 +12,11 @@ from helpers import editing
 from helpers.editing import relative
 from jedit.data.edit_rows import encode_edits
 from jedit.data.prompts import pad
+from jedit.delta import PlacedDelta
 from jedit.models import AddAt, functions
 from jedit.optimise import choose_batch_size, optimise_targets
 from jedit.recipe import Delta, Objective
-from jedit.target import TRACE_COLUMNS, PlacedDelta, TargetOptimiser, safe_norm
+from jedit.target import TRACE_COLUMNS, TargetOptimiser, safe_norm
 
 NUM_TOKENS, NUM_TARGETS = 40, 8  # what the plain loop pads every row to
 
@@ -228,6 +229,46 @@ def test_batches_do_not_change_targets():
   np.testing.assert_allclose(backwards.delta['block'][::-1], whole.delta['block'], atol=1e-4)
 
 
+def test_settings_that_differ_in_numbers_share_their_programs(monkeypatch):
+  lm = editing.language_model('gptj', num_layers=2)
+  rows = encode_edits(lm.tokenizer, editing.REQUESTS[:2], editing.CONTEXTS)
+  run, read_out = functions(lm.config)
+  traced, loss = [], TargetOptimiser._loss
+
+  def counted(self, *arguments):
+    traced.append(self)
+    return loss(self, *arguments)
+
+  monkeypatch.setattr(TargetOptimiser, '_loss', counted)
+
+  def optimise(clip_factor, weight_decay, *numbers, **settings):
+    deltas = (
+      PlacedDelta(Delta('block', 'block_out', clip_factor, weight_decay), 0, 'subject_last'),
+    )
+    objective = Objective(numbers[0], 3, *numbers[1:], **settings)
+    return optimise_targets(
+      run, read_out, 2, lm.params, rows, deltas, objective, batch_size=2
+    ).delta['block']
+
+  first = optimise(0.75, 0.05, 0.5, 0.0625, stop_loss=None)
+  count = len(traced)
+  assert count > 0
+  others = [
+    optimise(0.1, 0.05, 0.5, 0.0625, stop_loss=None),
+    optimise(0.75, 5.0, 0.5, 0.0625, stop_loss=None),
+    optimise(0.75, 0.05, 0.3, 0.0625, stop_loss=None),
+    optimise(0.75, 0.05, 0.5, 9.0, stop_loss=None),
+    optimise(0.75, 0.05, 0.5, 0.0625, 0.5, stop_loss=None),
+    optimise(0.75, 0.05, 0.5, 0.0625, stop_loss=100.0),
+    optimise(0.75, 0.05, 0.5, 0.0625, stop_loss=None, stop_probability=0.0),
+  ]
+  assert len(traced) == count
+  for other in others:
+    assert relative(other, first) > 1e-3
+  optimise(0.75, 0.05, 0.5, 0.0625, stop_loss=None, decay_form='norm')
+  assert len(traced) > count
+
+
 def test_edits_that_stop_make_room_for_those_that_wait(monkeypatch):
   """Slots are refilled in the middle of a block, and nobody's result knows."""
   lm = editing.language_model('gptj')
@@ -244,9 +285,9 @@ def test_edits_that_stop_make_room_for_those_that_wait(monkeypatch):
   whole = optimise(16)
   assert whole.num_steps.min() < whole.num_steps.max() == objective.num_steps
 
-  def counted(self, params, rows, slots, at, block):
+  def counted(self, params, numbers, rows, slots, at, block):
     entered.append(len(at))
-    return enter(self, params, rows, slots, at, block)
+    return enter(self, params, numbers, rows, slots, at, block)
 
   monkeypatch.setattr(TargetOptimiser, 'enter', counted)
   few = optimise(3)
