@@ -159,6 +159,16 @@ def test_runs_of_several_seeds_are_summed_up(made, edited, capsys):
   assert not (made / 'no_seeds' / 'seeds.csv').exists()
 
 
+def test_texts_side_by_side_are_of_runs_with_the_same_prompts():
+  def texts(*prompts):
+    return [overview.Sample(1, prompt, f'{prompt} old', f'{prompt} new') for prompt in prompts]
+
+  samples = {'A': texts('one', 'two'), 'B': texts('three'), 'C': texts('two')}
+  found = overview._side_by_side(samples)
+  assert found.head == ('prompt', 'unedited', 'A', 'C')
+  assert found.rows == [['one', 'old', 'new', None], ['two', 'old', 'new', 'new']]
+
+
 def test_sweeps_of_several_seeds_are_summed_up_by_cell():
   values = {'A: JEEP': 90.0, 'B: JEEP': 92.0, 'A: MEMIT': 85.0, 'B: MEMIT': None, 'C: FT': 1.0}
   summaries = {

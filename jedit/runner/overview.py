@@ -186,16 +186,20 @@ def _by_metric(summaries: Summaries) -> Grid:
 
 
 def _side_by_side(samples: Mapping[str, Sequence[Sample]]) -> Grid:
-  """A row for each prompt: how the unedited model and every run continue it."""
-  after = [{each.prompt: each.after for each in of_run} for of_run in samples.values()]
+  """A row for each prompt of the first run: how the unedited model and every run continue it.
+
+  Runs of other records have other prompts; those that share none are left out.
+  """
+  asked = next(iter(samples.values()))
+  after = {name: {each.prompt: each.after for each in texts} for name, texts in samples.items()}
+  shown = {name: texts for name, texts in after.items() if any(e.prompt in texts for e in asked)}
   rows = []
-  for each in next(iter(samples.values())):
-    # Runs of other records have other prompts.
-    texts = [each.before, *(of_run.get(each.prompt) for of_run in after)]
+  for each in asked:
+    texts = [each.before, *(of_run.get(each.prompt) for of_run in shown.values())]
     ends = [None if text is None else text.removeprefix(each.prompt) for text in texts]
     # One line each, for CSV and LaTeX.
     rows.append([text and ' '.join(text.split()) for text in (each.prompt, *ends)])
-  return Grid(('prompt', 'unedited', *samples), rows)
+  return Grid(('prompt', 'unedited', *shown), rows)
 
 
 def _edit_seconds(summary: Mapping[str, Any]) -> float:
