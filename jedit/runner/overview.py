@@ -237,10 +237,12 @@ def over_seeds(summaries: Summaries, configs: Configs) -> Grid | None:
 
 
 def _common(names: Sequence[str], summaries: Summaries) -> str:
-  """The cell's name where sweeps were repeated, the method's otherwise."""
-  cells = {name.partition(': ')[2] for name in names}
-  label = cells.pop() if len(cells) == 1 else ''
-  return f'{label or summaries[names[0]]["method"]} ({", ".join(names)})'
+  """The cell's name where sweeps were repeated, the method's otherwise, and the workdirs."""
+  parts = [name.partition(': ') for name in names]
+  cells = {cell for _, _, cell in parts}
+  if cells == {''} or len(cells) > 1:
+    return f'{summaries[names[0]]["method"]} ({", ".join(names)})'
+  return f'{cells.pop()} ({", ".join(workdir for workdir, _, _ in parts)})'
 
 
 def _curves(
