@@ -356,7 +356,7 @@ class _Saves:
     if is_first_process():
       for other in self._store.iterdir():
         if other.name != str(at.end):
-          shutil.rmtree(other)
+          shutil.rmtree(other, ignore_errors=True)  # a file that is not ours stays
     now = time.monotonic()
     self._due = now + max(_SECONDS_PER_SAVE, _WORK_PER_SAVE * (now - started))
 

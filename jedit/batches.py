@@ -10,7 +10,7 @@ import numpy as np
 from jedit.checkpoint import read_tensors, write_tensors
 from jedit.contexts import contexts_of
 from jedit.data.edit_rows import Contexts
-from jedit.editor import edit, find_targets, target_shapes
+from jedit.editor import check_method, edit, find_targets, target_shapes
 from jedit.language_model import LanguageModel
 from jedit.log import Timers, to_json
 from jedit.methods import Method
@@ -73,8 +73,10 @@ def edit_separately(
   Raises:
     UserError: as `jedit.edit`.
   """
-  groups = contexts_of(lm, method, seed, contexts)
   parts = _parts(requests, size)
+  if isinstance(method, Recipe):
+    check_method(lm, method, stats, min(size, len(requests)))
+  groups = contexts_of(lm, method, seed, contexts)
   targets, timers = None, Timers()
   if isinstance(method, Recipe):
     with timers('targets'):
@@ -143,11 +145,14 @@ def edit_sequentially(
   Raises:
     UserError: as `jedit.edit`.
   """
+  parts = _parts(requests, size)
+  if isinstance(method, Recipe):
+    check_method(lm, method, stats, min(size, len(requests)))
   groups = contexts_of(lm, method, seed, contexts)
   shapes = target_shapes(lm, requests, method, groups) if isinstance(method, Recipe) else None
   earlier: dict[Kernel, np.ndarray] = {}
   shared = {**_shared(groups, stats), 'accumulate_keys': accumulate_keys}
-  for number, part in enumerate(_parts(requests, size)):
+  for number, part in enumerate(parts):
     folder = _below(store, f'batch-{number:05d}')
     origin = {**describe(lm, requests[part], method, seed), **shared}
     patch = _stored_patch(folder, origin)

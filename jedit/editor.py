@@ -151,7 +151,7 @@ def edit(
   if isinstance(method, FineTuning):
     patch = fine_tune(lm, requests, method, seed=seed)
     return (patch, Details.of_fine_tuning(patch)) if details else patch
-  _check_method(lm, method, stats, len(requests))
+  check_method(lm, method, stats, len(requests))
   groups = contexts_of(lm, method, seed, contexts)
   rows = encode_edits(lm.tokenizer, requests, groups, lm.config.position_limit)
 
@@ -306,10 +306,15 @@ def _checked(requests: Sequence[Request]) -> list[Request]:
   return requests
 
 
-def _check_method(
+def check_method(
   lm: LanguageModel, method: Recipe, stats: SecondMoments | None, num_edits: int
 ) -> None:
-  """Whatever can be known before the long work starts."""
+  """Raises UserError for whatever can be known before the long work starts.
+
+  Args:
+    lm, method, stats: as of `edit`.
+    num_edits: of one batch.
+  """
   config = lm.config
   method.check_layers(config.num_layers)
   size = config.key_sizes

@@ -42,7 +42,7 @@ class Targets:
     delta, init, z: by δ, [B, D] float32: the change, the value before, their sum.
     num_steps: [B], loss evaluations (Adam steps are one fewer).
     trace: [B, evaluations, 7] (`jedit.target.TRACE_COLUMNS`), NaN behind an edit's end.
-    num_programs: step programs that were compiled, one per shape.
+    num_programs: step programs that were run, one per shape.
   """
 
   delta: dict[str, np.ndarray]

@@ -5,7 +5,7 @@ import pytest
 
 from helpers import editing
 from helpers.editing import relative
-from jedit import batches, methods
+from jedit import batches, methods, optimise
 from jedit.batches import edit_separately, edit_sequentially
 from jedit.editor import edit
 from jedit.patch import Patch, merge
@@ -50,6 +50,16 @@ def test_single_edits_suit_rome_which_takes_one():
   assert len(found) == len(REQUESTS) and len({batch.patch.id for batch in found}) == len(REQUESTS)
   with pytest.raises(UserError, match='one edit at a time, not 2'):
     _run(edit_separately, ROME, 2)
+
+
+@pytest.mark.parametrize('mode', [edit_separately, edit_sequentially])
+def test_what_cannot_be_edited_is_refused_before_the_work(mode, monkeypatch):
+  monkeypatch.setattr(optimise, '_run_block', lambda *_: pytest.fail('it was begun'))
+  lm = _model()
+  with pytest.raises(UserError, match='memit needs second moments'):
+    next(mode(lm, REQUESTS, MEMIT, None, size=2, contexts=CONTEXTS))
+  with pytest.raises(UserError, match='one edit at a time, not 2'):
+    next(mode(lm, REQUESTS, ROME, editing.second_moments(lm, ROME), size=2, contexts=CONTEXTS))
 
 
 def test_a_sequence_edits_the_running_model():

@@ -14,7 +14,7 @@ from jedit import methods, optimise
 from jedit.data import edit_rows
 from jedit.data.prompts import encode
 from jedit.editor import edit, find_targets
-from jedit.evals.evaluate import evaluate
+from jedit.evals.evaluate import check_texts, evaluate
 from jedit.language_model import LanguageModel
 from jedit.models import site
 from jedit.models.convert import fingerprint, name_table
@@ -336,6 +336,7 @@ def test_texts_reach_to_the_last_learned_position_and_not_beyond():
     lambda: find_targets(lm, [long], MEMIT, contexts=CONTEXTS),
     lambda: edit(lm, [long], methods.ft(layers=(0,))),
     lambda: evaluate(lm, [dataclasses.replace(record, request=long)]),
+    lambda: check_texts(lm, [dataclasses.replace(record, request=long)]),
   ):
     with pytest.raises(UserError, match=message):
       call()

@@ -166,6 +166,26 @@ def test_a_table_counts_what_is_left_out(model, tmp_path):
   assert not set(metrics.GENERATION) & set(without.metrics)
 
 
+def test_runs_that_share_a_store_keep_their_own_references(model, tmp_path):
+  lm, _ = model
+  asked = [_record(0, generation_prompts=('The harbor of Oslo is old and the violin',))]
+  other = json.loads(json.dumps(SNIPPETS))
+  other[0]['samples'] = [dict(name='Oslo', text='violin violin old')]
+  values = {}
+  for kind in ('alone', 'shared'):
+    for number, snippets in enumerate((SNIPPETS, other)):
+      file = tmp_path / f'{number}.json'
+      file.write_text(json.dumps(snippets))
+      found = references.load_references(file, asked)
+      wanted = generation.Generation(num_tokens=12, references=found)
+      store = tmp_path / 'store.jsonl' if kind == 'shared' else None
+      table = evaluate_lib.evaluate(lm, asked, generation=wanted, store=store)
+      values[kind, number] = table.after['consistency'][0]
+  assert values['alone', 0] != values['alone', 1]
+  for number in range(2):
+    assert values['shared', number] == values['alone', number]
+
+
 def test_a_killed_evaluation_goes_on_with_the_same_numbers(model, tmp_path, monkeypatch):
   lm, records = model
   monkeypatch.setattr(evaluate_lib, '_CHUNK', 3)

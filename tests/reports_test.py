@@ -12,7 +12,7 @@ from helpers import browser, tiny_run
 from jedit import runner
 from jedit.evals.metrics import summarize_runs
 from jedit.probes import contrast
-from jedit.runner import overview, plots, probing
+from jedit.runner import overview, plots, probing, sweep
 from jedit.types import UserError
 
 
@@ -107,6 +107,24 @@ def test_without_matplotlib_a_line_says_so(made, monkeypatch, capsys):
   assert plots.MISSING.replace("'", '&#x27;') in (made / 'bare' / 'report.html').read_text()
 
 
+def test_positions_that_no_prompt_has_are_left_out(made, capsys):
+  records = json.loads((made / 'records.json').read_text())[:2]
+  for record in records:
+    record['requested_rewrite']['prompt'] = '{} is'  # one token behind the subject
+  (made / 'short.json').write_text(json.dumps(records))
+  config = _probe_config(made, probes='tracing', positions='subject_first, after_middle', noise=0.0)
+  config.data = dict(records=str(made / 'short.json'), num_edits=2)
+  runner.run(config, made / 'traced')
+  found = json.loads((made / 'traced' / 'probes' / 'tracing.json').read_text())
+  assert {row['position'] for row in found['rows'] if row['n']} == {'subject_first'}
+  assert all(row['recovered'] is None for row in found['rows'])  # without noise nothing is lost
+  text = capsys.readouterr().out
+  assert "subject's first token" in text and 'further tokens' not in text
+  config.probe.positions = 'after_middle'
+  with pytest.raises(UserError, match='No prompt has a token at after_middle; choose other positi'):
+    runner.run(config, made / 'untraced')
+
+
 def test_runs_are_compared(made, edited, capsys):
   config = tiny_run.config(made)
   config.task = 'compare'
@@ -176,7 +194,7 @@ def test_sweeps_of_several_seeds_are_summed_up_by_cell():
     for name, value in values.items()
   }
   configs = {
-    name: {'seed': ord(name[0]), 'method': name[3:], 'contexts': name, 'data': {'seed': 3}}
+    name: {'seed': ord(name[0]), 'method.name': name[3:], 'evaluation.store': name, 'data.seed': 3}
     for name in values
   }
   found = overview.over_seeds(summaries, configs)
@@ -186,9 +204,9 @@ def test_sweeps_of_several_seeds_are_summed_up_by_cell():
     'JEEP (A, B)': {'mean': 91.0, 'ci95': pytest.approx(12.7062, abs=1e-3), 'n': 2},
     'MEMIT (A, B)': {'mean': 85.0, 'ci95': None, 'n': 1},
   }
-  assert (
-    overview.over_seeds(summaries, {'A: JEEP': {'seed': 1}, 'B: JEEP': {'seed': 2, 'x': 1}}) is None
-  )
+  one = {'seed': 1, 'contexts': 'a'}
+  for other in (one, {**one, 'contexts': 'b'}, {'seed': 2, 'contexts': 'b'}):
+    assert overview.over_seeds(summaries, {'A: JEEP': one, 'B: JEEP': other}) is None
 
 
 def test_runs_that_differ_in_their_number_of_edits_alone_share_a_curve():
@@ -201,6 +219,23 @@ def test_runs_that_differ_in_their_number_of_edits_alone_share_a_curve():
   found = {name: list(points) for name, points in overview._curves(summaries).items()}
   assert found == {'PMET': [10, 1000], 'MEMIT': [10], 'memit': [1000]}
   assert not overview._curves({'PMET': {'method': 'm', 'num_edits': 10}})
+
+
+@pytest.mark.parametrize(
+  ('names', 'label'),
+  [
+    (('low', 'mid 0.5', 'high'), 'method.clip_factor'),
+    (('clamp 0.5', 'clamp 1.0', 'clamp 2.0'), 'clamp'),
+    (('λ 15000', 'λ 2000000', 'λ 30000000'), 'λ'),
+  ],
+)
+def test_runs_that_differ_in_the_field_of_the_axis_share_a_curve(names, label):
+  values = (0.5, 1.0, 2.0)
+  cells = {n: {'method': {'clip_factor': v}} for n, v in zip(names, values, strict=True)}
+  axis = sweep.read_axis({'axis': 'method.clip_factor'}, cells)
+  summaries = {name: {'method': 'm', 'num_edits': 10} for name in names}
+  found = {name: list(points) for name, points in overview._curves(summaries, axis).items()}
+  assert found == {label: [0.5, 1.0, 2.0]}
 
 
 def test_figures_are_the_same_each_time(tmp_path):

@@ -10,6 +10,7 @@ from absl import logging
 
 from helpers import tiny_run
 from jedit import runner
+from jedit.runner.workdir import Workdir
 from jedit.types import UserError
 
 
@@ -73,6 +74,13 @@ def test_a_workdir_without_results_is_free(made, tmp_path):
   (tmp_path / 'config.json').write_text('{"task": "edit", "seed": 5}')
   runner.run(tiny_run.config(made, task='stats'), tmp_path)
   assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 0
+
+
+def test_a_workdir_with_shared_contexts_alone_belongs_to_its_run(tmp_path):
+  (tmp_path / 'config.json').write_text('{"task": "sweep", "seed": 5}')
+  (tmp_path / 'contexts_rome.json').write_text('[["{}"]]')
+  with pytest.raises(UserError, match='seed is 5 there and 0 here'):
+    Workdir(tmp_path, {'task': 'sweep', 'seed': 0})
 
 
 def test_a_strange_workdir_is_refused(made, tmp_path):

@@ -194,6 +194,14 @@ def _measure(
   )
 
 
+def check_texts(lm: LanguageModel, records: Sequence[Record]) -> None:
+  """Raises UserError for records that `evaluate` refuses, before anything is run."""
+  _check(records)
+  limit = lm.config.position_limit
+  if limit is not None:
+    encode_many(lm.tokenizer, _ask(records, ()).rows, limit)
+
+
 def how_measured(
   records: Sequence[Record], generation: Generation | None = None, reencode: bool = False
 ) -> tuple[str, ...]:
@@ -292,7 +300,8 @@ class _Store:
     generation = how.generation
     texts = None
     if generation is not None:
-      texts = {**vars(generation), 'references': generation.references is not None}
+      references = generation.references
+      texts = {**vars(generation), 'references': references and references.digest}
       texts['notes'] = generation.notes()
     parts = [
       job.state,

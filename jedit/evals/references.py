@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +30,17 @@ class References:
   tfidf: TfIdf
   weights: Mapping[_Key, Mapping[int, float]]
   essence: Mapping[tuple[str | None, str | None, str], str]
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """Of all that a measurement depends on."""
+    content = (
+      sorted(self.tfidf.columns.items()),
+      self.tfidf.idf_W.tolist(),
+      sorted((repr(key), sorted(weights.items())) for key, weights in self.weights.items()),
+      sorted((repr(key), text) for key, text in self.essence.items()),
+    )
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
   def of(self, record: Record) -> tuple[Mapping[int, float], str]:
     """Weights and essence text of a record; empty where the snippets have none."""

@@ -64,13 +64,15 @@ class Trace:
   def recovered_KxQxW(self) -> np.ndarray:
     """Share of the probability lost to the noise that comes back, over prompts with the position.
 
-    nan at a position that no prompt has.
+    nan at a position that no prompt has, and where nothing is lost.
     """
     gain_KxQxWxN = self.restored_KxQxWxN - self.corrupted_N
     is_there_KxQxWxN = ~np.isnan(gain_KxQxWxN)
     lost_KxQxW = (is_there_KxQxWxN * (self.clean_N - self.corrupted_N)).sum(axis=-1)
     found_KxQxW = is_there_KxQxWxN.any(axis=-1)
-    return np.where(found_KxQxW, np.nansum(gain_KxQxWxN, axis=-1), np.nan) / lost_KxQxW
+    with np.errstate(divide='ignore', invalid='ignore'):  # without noise nothing is lost
+      share_KxQxW = np.nansum(gain_KxQxWxN, axis=-1) / lost_KxQxW
+    return np.where(found_KxQxW & (lost_KxQxW != 0), share_KxQxW, np.nan)
 
 
 def windows_of(num_layers: int, width: int) -> tuple[tuple[int, ...], ...]:
@@ -189,8 +191,8 @@ def trace(
     Probabilities of the first token of every prompt's answer.
 
   Raises:
-    UserError: without requests, for one that cannot be tokenised, and for kinds, positions or
-      layers that do not exist.
+    UserError: without requests, for one that cannot be tokenised, for kinds, positions or layers
+      that do not exist, and for positions that no prompt has.
   """
   config = lm.config
   kinds, positions = tuple(kinds), tuple(positions)
@@ -297,6 +299,8 @@ def _columns(prompts: Sequence[Encoded], positions: Sequence[str]) -> tuple[np.n
     for i in range(max(map(len, tokens), default=0)):
       columns.append([each[i] if i < len(each) else -1 for each in tokens])
       numbers.append(number)
+  if not columns:
+    raise UserError(f'No prompt has a token at {", ".join(positions)}; choose other positions.')
   at_ZxN = np.array(columns, np.int32).reshape(len(columns), len(prompts))
   return at_ZxN.T, np.array(numbers, np.int32)
 

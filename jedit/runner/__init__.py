@@ -12,6 +12,7 @@ import ml_collections
 
 from jedit import checkpoint
 from jedit.configs import train_testbed_gptj  # type: ignore[attr-defined]
+from jedit.evals.evaluate import check_texts
 from jedit.language_model import LanguageModel
 from jedit.patch import Patch
 from jedit.probes.contrast import check_objects
@@ -77,6 +78,7 @@ def _checked_records(lm: LanguageModel, settings: Settings) -> list[Record]:
   records = inputs.load_selection(settings)
   at_once = len(records) if edit.mode == 'together' else min(edit.size, len(records))
   method.check_edits(at_once, lm.config.key_sizes)
+  check_texts(lm, records)
   return records
 
 

@@ -23,7 +23,7 @@ SUMMARY_FILE = 'summary.json'
 SWEEP_FILE = 'sweep.json'
 
 Summaries = Mapping[str, Mapping[str, Any]]
-Configs = Mapping[str, Mapping[str, Any]]
+Configs = Mapping[str, Mapping[str, Any]]  # flat
 
 _COLUMNS = ('efficacy', 'paraphrase', 'neighborhood', 'score', 'unedited_kept')
 _OPTIONAL = ('fluency', 'consistency', 'essence')  # columns where some run has them
@@ -36,7 +36,8 @@ def read_runs(workdirs: Sequence[str]) -> tuple[dict[str, dict[str, Any]], Confi
   """The summaries and configs of finished runs; a sweep gives its cells'.
 
   Returns:
-    Both by the name of the workdir, with that of the cell.
+    Both by the name of the workdir, with that of the cell. In the config of a cell what it was
+    given by its sweep is what the sweep was given.
 
   Raises:
     UserError: without workdirs, for one without results, and for two of one name.
@@ -50,19 +51,28 @@ def read_runs(workdirs: Sequence[str]) -> tuple[dict[str, dict[str, Any]], Confi
     label = place.name or place.resolve().name
     if (place / SWEEP_FILE).is_file():
       cells = checkpoint.read_json(place / SWEEP_FILE)
+      config = _config(place)
+      shared = {field: config.get(field, '') for field in SHARED}
       more = {f'{label}: {name}': summary for name, summary in cells.items()}
       places = [place / 'cells' / folder(name) for name in cells]
     elif (place / SUMMARY_FILE).is_file():
       more, places = {label: checkpoint.read_json(place / SUMMARY_FILE)}, [place]
+      shared = {}
     else:
       raise UserError(f'{place} has no {SUMMARY_FILE}; give the workdir of a finished run.')
     for (name, summary), where in zip(more.items(), places, strict=True):
       if name in summaries:
         raise UserError(f'Two workdirs are called {name!r}; rename one.')
       summaries[name] = summary
-      if (where / CONFIG_FILE).is_file():
-        configs[name] = checkpoint.read_json(where / CONFIG_FILE)
+      if config := _config(where):
+        configs[name] = {**config, **shared}
   return summaries, configs
+
+
+def _config(workdir: pathlib.Path) -> dict[str, Any]:
+  """The flat config of a run; empty where it is not known."""
+  file = workdir / CONFIG_FILE
+  return flat(checkpoint.read_json(file)) if file.is_file() else {}
 
 
 def write(
@@ -214,11 +224,12 @@ def over_seeds(summaries: Summaries, configs: Configs) -> Grid | None:
     summaries: of the runs by name.
     configs: likewise; a run without one belongs to no group.
   """
-  groups: dict[str, list[str]] = {}
+  groups: dict[str, dict[int, str]] = {}
   for name, config in configs.items():
-    fields = {k: v for k, v in flat(config).items() if not k.startswith(('seed', *SHARED, *FREE))}
-    groups.setdefault(json.dumps(fields, sort_keys=True), []).append(name)
-  repeated = [names for names in groups.values() if len(names) > 1]
+    fields = {k: v for k, v in config.items() if k != 'seed' and not k.startswith(FREE)}
+    of_seed = groups.setdefault(json.dumps(fields, sort_keys=True), {})
+    of_seed.setdefault(config.get('seed', 0), name)  # of a run that was repeated, one
+  repeated = [list(names.values()) for names in groups.values() if len(names) > 1]
   found = {
     _common(names, summaries): [summaries[name]['metrics'] for name in names] for names in repeated
   }
@@ -248,14 +259,19 @@ def _common(names: Sequence[str], summaries: Summaries) -> str:
 def _curves(
   summaries: Summaries, axis: Axis | None = None
 ) -> dict[str, dict[float, Mapping[str, Any]]]:
-  """Summaries by what curves are drawn over; one for runs whose names say no other difference."""
+  """Summaries by what curves are drawn over: a series of runs that differ in nothing else.
+
+  By the number of edits, which runs differ in nothing else is told by their names.
+  """
   series: dict[str, dict[float, Mapping[str, Any]]] = {}
   for name, summary in summaries.items():
+    if axis is not None:
+      series.setdefault(axis.series[name], {})[axis.values[name]] = summary
+      continue
     edits = summary.get('edits_per_model', summary['num_edits'])
-    x = edits if axis is None else axis.values[name]
-    number = f'(?:{re.escape(f"{x:g}")}|{re.escape(f"{x:,}")})'
+    number = f'(?:{edits}|{edits:,})'
     bare = re.sub(rf'[\s,(_-]*(?<!\d){number}(?!\d)(?:[\s_-]*edits?)?\)?', '', name).strip(' ,_-')
-    series.setdefault(bare or summary['method'], {})[x] = summary
+    series.setdefault(bare or summary['method'], {})[edits] = summary
   if not any(len(points) > 1 for points in series.values()):
     return {}
   return {name: dict(sorted(points.items())) for name, points in series.items()}

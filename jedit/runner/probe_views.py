@@ -131,8 +131,11 @@ def _read(norm: str) -> str:
 
 
 def _told(found: Mapping[str, Any]) -> list[str]:
-  """Positions that have tables and curves of their own: those of edits, where they were traced."""
-  traced = dict.fromkeys(row['position'] for row in found['rows'])
+  """Positions that have tables and curves of their own: those of edits, where they were traced.
+
+  One that no prompt has is left out.
+  """
+  traced = dict.fromkeys(row['position'] for row in found['rows'] if row['n'])
   return [name for name in traced if name in ENDS] or list(traced)
 
 
@@ -146,7 +149,8 @@ def _tracing_grids(found: Mapping[str, Any]) -> dict[str, Grid]:
       for number in range(max(map(len, columns))):
         cells = [column[number] if column else None for column in columns]
         layers = next(cell['layers'] for cell in cells if cell)
-        rows.append([layers, *(100 * cell['recovered'] if cell else None for cell in cells)])
+        shares = [None if cell is None else cell['recovered'] for cell in cells]
+        rows.append([layers, *(None if share is None else 100 * share for share in shares)])
     caption = (
       f'Causal tracing at the {_WHERE[position]}: percent of the probability lost to noise '
       f'({clean:.2f} clean, {corrupted:.2f} corrupted) that putting outputs back returns'
@@ -258,7 +262,7 @@ def _tracing_figures(found: Mapping[str, Any]) -> dict[str, tuple[str, Panels]]:
     f'back into a run with a spoilt subject {effect}; means over prompts with 95% intervals.'
   )
   figures = {'tracing': (caption, panels)}
-  if {row['position'] for row in found['rows']} > set(positions):
+  if {row['position'] for row in found['rows'] if row['n']} > set(positions):
     caption = (
       f"Average indirect effect at every token, as ROME's figure has it {effect}: each output put "
       'back alone, means over the tokens of a group and over prompts.'

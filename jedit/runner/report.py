@@ -150,7 +150,7 @@ def _undefined(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _programs(count: int) -> str:
-  return '1 step program was compiled' if count == 1 else f'{count} step programs were compiled'
+  return '1 step program was run' if count == 1 else f'{count} step programs were run'
 
 
 def _times(seconds: Mapping[str, float]) -> str:

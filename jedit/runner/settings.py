@@ -216,8 +216,8 @@ class Evaluation:
     idf, vocabulary: the published weights of words, idf.npy and tfidf_vocab.json, likewise; empty
       counts the words of the snippets.
     reencode: token accuracies of zsRE by the published procedure, see `jedit.evals.reencoded`.
-    store: JSON lines file of finished parts, for runs that share them; empty keeps them in the
-      workdir.
+    store: JSON lines file of finished parts, for runs one after the other that share them; empty
+      keeps them in the workdir.
   """
 
   unedited: int = 1000

@@ -2,9 +2,12 @@
 
 import copy
 import dataclasses
+import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from jedit.log import to_json
 from jedit.runner.settings import Settings, read_settings
 from jedit.runner.workdir import flat
 from jedit.types import UserError
@@ -80,10 +83,12 @@ class Axis:
   Attributes:
     field: its name, as 'method.cov_weight'.
     values: by name of a cell.
+    series: likewise, what is common to the names of the cells that differ in this field alone.
   """
 
   field: str
   values: Mapping[str, float]
+  series: Mapping[str, str]
 
 
 def read_axis(config: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> Axis | None:
@@ -99,16 +104,26 @@ def read_axis(config: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]])
   field = config.get('axis', '')
   if not field:
     return None
-  values = {}
+  values: dict[str, float] = {}
+  groups: dict[str, list[str]] = {}
   for name, cell in cells.items():
-    value = flat(cell).get(field)
+    fields = flat(cell)
+    value = fields.pop(field, None)
     if not isinstance(value, int | float):
       raise UserError(
         f'axis is {field!r}, but the cell {name!r} has no number there; name a field that all '
         'cells have, as section.field.'
       )
     values[name] = value
-  return Axis(field, values)
+    groups.setdefault(json.dumps(to_json(fields), sort_keys=True), []).append(name)
+  series: dict[str, str] = {}
+  for names in groups.values():
+    common = os.path.commonprefix(names) if len(names) > 1 else names[0]
+    label = common.rstrip('0123456789.').strip(' ,_-') or field
+    while label in series.values():
+      label += ', other'
+    series |= dict.fromkeys(names, label)
+  return Axis(field, values, series)
 
 
 def folder(name: str) -> str:

@@ -28,6 +28,7 @@ _RESULTS = (
   'statistics.partial',
   'statistics.safetensors',
   'contexts.json',
+  'contexts_rome.json',
   'patch.safetensors',
   'targets',
   'batches',
