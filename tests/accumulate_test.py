@@ -147,6 +147,7 @@ def test_a_stopped_pass_goes_on_where_it_was_saved(tmp_path, monkeypatch):
     accumulate(forward, lm.params, text, kernels, store)
   assert [path.name for path in store.iterdir()] == [str(ends[1])], 'only the newest is kept'
   monkeypatch.setattr(_Counting, 'fails_at', None)
+  (store / '.stray').write_text('of somebody else')
   resumed = accumulate(forward, lm.params, text, kernels, store)
   assert text.starts[-1] == ends[1], 'what was done is not asked for again'
   for kernel in kernels:
