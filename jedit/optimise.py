@@ -16,6 +16,7 @@ from jedit.checkpoint import read_tensors, write_tensors
 from jedit.data.edit_rows import Block, EditRows, cut_blocks, fill_arrays, window_start
 from jedit.delta import Numbers, PlacedDelta, without_numbers
 from jedit.log import Progress
+from jedit.memory import free_bytes
 from jedit.mesh import fetch, least_over_processes, num_row_shards
 from jedit.models import ModelConfig
 from jedit.recipe import TOKENS, Objective
@@ -91,8 +92,9 @@ def choose_batch_size(
     first_layer: the lowest block with a δ.
     row_shards: devices that share the edits.
   """
-  stats = jax.local_devices()[0].memory_stats() or {}
-  if 'bytes_limit' not in stats:
+  device = jax.local_devices()[0]
+  free = None if device.platform == 'cpu' else free_bytes(device)
+  if free is None:
     return _HOST_BATCH * row_shards
   texts = [text for edit in rows for text in edit.with_target]
   num_prompts = len(rows[0].with_target) + 1  # and the KL row
@@ -104,7 +106,7 @@ def choose_batch_size(
   kept = (10 * config.width + 3 * config.ffn_width) * window + 2 * heads * past
   layers = config.num_layers - first_layer
   per_edit = num_prompts * (layers * kept * itemsize + 3 * 4 * num_targets * config.vocab_size)
-  fits = (stats['bytes_limit'] - stats.get('bytes_in_use', 0)) // (2 * per_edit)
+  fits = free // (2 * per_edit)
   return 2 ** int(np.log2(least_over_processes(min(max(fits, 1), _LARGEST_BATCH)))) * row_shards
 
 

@@ -25,3 +25,21 @@ def shared() -> pathlib.Path:
   if not path.is_dir():
     pytest.skip(f'{path} is absent; JEDIT_SHARED names the directory with the reference data')
   return path
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory) -> pathlib.Path:
+  """Model, records and corpus of a tiny run."""
+  from helpers import tiny_run
+
+  return tiny_run.make(tmp_path_factory.mktemp('made'))
+
+
+@pytest.fixture(scope='module')
+def finished(made) -> pathlib.Path:
+  """The workdir of a tiny run from beginning to end; tests leave it as it is."""
+  from helpers import tiny_run
+  from jedit import runner
+
+  runner.run(tiny_run.config(made), made / 'finished')
+  return made / 'finished'

@@ -12,11 +12,6 @@ from jedit.patch import Patch
 from jedit.types import UserError
 
 
-@pytest.fixture(scope='module')
-def made(tmp_path_factory):
-  return tiny_run.make(tmp_path_factory.mktemp('made'))
-
-
 def _config(made, method=None, **edit):
   config = tiny_run.config(made)
   config.edit.update(edit)

@@ -19,11 +19,6 @@ from jedit.types import UserError
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
-  return tiny_run.make(tmp_path_factory.mktemp('made'))
-
-
-@pytest.fixture(scope='module')
 def lm(made):
   return jedit.load(made / 'model')
 

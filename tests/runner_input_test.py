@@ -14,19 +14,6 @@ from jedit.runner.workdir import Workdir
 from jedit.types import UserError
 
 
-@pytest.fixture(scope='module')
-def made(tmp_path_factory):
-  """Model, records and corpus."""
-  return tiny_run.make(tmp_path_factory.mktemp('made'))
-
-
-@pytest.fixture(scope='module')
-def finished(made):
-  """The workdir of a run from beginning to end; tests leave it as it is."""
-  runner.run(tiny_run.config(made), made / 'finished')
-  return made / 'finished'
-
-
 def _sentence(config, workdir):
   """The message a run ends with; nothing may be written."""
   with pytest.raises(UserError) as raised:

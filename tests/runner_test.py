@@ -39,19 +39,6 @@ STABLE = (
 )
 
 
-@pytest.fixture(scope='module')
-def made(tmp_path_factory):
-  """Model, records and corpus."""
-  return tiny_run.make(tmp_path_factory.mktemp('made'))
-
-
-@pytest.fixture(scope='module')
-def finished(made):
-  """The workdir of a run from beginning to end; tests leave it as it is."""
-  runner.run(tiny_run.config(made), made / 'finished')
-  return made / 'finished'
-
-
 def _assert_same_results(workdir, other):
   for name in STABLE:
     assert (workdir / name).read_bytes() == (other / name).read_bytes(), name

@@ -32,11 +32,6 @@ CELLS = {
 }
 
 
-@pytest.fixture(scope='module')
-def made(tmp_path_factory):
-  return tiny_run.make(tmp_path_factory.mktemp('made'))
-
-
 def test_a_sweep_runs_its_cells_once_and_shares_what_they_share(made, monkeypatch, capsys):
   config, workdir = _config(made, CELLS), made / 'sweep'
   passes, inner = [], stages.statistics

@@ -305,7 +305,8 @@ def test_the_batch_fits_the_device(monkeypatch):
   rows = encode_edits(lm.tokenizer, editing.REQUESTS, editing.CONTEXTS)
 
   def chosen(**stats):
-    device = types.SimpleNamespace(memory_stats=lambda: stats or None)
+    platform = 'gpu' if stats else 'cpu'
+    device = types.SimpleNamespace(memory_stats=lambda: stats or None, platform=platform)
     monkeypatch.setattr(jax, 'local_devices', lambda: [device])
     return choose_batch_size(lm.config, rows, 1)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -15,9 +13,10 @@ from jedit.data.prompts import Row, encode_many
 from jedit.evals import metrics, reencoded
 from jedit.evals.generation import Generation
 from jedit.evals.generation import measure as measure_texts
+from jedit.evals.jobs import Found, How, Job, Store
 from jedit.evals.scoring import Scores, plan_batches, score_plan
 from jedit.evals.table import Table, Values
-from jedit.log import JsonlWriter, Progress, read_jsonl, to_json
+from jedit.log import Progress
 from jedit.types import Record, UserError
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def evaluate(
     UserError: without records, with records of both kinds, or with a text that cannot be scored.
   """
   parts = [(slice(0, len(records)), lm)]
-  how = _How(generation, reencode, tokens_per_batch)
+  how = How(generation, reencode, tokens_per_batch)
   return _measure(parts, records, before, unedited, how, store)
 
 
@@ -107,41 +106,7 @@ def evaluate_apart(
   Raises:
     UserError: as `evaluate`.
   """
-  return _measure(parts, records, before, unedited, _How(generation, reencode), store)
-
-
-@dataclasses.dataclass(frozen=True)
-class _How:
-  """The choices of `evaluate`."""
-
-  generation: Generation | None = None
-  reencode: bool = False
-  tokens_per_batch: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-  """A chunk of records, and of the other questions, that one model is asked."""
-
-  state: str
-  lm: LanguageModel
-  records: slice
-  unedited: slice
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-  """What a job found.
-
-  Attributes:
-    values: by metric name, one value per record of the job.
-    unedited_acc: one value per question.
-    shapes: of the programs that were needed; later jobs use them again.
-  """
-
-  values: Values
-  unedited_acc: np.ndarray
-  shapes: tuple[tuple[int, int, int], ...]
+  return _measure(parts, records, before, unedited, How(generation, reencode), store)
 
 
 def _measure(
@@ -149,15 +114,15 @@ def _measure(
   records: Sequence[Record],
   before: LanguageModel | None,
   unedited: Sequence[tuple[str, str]],
-  how: _How,
+  how: How,
   store: str | os.PathLike[str] | None,
 ) -> Table:
   """Runs all jobs that are not stored, and puts what they found together."""
   _check(records)
   jobs = list(_jobs(parts, before, len(records), len(unedited)))
   sizes = [_num_rows(records[job.records]) + _length(job.unedited) for job in jobs]
-  stored = _Store(store)
-  found: dict[str, list[_Found]] = {'before': [], 'after': []}
+  stored = Store(store)
+  found: dict[str, list[Found]] = {'before': [], 'after': []}
   shapes: tuple[tuple[int, int, int], ...] = ()
   with stored, Progress('evaluate', total=sum(sizes), unit='prompts') as progress:
     for job, size in zip(jobs, sizes, strict=True):
@@ -222,7 +187,7 @@ def _jobs(
   before: LanguageModel | None,
   num_records: int,
   num_unedited: int,
-) -> Iterator[_Job]:
+) -> Iterator[Job]:
   """Chunks of every part; each part is asked its share of the other questions first."""
   asked = [('before', [(slice(0, num_records), before)])] if before is not None else []
   for state, models in [*asked, ('after', list(parts))]:
@@ -231,18 +196,18 @@ def _jobs(
       start, stop, _ = part.indices(num_records)
       questions = slice(*share)
       for first in range(start, stop, _CHUNK):
-        yield _Job(state, lm, slice(first, min(first + _CHUNK, stop)), questions)  # type: ignore[arg-type]
+        yield Job(state, lm, slice(first, min(first + _CHUNK, stop)), questions)  # type: ignore[arg-type]
         questions = slice(share[1], share[1])
 
 
 def _run(
-  job: _Job,
+  job: Job,
   records: Sequence[Record],
   unedited: Sequence[tuple[str, str]],
-  how: _How,
+  how: How,
   shapes: Sequence[tuple[int, int, int]],
   progress: Progress,
-) -> _Found:
+) -> Found:
   """Asks one model one chunk."""
   chunk = records[job.records]
   questions = _ask(chunk, unedited[job.unedited])
@@ -260,7 +225,7 @@ def _run(
   values = _values(scores, questions)
   if how.generation is not None:
     values |= measure_texts(job.lm, chunk, how.generation)
-  return _Found(values, 100 * scores.exact_N[questions.unedited], plan.shapes)
+  return Found(values, 100 * scores.exact_N[questions.unedited], plan.shapes)
 
 
 def _joined(values: Sequence[Values]) -> Values:
@@ -270,62 +235,6 @@ def _joined(values: Sequence[Values]) -> Values:
 
 def _length(part: slice) -> int:
   return part.stop - part.start
-
-
-class _Store:
-  """Finished jobs as lines of a file, found again by everything that they depend on."""
-
-  def __init__(self, path: str | os.PathLike[str] | None):
-    self._writer = None if path is None else JsonlWriter(path)
-    lines = [] if path is None else read_jsonl(path)
-    self._lines = {line['key']: line for line in lines if 'key' in line}
-
-  def __enter__(self) -> _Store:
-    return self
-
-  def __exit__(self, *unused: object) -> None:
-    if self._writer is not None:
-      self._writer.close()
-
-  def key(
-    self,
-    job: _Job,
-    records: Sequence[Record],
-    unedited: Sequence[tuple[str, str]],
-    how: _How,
-  ) -> str:
-    """A digest of model, questions and choices."""
-    if self._writer is None:
-      return ''
-    generation = how.generation
-    texts = None
-    if generation is not None:
-      references = generation.references
-      texts = {**vars(generation), 'references': references and references.digest}
-      texts['notes'] = generation.notes()
-    parts = [
-      job.state,
-      [job.lm.fingerprint, [patch.id for patch in job.lm.patches]],
-      [dataclasses.asdict(record) for record in records],
-      list(unedited),
-      [how.reencode, how.tokens_per_batch, texts],
-    ]
-    return hashlib.sha256(json.dumps(to_json(parts)).encode()).hexdigest()
-
-  def get(self, key: str) -> _Found | None:
-    line = self._lines.get(key)
-    if line is None:
-      return None
-    return _Found(
-      {name: np.array(values, np.float64) for name, values in line['values'].items()},
-      np.array(line['unedited_acc'], np.float64),
-      tuple(tuple(shape) for shape in line['shapes']),
-    )
-
-  def put(self, key: str, job: _Job, found: _Found) -> None:
-    if self._writer is not None:
-      place = {'state': job.state, 'first': job.records.start, 'stop': job.records.stop}
-      self._writer.write({'key': key, **place, **vars(found)})
 
 
 def _compares(records: Sequence[Record]) -> bool:
