@@ -32,9 +32,9 @@ from collections.abc import Sequence
 
 import transformers
 
-from jedit.data.edit_rows import EditRows
-from jedit.data.prompts import Row, encode_many
+from jedit.editing.prompts import EditRows
 from jedit.models import ModelConfig
+from jedit.models.encoding import Row, encode_many
 from jedit.types import Record
 
 

@@ -11,10 +11,10 @@ import flop
 from jax_sides import matmul_ceiling, peak_memory
 from material import PRESETS, random_params
 
-from jedit.models.convert import load_directory
+from jedit.experiments.compile_timer import CompileClock
 from jedit.models.export import save_directory
 from jedit.models.generate import generate
-from jedit.runner.clock import CompileClock
+from jedit.models.load import load_directory
 
 
 def prepare(

@@ -160,7 +160,7 @@ def run(
   # Not above: printing --help or finding a wrong flag should not wait for the libraries.
   from material import PRESETS
 
-  from jedit.data.requests import load_records, select
+  from jedit.data.records import load_records, select
   from jedit.testbeds import testbed_directory
 
   start = start or Process

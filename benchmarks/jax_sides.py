@@ -13,18 +13,18 @@ from flax import struct
 from material import Material
 
 import jedit
-from jedit.data.prompts import Row, encode_many, pad
-from jedit.editor import find_targets
+from jedit.editing.edit import find_targets
+from jedit.editing.schedule import Targets, choose_batch_size
+from jedit.editing.target import safe_norm
+from jedit.editing.update import Kernel
 from jedit.evals import metrics
 from jedit.evals.generation import Generation
 from jedit.evals.scoring import plan_batches
+from jedit.experiments.compile_timer import CompileClock
+from jedit.methods.base import Objective
 from jedit.models import AddAt, functions, site
+from jedit.models.encoding import Row, encode_many, pad
 from jedit.models.layers import matmul_precision
-from jedit.optimise import Targets, choose_batch_size
-from jedit.recipe import Objective
-from jedit.runner.clock import CompileClock
-from jedit.target import safe_norm
-from jedit.writing import Kernel
 
 GENERATED_TOKENS = 100  # of a text, with its prompt
 METRICS = (*metrics.SUCCESS, *metrics.MAGNITUDE, *metrics.ACCURACY)
@@ -167,7 +167,7 @@ class WholeRows:
     )
 
   def _loss(self, delta_D, params, rows: _Rows, state: _State, is_first: bool):
-    """Loss of one edit; see `jedit.recipe.Objective`."""
+    """Loss of one edit; see `jedit.methods.base.Objective`."""
     at_R = rows.at_BxR
     edits = {
       place: AddAt(at_R, jnp.broadcast_to(delta_D[d.name], (len(at_R), len(delta_D[d.name]))))

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags
 
-from jedit.second_moment import SecondMoments
+from jedit.moments.files import SecondMoments
 
 _NUM_KILLS = flags.DEFINE_integer('num_kills', 20, 'Kills before the last run.', lower_bound=1)
 _SECONDS = flags.DEFINE_float('seconds', 2.0, 'Longest wait for a kill once a run has begun.')
@@ -29,9 +29,9 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Of the moments.')
 _RUN = """
 import sys
 import jedit
-from jedit import accumulate
+from jedit.moments import collect
 from jedit.testbeds import testbed_corpus
-accumulate._SECONDS_PER_SAVE = accumulate._WORK_PER_SAVE = 0
+collect._SECONDS_PER_SAVE = collect._WORK_PER_SAVE = 0
 lm, _ = jedit.testbed('gptj')
 print('begun', flush=True)
 corpus = 4 * testbed_corpus('gptj')

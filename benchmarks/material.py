@@ -19,10 +19,10 @@ import transformers
 from flax import traverse_util
 
 import jedit
-from jedit.data.edit_rows import Contexts, EditRows, encode_edits
-from jedit.data.prompts import load_tokenizer
+from jedit.editing.prompts import Contexts, EditRows, encode_edits
 from jedit.methods import pmet
 from jedit.models import FAMILIES, ModelConfig, init_params
+from jedit.models.encoding import load_tokenizer
 from jedit.models.export import save_directory
 from jedit.testbeds.tokenizer import save_tokenizer, train_tokenizer
 from jedit.types import Record

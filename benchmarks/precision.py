@@ -17,8 +17,8 @@ import numpy as np
 from absl import app, flags
 
 import jedit
-from jedit.checkpoint import write_json
-from jedit.contexts import sample_contexts
+from jedit.editing.contexts import sample_contexts
+from jedit.io.storage import write_json
 from jedit.testbeds import NAMES, testbed_corpus, testbed_directory, testbed_prompts
 
 _TESTBED = flags.DEFINE_enum('testbed', 'gptj', list(NAMES), 'Shipped model.')

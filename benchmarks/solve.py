@@ -3,7 +3,7 @@ r"""What does a batch of edits pay for its solve? A kept factor, and a new syste
 python benchmarks/solve.py --sizes=1024,2048,4096 --edits=10,64,256 --out=solve.json
 
 Ours factors C once for each layer and solves every batch of B edits with it
-(`jedit.closed_form.least_squares`), checks the normal equations, and gives the left factor; the
+(`jedit.solvers.closed_form`), checks the normal equations, and gives the left factor; the
 baseline adds KᵀK to λC and calls `torch.linalg.solve` for every batch, as the published codes do.
 Both in float64. Each side has a process of its own and they take turns; medians are printed, with
 the fastest and slowest round.
@@ -36,8 +36,8 @@ _OUT = flags.DEFINE_string('out', '', 'JSON file for the figures; empty prints o
 def sequence(num_batches: int, size: int) -> dict[str, float]:
   """Seconds of a sequential run by stage; compiled programs come from a shorter run before it."""
   import jedit
-  from jedit.batches import edit_sequentially
-  from jedit.contexts import sample_contexts
+  from jedit.editing.batches import edit_sequentially
+  from jedit.editing.contexts import sample_contexts
   from jedit.testbeds import testbed_corpus
 
   lm, records = jedit.testbed('gptj')

@@ -77,10 +77,10 @@ def problem(size: int, edits: Sequence[int]) -> tuple[np.ndarray, dict[int, np.n
 
 
 class Engine:
-  """`jedit.solve`."""
+  """`jedit.solvers.solve`."""
 
   def __init__(self):
-    from jedit.solve import LeastSquares
+    from jedit.solvers.solve import LeastSquares
 
     self.solver = LeastSquares(COV_WEIGHT)
 
@@ -98,7 +98,7 @@ class Engine:
 
   def round(self) -> dict[int | str, float]:
     """Seconds of the factor, and of the solve and its check by number of edits."""
-    from jedit.preserved import preserve
+    from jedit.solvers.factor_cache import preserve
 
     self.cov_FxF = self.cov_FxF.copy()  # nothing is kept for it
     seconds: dict[int | str, float] = {}

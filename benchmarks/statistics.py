@@ -6,7 +6,7 @@ python benchmarks/statistics.py --devices=1x1,8x1,4x2,1x8      what devices comp
 Both sides take the second moments of the MLP keys of the preset's edited layers over the same
 documents of mixed length, cut at 500 tokens. Sides:
 
-  engine    `jedit.accumulate`: documents packed into full rows, all layers at once
+  engine    `jedit.moments.collect`: documents packed into full rows, all layers at once
   baseline  PyTorch, float32, as the published codes: for each layer a pass over documents that are
             padded to the longest of their batch, stopped behind that layer
 

@@ -17,16 +17,16 @@ import numpy as np
 from jax_sides import matmul_ceiling, peak_memory
 from material import PRESETS, random_params
 
-from jedit.accumulate import accumulate, adding, products_of
-from jedit.data.corpus import Corpus
-from jedit.data.packing import PackedText
-from jedit.data.prompts import load_tokenizer, pad
-from jedit.mesh import make_mesh, place_rows, square_sharding
+from jedit.experiments.compile_timer import CompileClock
 from jedit.models import functions, site
-from jedit.models.convert import load_directory
+from jedit.models.encoding import load_tokenizer, pad
 from jedit.models.export import save_directory
+from jedit.models.load import load_directory
 from jedit.models.sites import KERNEL_INPUT
-from jedit.runner.clock import CompileClock
+from jedit.moments.collect import accumulate, adding, products_of
+from jedit.moments.corpus import Corpus
+from jedit.moments.packing import PackedText
+from jedit.parallel.mesh import make_mesh, place_rows, square_sharding
 from jedit.testbeds import testbed_corpus
 from jedit.testbeds.tokenizer import save_tokenizer, train_tokenizer
 
@@ -72,7 +72,7 @@ def prepare(directory: pathlib.Path, preset: str, num_tokens: int, seed: int) ->
 
 
 class Engine:
-  """`jedit.accumulate`: packed rows, all layers at once; tokenising is timed."""
+  """`jedit.moments.collect`: packed rows, all layers at once; tokenising is timed."""
 
   def __init__(self, directory: pathlib.Path, preset: str, batch_tokens: int):
     self.layers = PRESETS[preset].layers

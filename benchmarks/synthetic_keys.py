@@ -2,8 +2,8 @@
 
 python benchmarks/synthetic_keys.py --num_tokens=10000000
 
-prints how far a pass over so many tokens is from float64, with the two sums of `jedit.accumulate`
-and with a plain float32 one.
+prints how far a pass over so many tokens is from float64, with the two sums of
+`jedit.moments.collect` and with a plain float32 one.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from jedit import accumulate
-from jedit.data.packing import PackedBatch
+from jedit.moments import collect
+from jedit.moments.packing import PackedBatch
 
 KERNEL = ('mlp', 0)
 
@@ -62,13 +62,13 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'There is no argument {argv[1]!r}; use the flags.')
   text = Text(-(-_NUM_TOKENS.value // _BATCH.value), (1, _BATCH.value), vocab_size=4096)
-  two_sum = accumulate.two_sum
+  two_sum = collect.two_sum
   for dtype in _DTYPES.value:
     table_VxF = table(_WIDTH.value, text.vocab_size, dtype)
     exact_FxF = text.exact(table_VxF)
     for label, add in (('two sums', two_sum), ('one sum', lambda a, b, part: (a + part, b))):
-      accumulate.two_sum = add
-      found = accumulate.accumulate(forward, table_VxF, text, [KERNEL])
+      collect.two_sum = add
+      found = collect.accumulate(forward, table_VxF, text, [KERNEL])
       wrong_FxF = found.cov[KERNEL] - exact_FxF
       norm = np.linalg.norm(wrong_FxF) / np.linalg.norm(exact_FxF)
       largest = np.abs(wrong_FxF).max() / np.abs(exact_FxF).max()

@@ -23,9 +23,9 @@ import torch
 import transformers
 from material import Material
 
-from jedit.data.edit_rows import EditRows
-from jedit.data.prompts import Encoded, pad
-from jedit.recipe import SPREADS
+from jedit.editing.prompts import EditRows
+from jedit.methods.base import SPREADS
+from jedit.models.encoding import Encoded, pad
 
 _ROWS_PER_PASS = 128
 

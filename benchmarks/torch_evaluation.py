@@ -13,7 +13,7 @@ import torch_baseline
 from jax_sides import GENERATED_TOKENS, questions
 from material import Material
 
-from jedit.data.prompts import Row, encode_many
+from jedit.models.encoding import Row, encode_many
 
 
 class Baseline(torch_baseline.Baseline):

@@ -117,6 +117,6 @@ def chosen_sides(sides: Sequence[str]) -> list[str]:
 def write_report(report: Any, path: str) -> None:
   """As JSON; nowhere for an empty path."""
   if path:
-    from jedit.checkpoint import write_json  # imports JAX, which only the sides need
+    from jedit.io.storage import write_json  # imports JAX, which only the sides need
 
     write_json(path, report)

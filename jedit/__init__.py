@@ -9,33 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from jedit import methods
-  from jedit.accumulate import statistics
-  from jedit.batches import edit_separately, edit_sequentially
-  from jedit.editor import edit
+  from jedit.editing.batches import edit_separately, edit_sequentially
+  from jedit.editing.edit import edit
   from jedit.evals.evaluate import evaluate
-  from jedit.language_model import LanguageModel, load
-  from jedit.patch import Patch
-  from jedit.presets import preset
-  from jedit.recipe import Recipe
-  from jedit.second_moment import SecondMoments
+  from jedit.methods.base import Recipe
+  from jedit.methods.presets import preset
+  from jedit.models.language_model import LanguageModel, load
+  from jedit.models.patch import Patch
+  from jedit.moments.collect import statistics
+  from jedit.moments.files import SecondMoments
   from jedit.testbeds import testbed
   from jedit.types import Record, Request, UserError
 
 _HOME = {
-  'LanguageModel': 'language_model',
-  'Patch': 'patch',
-  'Recipe': 'recipe',
+  'LanguageModel': 'models.language_model',
+  'Patch': 'models.patch',
+  'Recipe': 'methods.base',
   'Record': 'types',
   'Request': 'types',
-  'SecondMoments': 'second_moment',
+  'SecondMoments': 'moments.files',
   'UserError': 'types',
-  'edit': 'editor',
-  'edit_separately': 'batches',
-  'edit_sequentially': 'batches',
+  'edit': 'editing.edit',
+  'edit_separately': 'editing.batches',
+  'edit_sequentially': 'editing.batches',
   'evaluate': 'evals.evaluate',
-  'load': 'language_model',
-  'preset': 'presets',
-  'statistics': 'accumulate',
+  'load': 'models.language_model',
+  'preset': 'methods.presets',
+  'statistics': 'moments.collect',
   'testbed': 'testbeds',
 }
 

@@ -22,7 +22,8 @@ from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 from ml_collections.config_flags import config_path
 
-from jedit import configs, mesh
+from jedit import configs
+from jedit.parallel import mesh
 from jedit.types import UserError
 
 _SHIPPED = pathlib.Path(list(configs.__path__)[0])
@@ -155,9 +156,9 @@ def main(args: tuple[config_dict.ConfigDict, str]) -> None:
       sys.stdout = open(os.devnull, 'w')  # one process speaks; errors are everybody's
   # Says that PyTorch is missing, which nothing here needs.
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
-  from jedit import runner  # slow to import, so that mistakes in flags are answered at once
+  from jedit import experiments  # slow to import, so that mistakes in flags are answered at once
 
-  runner.run(*args)
+  experiments.run(*args)
 
 
 def run() -> None:

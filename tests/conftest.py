@@ -39,7 +39,7 @@ def made(tmp_path_factory) -> pathlib.Path:
 def finished(made) -> pathlib.Path:
   """The workdir of a tiny run from beginning to end; tests leave it as it is."""
   from helpers import tiny_run
-  from jedit import runner
+  from jedit import experiments
 
-  runner.run(tiny_run.config(made), made / 'finished')
+  experiments.run(tiny_run.config(made), made / 'finished')
   return made / 'finished'

@@ -98,7 +98,7 @@ class Experiment:
     """A sweep of cells, with a paper's rows.
 
     Args:
-      cells: see `jedit.runner.sweep.read_cells`.
+      cells: see `jedit.experiments.sweep.read_cells`.
       source: paper and table.
       rows: of the paper by name of a cell, 'unedited', or what else it compares with: numbers, or
         pairs of a number and its interval; the last columns may be left out.

@@ -8,8 +8,8 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jedit import checkpoint
-from jedit.log import Progress
+from jedit.io import storage
+from jedit.io.log import Progress
 from jedit.types import UserError
 
 # The hosts of ROME and MEMIT serve the same files; the second is the default of most codes.
@@ -67,7 +67,7 @@ def fetch(
     raise UserError(f'There is no public file {name!r}; choose one of {", ".join(FILES)}.')
   folder = default_directory() if directory is None else pathlib.Path(directory)
   file, sums = folder / name, folder / _CHECKSUMS
-  kept = checkpoint.read_json(sums) if sums.is_file() else {}
+  kept = storage.read_json(sums) if sums.is_file() else {}
   if file.is_file():
     wanted = sha256 or kept.get(name)
     if wanted is not None and _sha256(file) != wanted:
@@ -85,7 +85,7 @@ def fetch(
     except (OSError, http.client.HTTPException, _NotWhole) as error:
       failures.append(f'{address}: {getattr(error, "reason", None) or error}')
       continue
-    checkpoint.write_json(sums, {**kept, name: found})
+    storage.write_json(sums, {**kept, name: found})
     return file
   raise UserError(
     f'{name} is not in {folder} and cannot be downloaded ({"; ".join(failures)}); put the file '
@@ -106,7 +106,7 @@ def _download(
     length = answer.headers.get('Content-Length')
     total = int(length) if length else None
     size = 0
-    with checkpoint.atomic_file(file) as beside:
+    with storage.atomic_file(file) as beside:
       with open(beside, 'wb') as out, Progress(f'download {file.name}', total, 'bytes') as progress:
         while block := _read(answer):
           out.write(block)

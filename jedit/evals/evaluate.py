@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jedit.data.prompts import Row, encode_many
-from jedit.evals import metrics, reencoded
+from jedit.evals import metrics, zsre_reference
+from jedit.evals.chunks import Found, How, Job, Store
 from jedit.evals.generation import Generation
 from jedit.evals.generation import measure as measure_texts
-from jedit.evals.jobs import Found, How, Job, Store
 from jedit.evals.scoring import Scores, plan_batches, score_plan
 from jedit.evals.table import Table, Values
-from jedit.log import Progress
+from jedit.io.log import Progress
+from jedit.models.encoding import Row, encode_many
 from jedit.types import Record, UserError
 
 if TYPE_CHECKING:
-  from jedit.language_model import LanguageModel
+  from jedit.models.language_model import LanguageModel
 
 _CHUNK = 256  # records measured at a time, which bounds the memory; a kill repeats one chunk
 
@@ -64,7 +64,7 @@ def evaluate(
       how much of what the model knew was left (`unedited_acc`, `unedited_kept`).
     generation: also generates texts and measures them; None does not, which is much faster.
     reencode: token accuracies of records with a single object by the published procedure, see
-      `jedit.evals.reencoded`; False takes one teacher-forced pass on token ids.
+      `jedit.evals.zsre_reference`; False takes one teacher-forced pass on token ids.
     tokens_per_batch: tokens that go through the model together, which bounds the memory; None
       chooses by device.
     store: a JSON lines file for finished parts; the same call goes on from there after a kill and
@@ -220,7 +220,7 @@ def _run(
   )
   scores = score_plan(config, params, plan, on_batch=progress.update)
   if how.reencode and not _compares(chunk):
-    again = reencoded.token_accuracy(job.lm, questions.rows)
+    again = zsre_reference.token_accuracy(job.lm, questions.rows)
     scores = dataclasses.replace(scores, is_top_NxT=again)
   values = _values(scores, questions)
   if how.generation is not None:

@@ -29,15 +29,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jedit.data.prompts import Encoded, Row, encode_many
 from jedit.evals import scoring
 from jedit.evals.references import References
 from jedit.evals.texts import Words, clean_up, cosine, has_nltk, mean_fluency
+from jedit.models.encoding import Encoded, Row, encode_many
 from jedit.models.generate import generate
 from jedit.types import Record, UserError
 
 if TYPE_CHECKING:
-  from jedit.language_model import LanguageModel
+  from jedit.models.language_model import LanguageModel
 
 _TOP_K = 5
 _ESSENCE_TOKENS = 100

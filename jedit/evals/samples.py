@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jedit.types import Record
 
 if TYPE_CHECKING:
-  from jedit.language_model import LanguageModel
+  from jedit.models.language_model import LanguageModel
 
 
 @dataclasses.dataclass(frozen=True)

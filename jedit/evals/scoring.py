@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.buckets import PADDING_PER_PROGRAM, group_by_length
-from jedit.data.prompts import Encoded
-from jedit.mesh import fetch, place_rows
 from jedit.models import ModelConfig, forward, head
 from jedit.models.decoder import Past, past_taps
+from jedit.models.encoding import Encoded
+from jedit.parallel.mesh import fetch, place_rows
+from jedit.parallel.shapes import PADDING_PER_PROGRAM, group_by_length
 from jedit.types import UserError
 
 _ANSWERS = 2  # per prompt of a batch: a record compares two objects

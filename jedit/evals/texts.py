@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from jedit import checkpoint
+from jedit.io import storage
 from jedit.types import UserError
 
 _WORD = re.compile(r'\b\w\w+\b')
@@ -151,7 +151,7 @@ class TfIdf:
     Raises:
       UserError: for files that cannot be read or do not belong together.
     """
-    columns = checkpoint.read_json(vocabulary)
+    columns = storage.read_json(vocabulary)
     if not isinstance(columns, dict) or not all(type(c) is int for c in columns.values()):
       raise UserError(f'{vocabulary} is no mapping of words to columns; give a tfidf_vocab.json.')
     try:
@@ -169,9 +169,9 @@ class TfIdf:
 
   def save(self, idf: str | os.PathLike[str], vocabulary: str | os.PathLike[str]) -> None:
     """Writes the pair of files that `load` reads."""
-    with checkpoint.atomic_file(idf) as beside, open(beside, 'wb') as file:
+    with storage.atomic_file(idf) as beside, open(beside, 'wb') as file:
       np.save(file, self.idf_W)
-    checkpoint.write_json(pathlib.Path(vocabulary), self.columns)
+    storage.write_json(pathlib.Path(vocabulary), self.columns)
 
   def weights(self, text: str) -> dict[int, float]:
     """Counts x idf of the words of a text, by column; those of joined texts are their sums."""

@@ -4,11 +4,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jedit.fine_tune import FineTuning
+from jedit.methods.base import Recipe
+from jedit.methods.fine_tune import FineTuning
 from jedit.methods.fine_tuning import ft, ft_l, ft_w
 from jedit.methods.single_region import alphaedit, emmet, memit, pmet, r_rome, rome
 from jedit.methods.two_regions import jeep
-from jedit.recipe import Recipe
 from jedit.types import UserError
 
 __all__ = [

@@ -1,13 +1,13 @@
 """Fine-tuning baselines: FT-W of all weights of a block, FT and FT-L of one MLP output projection.
 
 Defaults are the released forms behind the published tables; what the papers write instead is a
-named choice of the same field. For all fields see `jedit.fine_tune.FineTuning`.
+named choice of the same field. For all fields see `jedit.methods.fine_tune.FineTuning`.
 """
 
 import dataclasses
 from collections.abc import Sequence
 
-from jedit.fine_tune import FineTuning
+from jedit.methods.fine_tune import FineTuning
 
 
 def ft_w(
@@ -28,7 +28,7 @@ def ft_w(
     layers: trained layers, ascending; one in the papers.
     weight_decay: 'paper' gives the name its reason; the released code runs without decay.
     learning_rate, num_epochs, batch_size, stop_loss, loss_position, mean_over, parameters: see
-      `jedit.fine_tune.FineTuning`.
+      `jedit.methods.fine_tune.FineTuning`.
   """
   return FineTuning(
     name='ft_w',
@@ -60,7 +60,7 @@ def ft(
     layers: trained layers, ascending; one in the paper.
     parameters: 'mlp_kernel' leaves the bias alone, which the released code trains with the kernel.
     learning_rate, num_epochs, batch_size, stop_loss, loss_position: see
-      `jedit.fine_tune.FineTuning`.
+      `jedit.methods.fine_tune.FineTuning`.
   """
   return FineTuning(
     name='ft',

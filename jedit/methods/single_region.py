@@ -7,8 +7,8 @@ instead is a named choice of the same field.
 import dataclasses
 from collections.abc import Sequence
 
-from jedit.recipe import Delta, Objective, Recipe, Region, Write
-from jedit.solve import EqualityConstrained, LeastSquares, NullSpace, RankOne, Solver
+from jedit.methods.base import Delta, Objective, Recipe, Region, Write
+from jedit.solvers.solve import EqualityConstrained, LeastSquares, NullSpace, RankOne, Solver
 
 _NAME = 'edited'
 
@@ -30,9 +30,9 @@ def memit(
 
   Args:
     layers: edited layers, ascending; δ sits at the last.
-    cov_weight: λ of `jedit.closed_form.least_squares`.
-    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.recipe.Objective`.
-    clip_factor, weight_decay: see `jedit.recipe.Delta`.
+    cov_weight: λ of `jedit.solvers.closed_form.least_squares`.
+    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.methods.base.Objective`.
+    clip_factor, weight_decay: see `jedit.methods.base.Delta`.
     spread: 'even', or 'sqrt' as PMET.
   """
   return _single(
@@ -70,11 +70,11 @@ def pmet(
 
   Args:
     layers: edited layers, ascending; δ sit at the last.
-    cov_weight: λ of `jedit.closed_form.least_squares`.
+    cov_weight: λ of `jedit.solvers.closed_form.least_squares`.
     learning_rate, num_steps, kl_factor, nll_factor, decay_form, stop_loss: see
-      `jedit.recipe.Objective`.
+      `jedit.methods.base.Objective`.
     nll_switch: the released code's adaptive loss factor; False is the paper's eq. 10.
-    clip_factor, weight_decay: of each δ; see `jedit.recipe.Delta`.
+    clip_factor, weight_decay: of each δ; see `jedit.methods.base.Delta`.
     spread: 'sqrt' (eq. 13), or 'even' for the ablation.
     optimise: which δ exist; ('mlp',) is the ablation without the attention δ.
     write: which kernels are written, in order; ('attn', 'mlp') also writes attention.
@@ -120,10 +120,10 @@ def emmet(
 
   Args:
     layers: edited layers, ascending; the released default is one.
-    cov_weight, cov_ridge, key_ridge: see `jedit.solve.EqualityConstrained`; both ridges 0 is the
+    cov_weight, cov_ridge, key_ridge: see `EqualityConstrained`; both ridges 0 is the
       paper's eq. 14, which is singular for more edits than keys have dimensions.
-    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.recipe.Objective`.
-    clip_factor, weight_decay: see `jedit.recipe.Delta`.
+    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.methods.base.Objective`.
+    clip_factor, weight_decay: see `jedit.methods.base.Delta`.
     spread: 'even' or 'sqrt'; of no effect for one layer.
   """
   return _single(
@@ -161,9 +161,9 @@ def rome(
       residual is still taken on the bare prompt: see `r_rome`.
     use_cov: False needs no second moments: C is taken as the identity (EasyEdit's settings for
       Llama).
-    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.recipe.Objective`.
-    clip_factor, weight_decay: see `jedit.recipe.Delta`.
-    prefixes: see `jedit.recipe.Recipe`; 'memit' is a third of the work.
+    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.methods.base.Objective`.
+    clip_factor, weight_decay: see `jedit.methods.base.Delta`.
+    prefixes: see `jedit.methods.base.Recipe`; 'memit' is a third of the work.
   """
   return _single(
     'rome',
@@ -239,9 +239,9 @@ def alphaedit(
 
   Args:
     layers: edited layers, ascending; δ sits at the last.
-    threshold, ridge: see `jedit.solve.NullSpace`.
-    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.recipe.Objective`.
-    clip_factor, weight_decay: see `jedit.recipe.Delta`.
+    threshold, ridge: see `jedit.solvers.solve.NullSpace`.
+    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.methods.base.Objective`.
+    clip_factor, weight_decay: see `jedit.methods.base.Delta`.
     spread: 'even' or 'sqrt'.
   """
   return _single(

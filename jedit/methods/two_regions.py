@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from jedit.recipe import Delta, Objective, Recipe, Region, Write
-from jedit.solve import LeastSquares
+from jedit.methods.base import Delta, Objective, Recipe, Region, Write
+from jedit.solvers.solve import LeastSquares
 from jedit.types import UserError
 
 # By form: where the low and the high δ sit, and what each region's residual is taken against.
@@ -41,10 +41,10 @@ def jeep(
 
   Args:
     layers_low, layers_high: the two regions, ascending.
-    cov_weight_low, cov_weight_high: λ of `jedit.closed_form.least_squares` in each region.
+    cov_weight_low, cov_weight_high: λ of `jedit.solvers.closed_form.least_squares` in each region.
     clip_factor_low, clip_factor_high, weight_decay_low, weight_decay_high: see
-      `jedit.recipe.Delta`.
-    learning_rate, num_steps, kl_factor: see `jedit.recipe.Objective`.
+      `jedit.methods.base.Delta`.
+    learning_rate, num_steps, kl_factor: see `jedit.methods.base.Objective`.
     decay_form: 'released', or 'norm' as eq. 11 writes it.
     stop_probability: mean target probability that ends an edit's optimisation (released code;
       not in the paper: None).

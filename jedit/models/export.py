@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jedit import checkpoint
-from jedit.mesh import fetch
+from jedit.io import storage
 from jedit.models.config import ModelConfig
-from jedit.models.convert import name_table
 from jedit.models.decoder import FAMILIES
 from jedit.models.layers import wider
-from jedit.models.stored import (
+from jedit.models.load import name_table
+from jedit.models.safetensors_index import (
   COMPANIONS,
   INDEX,
   WEIGHTS,
@@ -28,6 +27,7 @@ from jedit.models.stored import (
   num_bytes,
   open_tensors,
 )
+from jedit.parallel.mesh import fetch
 
 _SHARD_BYTES = 5_000_000_000
 
@@ -133,11 +133,11 @@ def save_directory(
 
   files = _files(stored, original, shard_bytes)
   with (
-    checkpoint.atomic_directory(path) as beside,
+    storage.atomic_directory(path) as beside,
     count_bytes('exporting', list(stored.values())) as progress,
   ):
     for file, inside in files.items():
-      checkpoint.stream_tensors(beside / file, {name: stored[name] for name in inside}, tensor)
+      storage.stream_tensors(beside / file, {name: stored[name] for name in inside}, tensor)
       for name in inside:
         progress(stored[name])
     if list(files) != [WEIGHTS]:
@@ -145,9 +145,9 @@ def save_directory(
         'metadata': {'total_size': sum(map(num_bytes, stored.values()))},
         'weight_map': {name: file for file, inside in files.items() for name in inside},
       }
-      checkpoint.write_json(beside / INDEX, index)
+      storage.write_json(beside / INDEX, index)
     dtype_fields = dict.fromkeys(('dtype', *({'torch_dtype'} & hf_config.keys())), written)
-    checkpoint.write_json(beside / 'config.json', {**hf_config, **dtype_fields})
+    storage.write_json(beside / 'config.json', {**hf_config, **dtype_fields})
     _save_companions(beside, source, tokenizer)
   return Export(path=pathlib.Path(path), dtype=written, rounding=rounding)
 

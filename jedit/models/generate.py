@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jedit.buckets import bucket
-from jedit.mesh import fetch, place_rows
 from jedit.models.config import ModelConfig
 from jedit.models.decoder import forward, head, past_taps
 from jedit.models.layers import Cache
 from jedit.models.sites import site
+from jedit.parallel.mesh import fetch, place_rows
+from jedit.parallel.shapes import bucket
 from jedit.types import UserError
 
 

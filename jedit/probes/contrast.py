@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.data.prompts import Row, encode, encode_many
-from jedit.log import Progress
+from jedit.io.log import Progress
 from jedit.models import ModelConfig, head, site
-from jedit.probes.reading import batches, run
+from jedit.models.encoding import Row, encode, encode_many
+from jedit.probes.logit_lens import batches, run
 from jedit.types import Request, UserError
 
 if TYPE_CHECKING:
-  from jedit.language_model import LanguageModel
+  from jedit.models.language_model import LanguageModel
 
 NORMS = ('raw', 'normed')
 POSITIONS = ('subject_last', 'prompt_last')

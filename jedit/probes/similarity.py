@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.data.prompts import Row, encode_many
-from jedit.log import Progress
+from jedit.io.log import Progress
 from jedit.models import ModelConfig, site
-from jedit.probes.reading import PROJECTIONS, batches, project, run
+from jedit.models.encoding import Row, encode_many
+from jedit.probes.logit_lens import PROJECTIONS, batches, project, run
 from jedit.types import Request
 
 if TYPE_CHECKING:
-  from jedit.language_model import LanguageModel
+  from jedit.models.language_model import LanguageModel
 
 BEFORE = ('stream', 'input')
 MODULES = ('attn', 'mlp')
@@ -35,7 +35,7 @@ class Similarity:
   Axes: C before ('stream': the residual stream that enters the block, the paper's h^(l-1);
   'input': the normed state that the module reads, which in GPT-J is one state for both modules and
   the notebook's form), M module ('attn', 'mlp'; outputs before they join the stream), J projection
-  (`jedit.probes.reading.PROJECTIONS`, for the state before and the output alike), L layer,
+  (`jedit.probes.logit_lens.PROJECTIONS`, for the state before and the output alike), L layer,
   N prompt.
 
   Attributes:

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.data.prompts import Encoded, Row, encode_many
-from jedit.log import Progress
+from jedit.io.log import Progress
 from jedit.models import ModelConfig, ReplaceAt, head, site
-from jedit.probes.reading import batches, known_answer, run
+from jedit.models.encoding import Encoded, Row, encode_many
+from jedit.probes.logit_lens import batches, known_answer, run
 from jedit.types import Request, UserError
 
 if TYPE_CHECKING:
-  from jedit.language_model import LanguageModel
+  from jedit.models.language_model import LanguageModel
 
 PLACES = {'hidden': 'block_out', 'attn': 'attn_out', 'mlp': 'mlp_out'}
 # ROME's groups of tokens. A token can be in two: the only one of a subject is its first and last.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from jedit.types import Record, UserError
 
 if TYPE_CHECKING:
-  from jedit.language_model import LanguageModel
+  from jedit.models.language_model import LanguageModel
   from jedit.testbeds.world import Prompt
 
 NAMES = ('gptj', 'llama')
@@ -46,8 +46,8 @@ def testbed(name: str, dtype: str = 'float32') -> tuple['LanguageModel', list[Re
   Raises:
     UserError: for another name.
   """
-  from jedit.data.requests import load_records
-  from jedit.language_model import load
+  from jedit.data.records import load_records
+  from jedit.models.language_model import load
 
   directory = testbed_directory(name)
   return load(directory, dtype=dtype), load_records(directory / 'records.json')
@@ -58,10 +58,10 @@ def testbed_prompts(name: str) -> list['Prompt']:
 
   Those of subjects that no record edits have `edited` False: their greedy answers should stay.
   """
-  from jedit import checkpoint
+  from jedit.io import storage
   from jedit.testbeds.world import World
 
-  made = checkpoint.read_json(testbed_directory(name) / 'knowledge.json')
+  made = storage.read_json(testbed_directory(name) / 'knowledge.json')
   return World(**made['config']['world']).prompts()
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.data.prompts import Row, encode_many, pad
 from jedit.models import ModelConfig, forward, head
+from jedit.models.encoding import Row, encode_many, pad
 from jedit.testbeds.world import Prompt
 
 

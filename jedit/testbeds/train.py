@@ -24,9 +24,9 @@ import numpy as np
 import optax
 import transformers
 
-from jedit import checkpoint
-from jedit.data.requests import load_records
-from jedit.log import Progress
+from jedit.data.records import load_records
+from jedit.io import storage
+from jedit.io.log import Progress
 from jedit.models import FAMILIES, ModelConfig, forward, head, init_params
 from jedit.models.export import save_directory
 from jedit.testbeds import knowledge
@@ -65,7 +65,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
   source: World | KnownFacts
   if config.records:
     source = KnownFacts(tuple(load_records(config.records)))
-    raw_records = checkpoint.read_json(config.records)
+    raw_records = storage.read_json(config.records)
   else:
     source = World(**config.world)
     raw_records = source.records()
@@ -104,9 +104,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     config=config.to_dict(),
   )
   save_directory(directory, model, stored, hf_config, dtype=config.model.dtype, tokenizer=fast)
-  checkpoint.write_json(directory / 'records.json', raw_records)
-  checkpoint.write_json(directory / 'knowledge.json', report)
-  with checkpoint.atomic_file(directory / 'corpus.txt') as beside:
+  storage.write_json(directory / 'records.json', raw_records)
+  storage.write_json(directory / 'knowledge.json', report)
+  with storage.atomic_file(directory / 'corpus.txt') as beside:
     beside.write_text('\n'.join(source.corpus(_CORPUS_DOCUMENTS)) + '\n', encoding='utf-8')
   print(
     f'{directory}: right on {report["trained"]}% of {report["num_trained"]} trained prompts and '

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-import tokenizer_helpers
-from helpers import tiny
-from jedit.data.edit_rows import Contexts
-from jedit.language_model import LanguageModel
+from helpers import tiny, tokenizers
+from jedit.editing.prompts import Contexts
+from jedit.methods.base import Recipe
 from jedit.models import FAMILIES
-from jedit.models.convert import fingerprint
-from jedit.recipe import Recipe
-from jedit.second_moment import SecondMoments
+from jedit.models.language_model import LanguageModel
+from jedit.models.load import fingerprint
+from jedit.moments.files import SecondMoments
 from jedit.types import Request
 
 CONTEXTS: Contexts = (('{}',), ('The city. {}', 'You play jazz. {}'))
@@ -30,7 +29,7 @@ REQUESTS = (
 @functools.cache
 def language_model(family: str = 'gptj', num_layers: int = 3) -> LanguageModel:
   """A model of width 16 for the small tokenizer of its family: LLaMA's puts BOS in front."""
-  tokenizer = tokenizer_helpers.byte_level(bos=family == 'llama', trim=True)
+  tokenizer = tokenizers.byte_level(bos=family == 'llama', trim=True)
   sizes = {
     'gptj': dict(n_layer=num_layers, n_embd=16, n_head=2, n_inner=24, n_positions=128),
     'llama': dict(

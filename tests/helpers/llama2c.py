@@ -6,7 +6,7 @@ import struct
 import numpy as np
 from safetensors.numpy import save_file
 
-from jedit import checkpoint
+from jedit.io import storage
 
 
 def _split_pairs(weight_OxD: np.ndarray, num_heads: int) -> np.ndarray:
@@ -73,7 +73,7 @@ def convert(checkpoint_path: pathlib.Path, directory: pathlib.Path) -> None:
     'eos_token_id': 2,
     'torch_dtype': 'float32',
   }
-  checkpoint.write_json(directory / 'config.json', config)
+  storage.write_json(directory / 'config.json', config)
 
 
 def read_pieces(path: pathlib.Path) -> list[bytes]:

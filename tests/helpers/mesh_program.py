@@ -18,7 +18,7 @@ def results(data: int = 0, model: int = 1, is_spread: bool = False) -> dict[str,
   """Second moments, targets, updates, scores and text of the small model."""
   import jedit
   from helpers import editing
-  from jedit.mesh import make_mesh
+  from jedit.parallel.mesh import make_mesh
 
   lm = editing.language_model('gptj')
   if is_spread:
@@ -49,7 +49,7 @@ def results(data: int = 0, model: int = 1, is_spread: bool = False) -> dict[str,
 
 def main(out: str, devices: str, data: str, model: str, *processes: str) -> None:
   os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
-  from jedit import mesh
+  from jedit.parallel import mesh
 
   if processes:
     mesh.initialise(processes[0], int(processes[1]), int(processes[2]))

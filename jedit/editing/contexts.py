@@ -1,0 +1,108 @@
+"""Prefix contexts: short texts that the model itself writes, put before the prompts of an edit."""
+
+from collections.abc import Iterable, Sequence
+
+from jedit.editing.prompts import Contexts, check_contexts
+from jedit.methods import Method
+from jedit.methods.base import Recipe
+from jedit.models.generate import generate
+from jedit.models.language_model import LanguageModel
+from jedit.types import UserError
+
+STARTS = ('The', 'Therefore', 'Because', 'I', 'You')
+NUM_TOKENS = 10
+ROME_LENGTHS = (5,) * 10 + (10,) * 10
+_TOP_K = 5
+
+
+def contexts_of(
+  lm: LanguageModel, method: Method, seed: int, given: Iterable[Iterable[str]] | None = None
+) -> Contexts:
+  """The contexts of an edit: those given, or a sample of the method's kind.
+
+  Raises:
+    UserError: for contexts that cannot be used, and where none can be sampled.
+  """
+  if given is not None:
+    return check_contexts(given)
+  is_rome = prefixes_of(method) == 'rome'
+  return sample_rome_contexts(lm, seed) if is_rome else sample_contexts(lm, seed)
+
+
+def prefixes_of(method: Method) -> str:
+  """The kind that `contexts_of` samples; fine-tuning, which uses none, is given the usual one."""
+  return method.prefixes if isinstance(method, Recipe) else 'memit'
+
+
+def sample_contexts(lm: LanguageModel, seed: int) -> Contexts:
+  """The MEMIT family's contexts: the bare prompt, and five sampled texts of ten tokens.
+
+  Each text begins with one of `STARTS`, is ten tokens long with it (BOS not counted), drawn from
+  the five most probable tokens at every step, and is closed by a full stop. The published codes
+  draw them unseeded, so that no two of their runs see the same weights.
+
+  Args:
+    lm: the model that writes.
+    seed: of the draw.
+
+  Returns:
+    `(('{}',), (five templates,))`.
+  """
+  rows = [list(ids) for ids in lm.tokenizer(list(STARTS))['input_ids']]
+  (alone,) = lm.tokenizer([STARTS[0]], add_special_tokens=False)['input_ids']
+  num_special = len(rows[0]) - len(alone)
+  return (('{}',), _written(lm, rows, NUM_TOKENS + num_special, seed))
+
+
+def sample_rome_contexts(lm: LanguageModel, seed: int) -> Contexts:
+  """ROME's contexts: the bare prompt, ten sampled texts of five tokens and ten of ten.
+
+  As `sample_contexts`, but every text begins with the token that begins or ends a document, which
+  counts and is not part of the template.
+
+  Returns:
+    `(('{}',), (twenty templates,))`.
+
+  Raises:
+    UserError: for a tokenizer without such a token.
+  """
+  tokenizer = lm.tokenizer
+  start = list(tokenizer('')['input_ids'])[:1] or [tokenizer.eos_token_id]
+  if start == [None]:
+    raise UserError(
+      "The tokenizer has no token that begins or ends a text, with which ROME's contexts begin; "
+      "give contexts, or choose prefixes='memit'."
+    )
+  templates: tuple[str, ...] = ()
+  for length in dict.fromkeys(ROME_LENGTHS):
+    rows = [start] * ROME_LENGTHS.count(length)
+    templates += _written(lm, rows, length, seed, first=len(templates))
+  return (('{}',), templates)
+
+
+def _written(
+  lm: LanguageModel, rows: Sequence[Sequence[int]], length: int, seed: int, first: int = 0
+) -> tuple[str, ...]:
+  """What the model makes of the rows, `length` tokens long, as templates.
+
+  Args:
+    lm, seed: as of `sample_contexts`.
+    rows: how the texts begin.
+    length: of the texts, special tokens and beginnings included.
+    first: number of the first text; equal beginnings with other numbers go on differently.
+  """
+  new = generate(
+    lm.config,
+    lm.params,
+    rows,
+    max_new_tokens=length,
+    max_length=length,
+    top_k=_TOP_K,
+    seed=seed,
+    row_ids=range(first, first + len(rows)),
+  )
+  texts = [
+    lm.tokenizer.decode([*row, *ids], skip_special_tokens=True)
+    for row, ids in zip(rows, new, strict=True)
+  ]
+  return tuple(' '.join(text.split()) + '. {}' for text in texts)

@@ -1,0 +1,240 @@
+"""What a run starts from: model, records, text, questions about what must stay."""
+
+import dataclasses
+import hashlib
+import itertools
+import pathlib
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from jedit.data.download import FILES, fetch
+from jedit.data.records import load_records, select
+from jedit.editing.prompts import Contexts, check_contexts
+from jedit.evals.generation import Generation
+from jedit.evals.references import load_references
+from jedit.evals.texts import TfIdf
+from jedit.experiments.schema import Data, Model, Settings
+from jedit.io import storage
+from jedit.models.language_model import LanguageModel, load
+from jedit.models.patch import Patch
+from jedit.moments.corpus import Corpus, read_corpus, read_dataset
+from jedit.moments.files import is_archive
+from jedit.parallel.mesh import make_mesh
+from jedit.testbeds.known_facts import KnownFacts
+from jedit.testbeds.world import Prompt, World
+from jedit.types import Record, UserError
+
+PATCH_FILE = 'patch.safetensors'
+
+Question = tuple[str, str]  # a prompt and its known answer
+
+
+def load_model(settings: Settings) -> LanguageModel:
+  """The model, without any patch, on all devices."""
+  mesh = make_mesh(settings.mesh.data, settings.mesh.model)
+  return load(settings.model.directory, dtype=settings.model.dtype, mesh=mesh)
+
+
+def load_selection(settings: Settings) -> list[Record]:
+  """The records of the run.
+
+  Raises:
+    UserError: for a file that cannot be used, or one with fewer records.
+  """
+  data = settings.data
+  records = load_records(_records_file(settings), data.kind or None)  # type: ignore[arg-type]
+  seed = settings.seed if data.selection == 'random' else None
+  return select(records, data.num_edits, seed, unique_subjects=data.unique_subjects)
+
+
+def describe_selection(settings: Settings, records: Sequence[Record]) -> str:
+  """Which records were edited and measured, how and when, as one sentence."""
+  data, edit = settings.data, settings.edit
+  chosen = {
+    'first': 'the first ones in file order',
+    'random': f'drawn without replacement with seed {settings.seed}',
+  }[data.selection]
+  if data.unique_subjects:
+    chosen += ', of each subject only the first'
+  order = {
+    'together': 'edited in one batch and measured afterwards',
+    'separate': f'edited in chunks of {edit.size} from the original model, each measured on its '
+    'own records',
+    'sequential': f'edited in batches of {edit.size} one after the other, all measured in the end',
+  }[edit.mode]
+  return f'Selection: {len(records)} of {_records_file(settings).name}, {chosen}; {order}.'
+
+
+def public_file(name: str, data: Data) -> pathlib.Path:
+  """A file; one that is public and named without a directory is downloaded where it is absent.
+
+  Raises:
+    UserError: where it cannot be downloaded.
+  """
+  path = pathlib.Path(name)
+  if path.is_file() or name not in FILES:
+    return path
+  mirrors = [mirror.strip() for mirror in data.mirrors.split(',') if mirror.strip()]
+  return fetch(name, data.directory or None, mirrors=mirrors)
+
+
+def load_generation(
+  settings: Settings, records: Sequence[Record]
+) -> tuple[Generation | None, list[str]]:
+  """What is generated for the records, and a sentence for each file that could not be had.
+
+  Raises:
+    UserError: for a file that is there and cannot be used.
+  """
+  wanted, data = settings.evaluation, settings.data
+  if not wanted.generation_interval:
+    return None, []
+  notes = []
+  found: dict[str, pathlib.Path] = {}
+  for field in ('snippets', 'idf', 'vocabulary'):
+    if not (name := getattr(wanted, field)):
+      continue
+    try:
+      path = public_file(name, data)
+      if not path.is_file():
+        raise UserError(f'There is no file {path}.')
+      found[field] = path
+    except UserError as error:
+      notes.append(f'Consistency and essence are left out for lack of evaluation.{field}: {error}')
+  references = None
+  generation = Generation(
+    interval=wanted.generation_interval, num_tokens=wanted.generation_tokens, seed=settings.seed
+  )
+  asked = [record for record in records if generation.chooses(record)]
+  if 'snippets' in found and asked and not notes:
+    tfidf = TfIdf.load(found['idf'], found['vocabulary']) if 'idf' in found else None
+    references = load_references(found['snippets'], asked, tfidf)
+    weights = found['idf'].name if tfidf else 'the texts of the snippets'
+    notes.append(f'Consistency: snippets of {found["snippets"].name}, weights of {weights}.')
+  return dataclasses.replace(generation, references=references), notes
+
+
+def _records_file(settings: Settings) -> pathlib.Path:
+  if settings.data.records:
+    return public_file(settings.data.records, settings.data)
+  file = settings.model.directory / 'records.json'
+  if not file.is_file():
+    raise UserError(f'{file.parent} has no records.json; give a file in data.records.')
+  return file
+
+
+def load_documents(settings: Settings) -> Corpus | None:
+  """The text for second moments; None where `statistics.file` has them from elsewhere.
+
+  Raises:
+    UserError: where there is none.
+  """
+  wanted = settings.statistics
+  if wanted.file and is_archive(wanted.file):
+    if not pathlib.Path(wanted.file).exists():
+      raise UserError(f'There is no {wanted.file}; give a file in statistics.file that exists.')
+    return None
+  beside = settings.model.directory / 'corpus.txt'
+  if wanted.dataset:
+    corpus = read_dataset(
+      wanted.dataset, wanted.dataset_config, wanted.column, streaming=wanted.streaming
+    )
+  elif wanted.corpus or beside.is_file():
+    corpus = read_corpus(wanted.corpus or beside, wanted.column)
+  elif pathlib.Path(wanted.file).is_file():
+    return None
+  else:
+    raise UserError(
+      f'{beside.parent} has no corpus.txt; give a text file in statistics.corpus, or second '
+      'moments in statistics.file.'
+    )
+  return corpus.draw(wanted.max_documents, wanted.seed).part(*wanted.divided)
+
+
+def load_contexts(path: str) -> Contexts:
+  """The groups of templates in a contexts.json.
+
+  Raises:
+    UserError: for a file that holds something else.
+  """
+  groups = storage.read_json(path)
+  if not isinstance(groups, list) or not all(
+    isinstance(group, list) and all(isinstance(text, str) for text in group) for group in groups
+  ):
+    raise UserError(f'{path} holds no contexts; give a JSON list of lists of templates.')
+  return check_contexts(groups)
+
+
+def load_patches(settings: Settings, workdir: pathlib.Path) -> list[Patch]:
+  """The patches that the config names, or the one that an edit left in the workdir.
+
+  Raises:
+    UserError: where there is none.
+  """
+  names = [name.strip() for name in settings.patches.split(',') if name.strip()]
+  paths = [pathlib.Path(name) for name in names]
+  files = [path / PATCH_FILE if path.is_dir() else path for path in paths]
+  if not files and not (workdir / PATCH_FILE).is_file():
+    raise UserError(
+      f'There is no {PATCH_FILE} in {workdir}; name a patch or the workdir of an edit in patches.'
+    )
+  return [Patch.load(file) for file in files or [workdir / PATCH_FILE]]
+
+
+def unedited_questions(settings: Settings, records: Sequence[Record]) -> list[Question]:
+  """Questions about subjects that `records` do not edit, with the answers that should stay.
+
+  They are drawn with the seed from all that the model was taught, where its directory tells, and
+  from the neighbourhood prompts of the records elsewhere.
+  """
+  taught = _taught(settings.model, settings.data)
+  if taught is not None:
+    found = {(p.text, p.answer): p.subject or p.text for p in taught}
+  else:
+    found = {
+      (prompt, record.neighborhood_target or record.request.target_true or ''): prompt
+      for record in records
+      for prompt in record.neighborhood_prompts
+    }
+  questions = [question for question in found if question[1]]
+  random.Random(f'unedited {settings.seed}').shuffle(questions)
+  edited = {record.request.subject for record in records}
+  kept = (q for q in questions if not any(subject in found[q] for subject in edited))
+  return list(itertools.islice(kept, settings.evaluation.unedited))
+
+
+def _taught(model: Model, data: Data) -> list[Prompt] | None:
+  """Everything that a testbed knows; None for a model whose directory does not tell.
+
+  Records of another file are about other things: then nothing is known.
+  """
+  made_by = model.directory / 'knowledge.json'
+  if data.records or not made_by.is_file():
+    return None
+  config = storage.read_json(made_by)['config']
+  if config['records']:
+    return KnownFacts(load_records(model.directory / 'records.json')).prompts()
+  return World(**config['world']).prompts()
+
+
+def describe_model(lm: LanguageModel, settings: Settings) -> dict[str, Any]:
+  """Provenance of the model."""
+  return {
+    'name': settings.model.name,
+    'source': lm.source,
+    'dtype': lm.config.dtype,
+    'fingerprint': lm.fingerprint,
+  }
+
+
+def describe_data(settings: Settings, records: Sequence[Record]) -> dict[str, Any]:
+  """Provenance of the records: the file and which of it were chosen."""
+  file = _records_file(settings)
+  return {
+    'file': str(file),
+    'sha256': hashlib.sha256(file.read_bytes()).hexdigest(),
+    'selection': settings.data.selection,
+    'unique_subjects': settings.data.unique_subjects,
+    'case_ids': [record.case_id for record in records],
+  }

@@ -1,0 +1,278 @@
+"""One experiment from its config to the files of its workdir.
+
+A run is a row of stages. Each reads its result back from the workdir where it is there already,
+so a run that was killed goes on where it stopped and ends with the same numbers.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from jedit.configs import train_testbed_gptj  # type: ignore[attr-defined]
+from jedit.evals.evaluate import check_texts
+from jedit.experiments import inputs, probing, stages, sweep
+from jedit.experiments.schema import Settings, read_settings
+from jedit.experiments.workdir import Workdir, flat
+from jedit.io import storage
+from jedit.models.language_model import LanguageModel
+from jedit.models.patch import Patch
+from jedit.probes.contrast import check_objects
+from jedit.reports import comparison, probes, summary
+from jedit.reports.comparison import SUMMARY_FILE
+from jedit.reports.published import read_published
+from jedit.testbeds.train import train
+from jedit.types import Record, UserError
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> None:
+  """Does what `config.task` says and writes the results to `workdir`.
+
+  Args:
+    config: as in configs/; see `jedit.experiments.schema` for the fields.
+    workdir: a directory to be, or that of the same config, whose run then goes on.
+
+  Raises:
+    UserError: for input that cannot be used; nothing has been written then.
+  """
+  task = config.get('task', 'edit')
+  if task not in TASKS:
+    raise UserError(f'There is no task {task!r}; choose one of {", ".join(TASKS)}.')
+  TASKS[task](config, os.fspath(workdir))
+
+
+def _edit(config: ml_collections.ConfigDict, path: str) -> None:
+  """Statistics, edit, evaluation and report."""
+  settings, workdir = _open(config.to_dict(), path)
+  _edit_model(inputs.load_model(settings), settings, workdir)
+
+
+def _edit_model(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None:
+  method = settings.required_method
+  records = _checked_records(lm, settings)
+  documents = inputs.load_documents(settings) if method.uses_moments else None
+  if settings.contexts:
+    inputs.load_contexts(settings.contexts)
+  workdir.begin(
+    {
+      'seed': settings.seed,
+      'model': inputs.describe_model(lm, settings),
+      'data': inputs.describe_data(settings, records),
+    }
+  )
+  if settings.edit.mode == 'separate':
+    parts = stages.separate_patches(lm, records, documents, settings, workdir)
+  else:
+    patch = stages.patch(lm, records, documents, settings, workdir)
+    records = records[: patch.provenance['num_edits']]  # a sequence may have been stopped
+    parts = [(slice(0, len(records)), patch)]
+  _measure(lm, [(part, [patch]) for part, patch in parts], records, settings, workdir)
+
+
+def _checked_records(lm: LanguageModel, settings: Settings) -> list[Record]:
+  """The records of an edit, once all that can be known says that the method can write them."""
+  method, edit = settings.required_method, settings.edit
+  method.check_layers(lm.config.num_layers)
+  records = inputs.load_selection(settings)
+  at_once = len(records) if edit.mode == 'together' else min(edit.size, len(records))
+  method.check_edits(at_once, lm.config.key_sizes)
+  check_texts(lm, records)
+  return records
+
+
+def _stats(config: ml_collections.ConfigDict, path: str) -> None:
+  """Second moments alone; an `edit` in the same workdir goes on from them."""
+  settings, workdir = _open(config.to_dict(), path)
+  method = settings.required_method
+  if not method.uses_moments:
+    raise UserError(f'Method {method.name} needs no second moments; choose another method or task.')
+  lm = inputs.load_model(settings)
+  method.check_layers(lm.config.num_layers)
+  documents = inputs.load_documents(settings)
+  workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings)})
+  moments = stages.second_moments(lm, documents, [method], settings, workdir)
+  assert moments is not None, 'the method uses them'
+  print(
+    f'Second moments of {len(moments.cov)} kernels over {moments.num_tokens} tokens are in '
+    f'{settings.statistics.file or workdir / stages.STATISTICS_FILE}.'
+  )
+
+
+def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
+  """Measures patches that are there already."""
+  settings, workdir = _open(config.to_dict(), path)
+  patches = inputs.load_patches(settings, workdir.path)
+  lm = inputs.load_model(settings)
+  records = inputs.load_selection(settings)
+  _apply(lm, patches)
+  workdir.begin(
+    {
+      'seed': settings.seed,
+      'model': inputs.describe_model(lm, settings),
+      'data': inputs.describe_data(settings, records),
+      'patches': {'ids': [patch.id for patch in patches]},
+    }
+  )
+  _measure(lm, [(slice(0, len(records)), patches)], records, settings, workdir)
+
+
+def _export(config: ml_collections.ConfigDict, path: str) -> None:
+  """Writes the edited model as a Hugging Face directory."""
+  settings, workdir = _open(config.to_dict(), path)
+  patches = inputs.load_patches(settings, workdir.path)
+  lm = inputs.load_model(settings)
+  edited = _apply(lm, patches)
+  workdir.begin({'model': inputs.describe_model(lm, settings)})
+  written = stages.export(edited, settings, workdir)
+  print(f'The edited model is in {written["path"]}, stored as {written["dtype"]}.')
+  lost = [each['update'] for each in written['rounding'].values() if each['update'] is not None]
+  if lost:
+    print(f'Rounding to {written["dtype"]} moved the edits by up to {100 * max(lost):.2f}%.')
+
+
+def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
+  """An edit for each cell, each in a workdir of its own, and a table of all.
+
+  The cells share the model, its second moments and the contexts; finished ones are not repeated.
+  """
+  values = config.to_dict()
+  cells = sweep.read_cells(values)
+  published, axis = read_published(values), sweep.read_axis(values, cells)
+  settings = {name: read_settings(cell) for name, cell in cells.items()}
+  sweep.check_shared(settings)
+  whole = Workdir(path, values)
+  first = next(iter(settings.values()))
+  opened = {}
+  for name, cell in cells.items():
+    shared = stages.shared_files(settings[name], whole)
+    place = str(whole / 'cells' / sweep.folder(name))
+    opened[name] = _open(sweep.with_shared(cell, shared), place)
+  lm = inputs.load_model(first)
+  methods = [each.required_method for each in settings.values()]
+  for name, each in settings.items():
+    try:
+      _checked_records(lm, each)
+    except UserError as error:
+      raise UserError(f'In the cell {name!r}: {error}') from error
+  needy = any(method.uses_moments for method in methods)
+  documents = inputs.load_documents(first) if needy else None
+  if first.contexts:
+    inputs.load_contexts(first.contexts)
+  whole.begin({'seed': first.seed, 'model': inputs.describe_model(lm, first)})
+  stages.second_moments(lm, documents, methods, first, whole)
+  for each in settings.values():
+    stages.shared_contexts(lm, each, whole)
+  summaries = {}
+  for number, (name, (cell_settings, workdir)) in enumerate(opened.items(), start=1):
+    if not (workdir / SUMMARY_FILE).is_file():
+      print(f'Cell {number} of {len(cells)}: {name}', flush=True)
+      _edit_model(lm, cell_settings, workdir)
+    summaries[name] = storage.read_json(workdir / SUMMARY_FILE)
+  storage.write_json(whole / comparison.SWEEP_FILE, summaries)
+  title = f'{len(cells)} runs on {first.model.name}'
+  provenance = storage.read_json(whole / 'provenance.json')
+  samples = [stages.finished_samples(workdir) for _, workdir in opened.values()]
+  texts = dict(zip(cells, samples, strict=True)) if all(samples) else None
+  text = comparison.write(
+    whole.path, 'sweep', title, summaries, provenance, published, texts, axis=axis
+  )
+  print(f'\n{text}\n\nThe files are in {whole.path}; open run.html there.')
+
+
+def _compare(config: ml_collections.ConfigDict, path: str) -> None:
+  """Finished runs side by side."""
+  settings, workdir = _open(config.to_dict(), path)
+  summaries, configs = comparison.read_runs(settings.compared)
+  workdir.begin({})
+  title = f'{len(summaries)} runs compared'
+  provenance = {'workdirs': settings.compared}
+  text = comparison.write(workdir.path, 'compare', title, summaries, provenance, configs=configs)
+  print(f'\n{text}\n\nThe files are in {workdir.path}; open run.html there.')
+
+
+def _probe(config: ml_collections.ConfigDict, path: str) -> None:
+  """What happens inside of the model between prompts and answers."""
+  settings, workdir = _open(config.to_dict(), path)
+  words = probing.load_words(settings.probe.words)
+  patches = inputs.load_patches(settings, workdir.path) if settings.patches else []
+  lm = inputs.load_model(settings)
+  records = inputs.load_selection(settings)
+  if 'contrast' in settings.probe.names:
+    check_objects([record.request for record in records])
+  probed = _apply(lm, patches)
+  workdir.begin(
+    {
+      'seed': settings.seed,
+      'model': inputs.describe_model(lm, settings),
+      'data': inputs.describe_data(settings, records),
+      'patches': {'ids': [patch.id for patch in patches]},
+    }
+  )
+  for name in settings.probe.names:
+    stages.probe(name, probed, records, settings, words, workdir)
+  found = stages.finished_probes(workdir)
+  print(probes.write(workdir.path, f'{settings.model.name} from within', found))
+
+
+def _train(config: ml_collections.ConfigDict, path: str) -> None:
+  """Trains a testbed; its model directory is then a `model.path` for the other tasks."""
+  known, given = flat(train_testbed_gptj.get_config().to_dict()), flat(config.to_dict())
+  for name in [*given, *known]:
+    if name not in known:
+      raise UserError(f'A config for training has no field {name!r}; it has {", ".join(known)}.')
+    if name not in given:
+      raise UserError(f'The config lacks {name!r}, which training needs; add it.')
+  workdir = Workdir(path, config.to_dict())
+  made = workdir / 'model' / 'knowledge.json'
+  if made.is_file():
+    knows = storage.read_json(made)
+    print(f'{made.parent} is trained already: {knows["trained"]}% of trained prompts are right.')
+    return
+  train(config, path)
+  workdir.begin({'seed': config.seed})
+
+
+TASKS: Mapping[str, Callable[[ml_collections.ConfigDict, str], None]] = {
+  'edit': _edit,
+  'stats': _stats,
+  'train': _train,
+  'sweep': _sweep,
+  'evaluate': _evaluate,
+  'probe': _probe,
+  'compare': _compare,
+  'export': _export,
+}
+
+
+def _open(config: Mapping[str, Any], path: str) -> tuple[Settings, Workdir]:
+  return read_settings(config), Workdir(path, config)
+
+
+def _apply(lm: LanguageModel, patches: Sequence[Patch]) -> LanguageModel:
+  for patch in patches:
+    lm = lm.apply(patch)
+  return lm
+
+
+def _measure(
+  lm: LanguageModel,
+  parts: Sequence[tuple[slice, Sequence[Patch]]],
+  records: Sequence[Record],
+  settings: Settings,
+  workdir: Workdir,
+) -> None:
+  """Evaluates each part of the records on its patched model, generates texts, reports both."""
+  edited = [(part, _apply(lm, patches)) for part, patches in parts]
+  questions = inputs.unedited_questions(settings, records)
+  table = stages.evaluate(edited, lm, records, questions, settings, workdir)
+  part, model = edited[0]
+  samples = stages.samples(model, lm, records[part], settings, workdir)
+  patches = [patch for _, each in parts for patch in each]
+  selection = inputs.describe_selection(settings, records)
+  found = summary.summarize(settings, patches, table, selection, workdir.seconds)
+  storage.write_json(workdir / SUMMARY_FILE, found)
+  missing = summary.write_page(workdir.path, found, table, records, samples)
+  print(
+    '\n'.join(filter(None, (summary.as_text(found, table, samples, str(workdir.path)), missing)))
+  )

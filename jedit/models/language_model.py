@@ -1,0 +1,247 @@
+"""LanguageModel: a model, its tokenizer and the patches it carries. Never changed in place."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import transformers
+from jax.sharding import Mesh
+
+from jedit.models import ModelConfig, forward, head
+from jedit.models.encoding import load_tokenizer, pad
+from jedit.models.export import Export, save_directory
+from jedit.models.generate import generate
+from jedit.models.hub import find_directory
+from jedit.models.load import fingerprint, load_directory
+from jedit.models.patch import Patch, patched
+from jedit.models.sharding import param_shardings
+from jedit.parallel.mesh import fetch, place, place_rows
+from jedit.parallel.shapes import bucket
+from jedit.types import UserError
+
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModel:
+  """A decoder with its tokenizer; `apply` and `revert` return new ones that share what they can.
+
+  Attributes:
+    config: sizes.
+    base: the parameters as loaded, a nested dict of arrays.
+    tokenizer: a Hugging Face tokenizer.
+    hf_config: config.json of the directory it came from.
+    source: that directory.
+    fingerprint: hash of `base` and `config`.
+    patches: edits in the order they were applied.
+    params: `base` with the patches; edited kernels are float32.
+  """
+
+  config: ModelConfig
+  base: Mapping[str, Any] = dataclasses.field(repr=False)
+  tokenizer: transformers.PreTrainedTokenizerBase = dataclasses.field(repr=False)
+  hf_config: Mapping[str, Any] = dataclasses.field(repr=False)
+  source: str
+  fingerprint: str
+  patches: tuple[Patch, ...] = dataclasses.field(default=(), repr=False)
+  params: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+  def __post_init__(self) -> None:
+    if not self.params:
+      params = self.base
+      for patch in self.patches:
+        params = patched(params, patch.updates)
+      object.__setattr__(self, 'params', params)
+
+  def apply(self, patch: Patch) -> 'LanguageModel':
+    """A model with one more patch.
+
+    Raises:
+      UserError: if the patch was made on another model or on top of patches that this one does not
+        carry, or is applied already.
+    """
+    applied = {
+      name for each in self.patches for name in (each.id, *each.provenance.get('patches', ()))
+    }
+    made_on = patch.provenance.get('model')
+    if made_on is not None and made_on != self.fingerprint:
+      raise UserError(
+        f'The patch was made on a model with fingerprint {made_on}, this one has '
+        f'{self.fingerprint}; apply it to the model it was made on.'
+      )
+    if patch.id in applied:
+      raise UserError(f'Patch {patch.id} is applied already; revert it first.')
+    before = [each for each in patch.provenance.get('patches_before', ()) if each not in applied]
+    if before:
+      raise UserError(
+        f'Patch {patch.id} was made on top of {", ".join(before)}, which this model lacks; '
+        'apply them first, in the order in which they were made.'
+      )
+    params = patched(self.params, patch.updates)
+    return dataclasses.replace(self, patches=(*self.patches, patch), params=params)
+
+  def revert(self, patch: Patch) -> 'LanguageModel':
+    """A model without this patch, recomputed from the base: the bits before come back.
+
+    Raises:
+      UserError: if the patch is not applied.
+    """
+    left = tuple(applied for applied in self.patches if applied.id != patch.id)
+    if len(left) == len(self.patches):
+      raise UserError(f'Patch {patch.id} is not applied to this model; there is nothing to revert.')
+    return dataclasses.replace(self, patches=left, params={})
+
+  def shard(self, mesh: Mesh | None) -> 'LanguageModel':
+    """The same model spread over a mesh by its family's rules; None leaves it where it is."""
+    if mesh is None:
+      return self
+    base = jax.tree.map(place, self.base, param_shardings(self.config, mesh))
+    return dataclasses.replace(self, base=base, params={})
+
+  def forward(
+    self, token_NxT: jax.Array | None = None, **arguments: Any
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Runs blocks; see `jedit.models.decoder.Decoder.__call__`."""
+    return forward(self.config, self.params, token_NxT, **arguments)
+
+  def head(self, hidden: jax.Array) -> jax.Array:
+    """Float32 logits of hidden states [..., D]."""
+    return head(self.config, self.params, hidden)
+
+  def logits(self, texts: Sequence[str]) -> np.ndarray:
+    """Logits of the token after each text, float32 [N, V].
+
+    Raises:
+      UserError: for no texts or an empty one.
+    """
+    rows = self._encode(texts)
+    token_NxT, length_N = pad(rows, bucket(max(map(len, rows))))
+    arrays = place_rows(self.params, (token_NxT, length_N))
+    return fetch(_last_logits(self.config, self.params, *arrays))
+
+  def generate(
+    self,
+    texts: Sequence[str],
+    *,
+    max_new_tokens: int = 30,
+    top_k: int | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+    stop: Sequence[int] = (),
+  ) -> list[str]:
+    """Continues texts: the most probable tokens, or samples from the `top_k` most probable.
+
+    Args:
+      texts: of any lengths; many are taken in batches.
+      max_new_tokens: how many tokens a text may get.
+      top_k: sample from the k most probable tokens; None takes the most probable.
+      temperature: divides the logits before sampling; above 0.
+      seed: of the sampling.
+      stop: ids of tokens that end a text, besides the tokenizer's end-of-text token.
+
+    Returns:
+      Each text with its continuation.
+
+    Raises:
+      UserError: for no texts or an empty one, and settings out of range.
+    """
+    end = self.tokenizer.eos_token_id
+    rows = self._encode(texts)
+    new = generate(
+      self.config,
+      self.params,
+      rows,
+      max_new_tokens=max_new_tokens,
+      top_k=top_k,
+      temperature=temperature,
+      seed=seed,
+      stop_ids=[*stop, *([] if end is None else [end])],
+    )
+    return [
+      text + self._decode_after(row, list(ids))
+      for text, row, ids in zip(texts, rows, new, strict=True)
+    ]
+
+  def _decode_after(self, row: list[int], ids: list[int]) -> str:
+    """Text of `ids` behind `row`: decoded together, since a token alone may lose its space."""
+    before = self.tokenizer.decode(row, skip_special_tokens=True)
+    return self.tokenizer.decode(row + ids, skip_special_tokens=True)[len(before) :]
+
+  def export(self, path: str | os.PathLike[str], dtype: str | None = None) -> Export:
+    """Writes the model as a Hugging Face directory that transformers loads.
+
+    Args:
+      path: the directory to be.
+      dtype: of the stored tensors. By default only edited kernels change: every other tensor is
+        written as it stands in the directory that was loaded, in the same file, and edited ones
+        are rounded once, to the model's dtype or to their own there where that is wider.
+
+    Returns:
+      What was written and what rounding the edited kernels cost.
+    """
+    return save_directory(
+      path,
+      self.config,
+      self.params,
+      self.hf_config,
+      dtype=dtype,
+      base=self.base if self.patches else None,
+      source=self.source,
+      tokenizer=self.tokenizer,
+    )
+
+  def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    if isinstance(texts, str):
+      raise UserError('Give a list of texts, not one string.')
+    rows = [list(ids) for ids in self.tokenizer(list(texts))['input_ids']] if texts else []
+    if not rows or not all(rows):
+      raise UserError('There is an empty text; give at least one token in each.')
+    self.config.check_length(max(map(len, rows)))
+    return rows
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _last_logits(config: ModelConfig, params, token_NxT, length_N) -> jax.Array:
+  # Padding takes the last position: dynamic rotary scaling looks at the largest one.
+  position_NxT = jnp.minimum(jnp.arange(token_NxT.shape[1])[None], (length_N - 1)[:, None])
+  hidden_NxTxD, _ = forward(config, params, token_NxT, position_NxT=position_NxT)
+  last_Nx1x1 = (length_N - 1)[:, None, None]
+  return head(config, params, jnp.take_along_axis(hidden_NxTxD, last_Nx1x1, axis=1)[:, 0])
+
+
+def load(
+  path: str | os.PathLike[str],
+  dtype: str = 'float32',
+  revision: str | None = None,
+  mesh: Mesh | None = None,
+) -> LanguageModel:
+  """Loads a model of the Hugging Face format.
+
+  Args:
+    path: directory with config.json, safetensors weights and a tokenizer, or the id of a model on
+      the Hugging Face hub, which is downloaded once (see `jedit.models.hub`).
+    dtype: of weights and activations: 'float32', 'bfloat16' or 'float16'.
+    revision: branch, tag or commit on the hub; None takes the main branch.
+    mesh: devices that share the model (`jedit.parallel.mesh.make_mesh`); None takes the first one.
+
+  Raises:
+    UserError: if something is missing, mis-shaped, not supported or larger than the free memory;
+      says what.
+  """
+  if dtype not in DTYPES:
+    raise UserError(f'dtype is {dtype!r}; choose one of {", ".join(DTYPES)}.')
+  path = find_directory(path, revision)
+  config, params, hf_config = load_directory(path, dtype, mesh)
+  return LanguageModel(
+    config=config,
+    base=params,
+    tokenizer=load_tokenizer(path),
+    hf_config=hf_config,
+    source=os.fspath(path),
+    fingerprint=fingerprint(params, config),
+  )

@@ -1,0 +1,257 @@
+"""Hugging Face directories to parameters.
+
+A family's name table (`Family.names`) says what every tensor is called there and where it lives
+here; matrices are stored [out, in] there and [in, out] here. Tensors are read one at a time, and
+every name has to be accounted for: unknown, missing and mis-shaped ones end in one error.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax.sharding import Mesh
+
+from jedit.io import storage
+from jedit.models.config import ModelConfig
+from jedit.models.decoder import FAMILIES
+from jedit.models.safetensors_index import Stored, count_bytes, in_order, open_tensors, some
+from jedit.models.sharding import param_shapes, param_shardings
+from jedit.parallel.memory import free_bytes
+from jedit.parallel.mesh import fetch
+from jedit.types import UserError
+
+DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
+
+
+def _expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """Shapes of the parameters by path, without making any."""
+  flat = traverse_util.flatten_dict(param_shapes(config), sep='/')
+  return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def name_table(config: ModelConfig) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+  """What a directory of this config holds: Hugging Face name to (path, kind, stored shape)."""
+  expected, table = _expected(config), {}
+  for name, path, kind in FAMILIES[config.family].names:
+    for layer in range(config.num_layers) if '{}' in name else (0,):
+      ours = path.replace('{}', str(layer))
+      if ours in expected:
+        shape = expected[ours][::-1] if kind == 'kernel' else expected[ours]
+        table[config.stored_name(name.replace('{}', str(layer)))] = (ours, kind, shape)
+  nameless = sorted(expected.keys() - {path for path, _, _ in table.values()})
+  if nameless:
+    raise ValueError(f'The name table of {config.family} lacks {", ".join(nameless)}.')
+  return table
+
+
+def load_directory(
+  path: str | os.PathLike[str], dtype: str = 'float32', mesh: Mesh | None = None
+) -> tuple[ModelConfig, dict[str, Any], dict[str, Any]]:
+  """Reads the config and the weights of a Hugging Face directory, one tensor at a time.
+
+  Args:
+    path: directory with config.json and model.safetensors, whole or sharded with its index.
+    dtype: what weights are converted to and activations are computed in.
+    mesh: devices that share the model by its family's rules; each process reads the parts of its
+      own only. None puts all on the default device.
+
+  Returns:
+    The config, the parameters as a nested dict of arrays, and config.json as it stands.
+
+  Raises:
+    UserError: for a directory or config that cannot be used, for tensors that are unknown,
+      missing or mis-shaped (all of them in one message), and for a model that does not fit.
+  """
+  if dtype not in DTYPES or jax.dtypes.canonicalize_dtype(dtype) != dtype:  # float64 needs x64
+    raise UserError(f'Cannot load a model as {dtype!r}; choose float32, bfloat16 or float16.')
+  path = pathlib.Path(path)
+  hf_config = _read_hf_config(path)
+  config = FAMILIES[hf_config['model_type']].read_config(hf_config, dtype)
+  tensors = open_tensors(path)
+  config = _with_renames(config, tensors)
+  config, hf_config = _untie_if_different(config, hf_config, tensors)
+  table = name_table(config)
+  _check_names(path, config, table, tensors)
+  shardings = {} if mesh is None else param_shardings(config, mesh)
+  placed = traverse_util.flatten_dict(shardings, sep='/')
+  _check_fits(path, table, dtype, placed)
+  flat = {}
+  with count_bytes('loading', list(tensors.values())) as progress:
+    for name, stored in tensors.items():
+      if name in table:
+        ours, kind, _ = table[name]
+        flat[ours] = _to_param(stored, kind, dtype, placed.get(ours))
+      progress(stored)
+  return config, traverse_util.unflatten_dict(flat, sep='/'), hf_config
+
+
+def _check_fits(
+  path: pathlib.Path,
+  table: Mapping[str, tuple[str, str, tuple[int, ...]]],
+  dtype: str,
+  shardings: Mapping[str, jax.sharding.Sharding],
+) -> None:
+  """Refuses a model that is larger than the free memory of a device that is to hold it."""
+  here = jax.sharding.SingleDeviceSharding(jnp.zeros(()).device)
+  needed: collections.Counter[jax.Device] = collections.Counter()
+  for ours, kind, stored in table.values():
+    sharding = shardings.get(ours, here)
+    part = sharding.shard_shape(stored[::-1] if kind == 'kernel' else stored)
+    for device in sharding.addressable_devices:
+      needed[device] += math.prod(part) * jnp.dtype(dtype).itemsize
+  for platform in {device.platform for device in needed}:
+    devices = [device for device in needed if device.platform == platform]
+    # Devices of a CPU share its memory.
+    groups = [devices] if platform == 'cpu' else [[device] for device in devices]
+    for group in groups:
+      wanted, free = sum(needed[device] for device in group), free_bytes(group[0])
+      if free is not None and wanted > free:
+        raise UserError(
+          f'{path} takes {wanted / 1e9:.1f} GB as {dtype} and {group[0]} has {free / 1e9:.1f} GB '
+          'free; load it in a narrower dtype, over more devices or where there is more memory.'
+        )
+
+
+def _read_hf_config(path: pathlib.Path) -> dict[str, Any]:
+  if not path.is_dir():
+    raise UserError(f'There is no model directory {path}; check the path.')
+  if not (path / 'config.json').is_file():
+    raise UserError(f'{path} has no config.json; give a directory in Hugging Face format.')
+  hf_config = storage.read_json(path / 'config.json')
+  if not isinstance(hf_config, dict):
+    raise UserError(f'{path / "config.json"} is not an object; give a Hugging Face config.')
+  model_type = hf_config.get('model_type')
+  if model_type not in FAMILIES:
+    supported = ', '.join(sorted(FAMILIES))
+    raise UserError(f'{path} has model_type {model_type!r}; supported are {supported}.')
+  if hf_config.get('quantization_config'):
+    raise UserError(f'{path} holds quantised weights; give the unquantised model.')
+  return hf_config
+
+
+def _with_renames(config: ModelConfig, tensors: Mapping[str, Any]) -> ModelConfig:
+  """Follows the file where it begins names in another way than the family's table."""
+  renames = FAMILIES[config.family].renames
+  used = tuple((ours, _) for ours, _ in renames if not any(n.startswith(ours) for n in tensors))
+  return dataclasses.replace(config, renames=used)
+
+
+def _untie_if_different(
+  config: ModelConfig, hf_config: dict[str, Any], tensors: Mapping[str, Stored]
+) -> tuple[ModelConfig, dict[str, Any]]:
+  """Believes the file where the config says tied but the stored head is another matrix.
+
+  transformers does the same. A stored head that equals the embedding is the usual case.
+  """
+  names = {path: config.stored_name(name) for name, path, _ in FAMILIES[config.family].names}
+  head, embedding = names['head/kernel'], names['embed/embedding']
+  if not config.tie_head or head not in tensors or embedding not in tensors:
+    return config, hf_config
+  if np.array_equal(tensors[head].view(), tensors[embedding].view()):
+    return config, hf_config
+  untied = {**hf_config, 'tie_word_embeddings': False}
+  return dataclasses.replace(config, tie_head=False), untied
+
+
+def _check_names(
+  path: pathlib.Path,
+  config: ModelConfig,
+  table: Mapping[str, tuple[str, str, tuple[int, ...]]],
+  tensors: Mapping[str, Stored],
+) -> None:
+  family = FAMILIES[config.family]
+  ignored = [re.compile(pattern) for pattern in family.ignored]
+  if config.tie_head:  # stored as well as tied, and equal to the embedding
+    heads = [config.stored_name(name) for name, ours, _ in family.names if ours == 'head/kernel']
+    ignored += [re.compile(re.escape(name)) for name in heads]
+  strangers = [name for name in tensors if name not in table]
+  unknown = sorted(n for n in strangers if not any(rule.fullmatch(n) for rule in ignored))
+  missing = sorted(table.keys() - tensors.keys())
+  wrong = []
+  for name in sorted(table.keys() & tensors.keys()):
+    stored, want = tensors[name], table[name][2]
+    if stored.shape != want:
+      wrong.append(f'{name} is {list(stored.shape)}, not {list(want)}')
+    elif stored.kind not in ('F16', 'BF16', 'F32', 'F64'):
+      wrong.append(f'{name} is stored as {stored.kind}')
+  parts = [
+    f'{len(found)} {sort} ({some(found)})'
+    for sort, found in (('unknown', unknown), ('missing', missing), ('mis-shaped', wrong))
+    if found
+  ]
+  if parts:
+    raise UserError(
+      f'The tensors in {path} are not those of its config.json: {"; ".join(parts)}. '
+      'Download the model again or correct config.json.'
+    )
+
+
+def _to_param(stored: Stored, kind: str, dtype: str, sharding: Any) -> jax.Array:
+  """A stored tensor as a parameter: each device gets its part once, in its final form."""
+  view = stored.view()
+  whole = view.T if kind == 'kernel' else view
+  if sharding is None:
+    return jnp.asarray(in_order(whole, dtype)).block_until_ready()
+  return jax.make_array_from_callback(
+    whole.shape, sharding, lambda index: in_order(whole[index], dtype)
+  ).block_until_ready()
+
+
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+  """Two 32-bit sums over the bits of an array, each bit pattern mixed with its index.
+
+  Sums modulo 2^32 do not depend on the order of addition, so every device and every sharding
+  gives the same ones; only eight bytes leave the device.
+  """
+  unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+  bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+  index = jnp.zeros(bits.shape, jnp.uint32)
+  for axis, size in enumerate(bits.shape):
+    index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+  sums = []
+  for salt in (0x9E3779B9, 0x85EBCA6B):
+    mixed = bits ^ (index * jnp.uint32(salt))
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # a well-tried integer hash
+      mixed = (mixed ^ (mixed >> jnp.uint32(shift))) * jnp.uint32(factor)
+    sums.append((mixed ^ (mixed >> jnp.uint32(16))).sum(dtype=jnp.uint32))
+  return jnp.stack(sums)
+
+
+def fingerprint(params: Any, config: ModelConfig | None = None) -> str:
+  """Sixteen hexadecimal digits that change with any weight, name, shape or dtype.
+
+  With the config they change with what it says about heads, positions, norms and so on, too:
+  equal weights do another thing there.
+  """
+  flat = sorted(traverse_util.flatten_dict(params, sep='/').items())
+  sums = fetch([_checksum(jnp.asarray(leaf)) for _, leaf in flat])
+  digest = hashlib.sha256(b'' if config is None else json.dumps(_given(config)).encode())
+  for (path, leaf), pair in zip(flat, sums, strict=True):
+    digest.update(json.dumps([path, list(leaf.shape), str(leaf.dtype), pair.tolist()]).encode())
+  return digest.hexdigest()[:16]
+
+
+def _given(settings: Any) -> dict[str, Any]:
+  """The fields that differ from their defaults, so that a new one changes nothing for old models.
+
+  The dtype of the activations is left out, since parameters have their own, and so is how a file
+  spells their names.
+  """
+  values = {f.name: (getattr(settings, f.name), f.default) for f in dataclasses.fields(settings)}
+  return {
+    name: _given(value) if dataclasses.is_dataclass(value) else value
+    for name, (value, default) in values.items()
+    if value != default and name not in ('dtype', 'renames')
+  }

@@ -1,0 +1,177 @@
+"""The tensors of a Hugging Face directory: what they are at once, what is in them one at a time.
+
+Values are mapped, not read: a slice of a tensor costs the bytes of that slice, and no more of a
+file is in memory than is being looked at.
+"""
+
+import contextlib
+import dataclasses
+import fnmatch
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from jax.typing import DTypeLike
+
+from jedit.io import storage
+from jedit.io.log import Progress, quiet
+from jedit.types import UserError
+
+WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+_OTHER_FORMATS = ('pytorch_model*.bin', '*.pth', '*.pt', '*.msgpack', '*.h5')
+_SHOWN_BYTES = 500_000_000  # from here on reading and writing take seconds
+_MB = 1_000_000
+_STRIP = 64  # columns: their cache lines are still there when the next ones come
+# What travels with a model besides its config and weights.
+COMPANIONS = (
+  'tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'vocab.json', 'merges.txt',
+  'special_tokens_map.json', 'added_tokens.json', 'chat_template.jinja', 'chat_template.json',
+  'generation_config.json',
+)  # fmt: skip
+_DTYPES = {stored: jnp.dtype(name) for name, stored in storage.DTYPES.items()}
+_LISTED = 10  # names an error message shows of each sort
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """Where a tensor is.
+
+  Attributes:
+    path: of its safetensors file.
+    name: in that file.
+    kind: its dtype as safetensors calls it.
+    shape: as stored.
+    offset: of its first byte in the file.
+  """
+
+  path: pathlib.Path
+  name: str
+  kind: str
+  shape: tuple[int, ...]
+  offset: int
+
+  @property
+  def dtype(self) -> np.dtype:
+    return _DTYPES[self.kind]
+
+  def view(self) -> np.ndarray:
+    """The tensor, mapped read-only: bytes are read when they are looked at."""
+    if not np.prod(self.shape):
+      return np.zeros(self.shape, self.dtype)
+    return np.memmap(self.path, self.dtype, 'r', self.offset, self.shape)
+
+
+def open_tensors(path: pathlib.Path) -> dict[str, Stored]:
+  """The tensors of a directory by name, file after file, in the order in which they lie there.
+
+  Raises:
+    UserError: for a directory without weights, with others than safetensors, or with files that
+      are absent, torn or not those of its index.
+  """
+  if (path / WEIGHTS).is_file():
+    return _read_header(path / WEIGHTS)
+  if not (path / INDEX).is_file():
+    refuse_other_formats(path, os.listdir(path))
+    raise UserError(f'{path} has neither {WEIGHTS} nor {INDEX}; download the weights.')
+  index = storage.read_json(path / INDEX)
+  shard_of = index.get('weight_map') if isinstance(index, dict) else None
+  if not isinstance(shard_of, dict) or not all(isinstance(s, str) for s in shard_of.values()):
+    raise UserError(f'{path / INDEX} has no weight_map; download the index again.')
+  shards = sorted(set(shard_of.values()))
+  absent = [shard for shard in shards if not (path / shard).is_file()]
+  if absent:
+    raise UserError(
+      f'{path} lacks {len(absent)} of {len(shards)} weight files ({some(absent)}); '
+      'download the rest.'
+    )
+  tensors: dict[str, Stored] = {}
+  misplaced: list[str] = []
+  for shard in shards:
+    present = _read_header(path / shard)
+    listed = {name for name, of in shard_of.items() if of == shard}
+    misplaced += sorted(present.keys() ^ listed)
+    tensors.update({name: tensor for name, tensor in present.items() if name in listed})
+  if misplaced:
+    raise UserError(
+      f'{path / INDEX} does not match its weight files: {len(misplaced)} tensors are not where '
+      f'it says ({some(misplaced)}); download index and files again.'
+    )
+  return tensors
+
+
+def refuse_other_formats(model: str | os.PathLike[str], files: Iterable[str]) -> None:
+  """Says how to convert a model whose weights are in none of the files that are read.
+
+  Raises:
+    UserError: if one of the files holds weights in another format.
+  """
+  for file in sorted(files):
+    if any(fnmatch.fnmatch(file, pattern) for pattern in _OTHER_FORMATS):
+      raise UserError(
+        f'{model} has its weights only as {file}; convert them once with transformers (and '
+        f"PyTorch): AutoModelForCausalLM.from_pretrained('{model}').save_pretrained('DIRECTORY'), "
+        "AutoTokenizer.from_pretrained(...).save_pretrained('DIRECTORY')."
+      )
+
+
+def some(names: Sequence[str]) -> str:
+  """The first few names, and how many more there are."""
+  more = f' and {len(names) - _LISTED} more' if len(names) > _LISTED else ''
+  return ', '.join(names[:_LISTED]) + more
+
+
+def _read_header(path: pathlib.Path) -> dict[str, Stored]:
+  try:
+    with safetensors.safe_open(os.fspath(path), framework='numpy'):
+      pass  # checks that the header is sound and the file as long as it says
+    with open(path, 'rb') as file:
+      size = int.from_bytes(file.read(8), 'little')
+      header = json.loads(file.read(size))
+  except (safetensors.SafetensorError, OSError) as error:
+    raise UserError(
+      f'{path} is not a whole safetensors file ({error}); download it again.'
+    ) from error
+  header.pop('__metadata__', None)
+  rows = sorted(header.items(), key=lambda item: item[1]['data_offsets'])
+  return {
+    name: Stored(path, name, row['dtype'], tuple(row['shape']), 8 + size + row['data_offsets'][0])
+    for name, row in rows
+  }
+
+
+@contextlib.contextmanager
+def count_bytes(label: str, tensors: Sequence[Any]) -> Iterator[Callable[[Any], None]]:
+  """Counts the bytes of tensors that are done, where that takes some time."""
+  total, done = sum(map(num_bytes, tensors)), 0
+  with contextlib.ExitStack() as stack:
+    if total < _SHOWN_BYTES:
+      stack.enter_context(quiet())
+    shown = stack.enter_context(Progress(label, total // _MB, 'MB'))
+
+    def finish(tensor: Any) -> None:
+      nonlocal done
+      done += num_bytes(tensor)
+      shown.update(done // _MB - shown.done)
+
+    yield finish
+
+
+def num_bytes(tensor: Any) -> int:
+  """Of anything with a shape and a dtype."""
+  return math.prod(tensor.shape) * tensor.dtype.itemsize
+
+
+def in_order(x: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+  """A copy in 'C' order; a turned matrix is copied in strips, in a third of the time."""
+  if x.ndim != 2 or x.flags.c_contiguous:
+    return np.array(x, dtype=jnp.dtype(dtype), order='C')
+  copy = np.empty(x.shape, jnp.dtype(dtype))
+  for first in range(0, x.shape[1], _STRIP):
+    copy[:, first : first + _STRIP] = x[:, first : first + _STRIP]
+  return copy

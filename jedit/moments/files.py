@@ -1,0 +1,231 @@
+"""Second moments C = E[k kᵀ] of the keys that an edit must preserve: what they are and their files.
+
+`jedit.moments.collect` takes them over text.
+"""
+
+import dataclasses
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jedit.io.storage import read_tensors, write_tensors
+from jedit.models import FAMILIES, kernel_path
+from jedit.models.language_model import LanguageModel
+from jedit.types import UserError
+
+_FORMAT = 'jedit-second-moments-1'
+
+Kernel = tuple[str, int]  # ('mlp' or 'attn', layer)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SecondMoments:
+  """Uncentred second moments by kernel.
+
+  Attributes:
+    cov: by (kernel, layer), C_FxF of the kernel's input, float32 or wider.
+    num_tokens: tokens they were taken over; 0 where unknown.
+    provenance: JSON-able description of model, corpus and settings.
+  """
+
+  cov: Mapping[Kernel, np.ndarray]
+  num_tokens: int = 0
+  provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def covariance(self, kernel: str, layer: int) -> np.ndarray:
+    """C_FxF of a kernel's keys.
+
+    Raises:
+      UserError: where it was not collected.
+    """
+    if (kernel, layer) not in self.cov:
+      has = ', '.join(f'{name} of layer {number}' for name, number in sorted(self.cov)) or 'nothing'
+      raise UserError(
+        f'There are no second moments of the {kernel} kernel in layer {layer} (there is {has}); '
+        'collect them for the layers and sites of the method.'
+      )
+    return self.cov[kernel, layer]
+
+  def save(self, path: str | os.PathLike[str]) -> None:
+    """Writes a safetensors file with count and provenance in its header."""
+    tensors = {f'{kernel}/{layer}': cov for (kernel, layer), cov in self.cov.items()}
+    metadata = {
+      'format': _FORMAT,
+      'num_tokens': self.num_tokens,
+      'provenance': dict(self.provenance),
+    }
+    write_tensors(path, tensors, metadata)
+
+  @classmethod
+  def load(cls, path: str | os.PathLike[str]) -> 'SecondMoments':
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: if the file is missing or holds something else.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get('format') != _FORMAT:
+      raise UserError(f'{path} holds no second moments; give a file written by SecondMoments.save.')
+    cov = {}
+    for name, array in tensors.items():
+      kernel, _, layer = name.partition('/')
+      cov[kernel, int(layer)] = array
+    return cls(cov, metadata['num_tokens'], metadata['provenance'])
+
+  @classmethod
+  def merge(cls, parts: Sequence['SecondMoments']) -> 'SecondMoments':
+    """One result of several runs over parts of one corpus: means weighted by their tokens.
+
+    Args:
+      parts: of runs that differ only in `part`; at least one. All parts together are what a run
+        over the whole corpus gives, and can stand for it.
+
+    Raises:
+      UserError: for runs of different models, kernels or settings, and for a part given twice.
+    """
+    if not parts:
+      raise UserError('There are no second moments to merge; give some.')
+    first = parts[0]
+    runs: list[list[int]] = []
+    for other in parts:
+      if 'parts' not in other.provenance:
+        raise UserError(
+          'Second moments whose text is unknown cannot be merged; use them as they are.'
+        )
+      if other.cov.keys() != first.cov.keys():
+        raise UserError('The second moments are of different kernels; merge those of the same.')
+      for name in sorted({*first.provenance, *other.provenance} - {'parts', 'num_tokens'}):
+        if other.provenance.get(name) != first.provenance.get(name):
+          raise UserError(
+            f'The second moments cannot be merged: {name} is {first.provenance.get(name)!r} in one '
+            f'and {other.provenance.get(name)!r} in another.'
+          )
+      runs += other.provenance['parts']
+    shown = ', '.join(f'{number}/{count}' for number, count in runs)
+    if len({count for _, count in runs}) > 1 or len({number for number, _ in runs}) < len(runs):
+      raise UserError(
+        f'The second moments are of the parts {shown} of the corpus, which overlap; give each part '
+        'of one division once.'
+      )
+    num_tokens = sum(part.num_tokens for part in parts)
+    cov = {}
+    for kernel in first.cov:
+      total_FxF = np.zeros(first.cov[kernel].shape)
+      for part in parts:
+        total_FxF += part.num_tokens * part.cov[kernel].astype(np.float64)
+      cov[kernel] = (total_FxF / num_tokens).astype(np.float32)
+    whole = len(runs) == runs[0][1]
+    provenance = {
+      **first.provenance,
+      'parts': [[1, 1]] if whole else sorted(runs),
+      'num_tokens': num_tokens,
+    }
+    return cls(cov, num_tokens, provenance)
+
+  @classmethod
+  def from_npz(
+    cls,
+    path: str | os.PathLike[str],
+    lm: LanguageModel,
+    layers: Sequence[int],
+    sites: Sequence[str] = ('mlp',),
+  ) -> 'SecondMoments':
+    """Reads archives of the ROME and MEMIT statistics, which hold sums: C = sum / count.
+
+    Args:
+      path: a directory with an archive per kernel, named as their programs name them
+        ('transformer.h.3.mlp.fc_out_float32_mom2_100000.npz'), or one such file.
+      lm: the model; an archive tells of its own no more than the module's name and size.
+      layers: wanted layers.
+      sites: wanted kernels, 'mlp' or 'attn' or both.
+
+    Raises:
+      UserError: for a kernel without an archive or with several, and for an archive of another
+        shape or kind of model, or whose numbers are no second moments.
+    """
+    path, sizes = pathlib.Path(path), lm.config.key_sizes
+    cov, counts, names = {}, set(), {}
+    for kernel, layer in [(site, layer) for layer in layers for site in sites]:
+      file = _find_archive(path, _module_name(lm, kernel, layer))
+      cov[kernel, layer], count = _read_archive(file, sizes[kernel])
+      counts.add(count)
+      names[f'{kernel}/{layer}'] = file.name
+    num_tokens = counts.pop() if len(counts) == 1 else 0
+    provenance = {'model': lm.fingerprint, 'archives': names, 'num_tokens': num_tokens}
+    return cls(cov, num_tokens, {**provenance, 'preset': 'published'})
+
+
+def read_moments(
+  path: str | os.PathLike[str],
+  lm: LanguageModel,
+  layers: Sequence[int],
+  sites: Sequence[str] = ('mlp',),
+) -> SecondMoments:
+  """Finished second moments from elsewhere: a file of `SecondMoments.save`, or archives.
+
+  Raises:
+    UserError: if they cannot be read, are of another model or lack a wanted kernel.
+  """
+  if is_archive(path):
+    return SecondMoments.from_npz(path, lm, layers, sites)
+  found = SecondMoments.load(path)
+  if found.provenance.get('model') != lm.fingerprint:
+    raise UserError(
+      f'{path} holds second moments of a model with fingerprint {found.provenance.get("model")}, '
+      f'this one has {lm.fingerprint}; give those of this model.'
+    )
+  for layer in layers:
+    for kernel in sites:
+      found.covariance(kernel, layer)
+  return found
+
+
+def is_archive(path: str | os.PathLike[str]) -> bool:
+  """Whether a path names a `.npz` archive or a directory of them."""
+  return pathlib.Path(path).suffix == '.npz' or pathlib.Path(path).is_dir()
+
+
+def _module_name(lm: LanguageModel, kernel: str, layer: int) -> str:
+  """What PyTorch calls the module whose input a kernel's keys are."""
+  path = '/'.join(['block_{}', *kernel_path(layer, kernel)[1:]])
+  name = next(name for name, ours, _ in FAMILIES[lm.config.family].names if ours == path)
+  return name.removesuffix('.weight').format(layer)
+
+
+def _find_archive(path: pathlib.Path, module: str) -> pathlib.Path:
+  files = sorted(path.glob('*.npz')) if path.is_dir() else [path]
+  found = [file for file in files if file.name.startswith(f'{module}_')]
+  if len(found) != 1:
+    has = f'{len(found)} archives' if found else 'no archive'
+    raise UserError(
+      f'{path} has {has} of {module}, the module of this model whose keys are wanted; give one '
+      f'file {module}_….npz, or a directory with one for each layer.'
+    )
+  return found[0]
+
+
+def _read_archive(file: pathlib.Path, size: int) -> tuple[np.ndarray, int]:
+  """C_FxF and the number of tokens."""
+  try:
+    with np.load(file, allow_pickle=False) as archive:
+      sum_FxF, count = archive['mom2.mom2'], int(archive['mom2.count'])
+  except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(
+      f'{file} is no archive of second moments ({error}); it needs mom2.mom2 and mom2.count.'
+    ) from error
+  if sum_FxF.shape != (size, size):
+    raise UserError(
+      f'{file} has second moments of shape {sum_FxF.shape}, the model wants {(size, size)}; give '
+      'those of this model.'
+    )
+  diagonal_F = np.diagonal(sum_FxF)
+  if count < 1 or not np.isfinite(sum_FxF).all() or (diagonal_F < 0).any():
+    raise UserError(
+      f'{file} holds no sum of second moments: its count is {count}, and every number must be '
+      'finite with none negative on the diagonal; download it again.'
+    )
+  return (sum_FxF / count).astype(np.float32), count

@@ -1,0 +1,100 @@
+"""What the probes share: prompts in few shapes, and hidden states as words of the vocabulary."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jedit.models import ModelConfig, forward, head
+from jedit.models.encoding import pad
+from jedit.parallel.shapes import group_by_length
+from jedit.types import Request, UserError
+
+PROJECTIONS = ('embedding', 'head', 'prediction')
+
+_ROWS = 64  # texts of a batch: one size, so that what follows the blocks is one program
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Texts of about one length.
+
+  Attributes:
+    rows: the numbers of the texts; rows of the arrays behind them are padding.
+    token_NxT: token ids, padded on the right with 0.
+    length_N: tokens that are no padding.
+  """
+
+  rows: np.ndarray
+  token_NxT: np.ndarray
+  length_N: np.ndarray
+
+  def pick(self, values: np.ndarray) -> np.ndarray:
+    """The batch's rows of an array with one row per text; padding repeats the last one."""
+    missing = len(self.length_N) - len(self.rows)
+    return values[np.pad(self.rows, (0, missing), mode='edge')]
+
+
+def batches(ids: Sequence[Sequence[int]]) -> Iterator[Batch]:
+  """Sorts texts by length into batches of few shapes.
+
+  Args:
+    ids: the tokens of each text.
+
+  Yields:
+    Batches that together hold every text once.
+
+  Raises:
+    UserError: without texts.
+  """
+  if not ids:
+    raise UserError('There is nothing to probe; give at least one request.')
+  size = min(_ROWS, -(-len(ids) // 8) * 8)
+  for length, chosen in group_by_length([len(row) for row in ids]):
+    for first in range(0, len(chosen), size):
+      rows = chosen[first : first + size]
+      filled = rows + rows[-1:] * (size - len(rows))
+      token_NxT, length_N = pad([ids[row] for row in filled], length)
+      yield Batch(np.array(rows), token_NxT, length_N)
+
+
+def positions(token_NxT: jax.Array, length_N: jax.Array) -> jax.Array:
+  """Rotary positions; a padded token takes its row's last: scaled ones look at the largest."""
+  index_1xT = jnp.arange(token_NxT.shape[1])[None, :]
+  return jnp.minimum(index_1xT, jnp.maximum(length_N - 1, 0)[:, None])
+
+
+def run(
+  config: ModelConfig, params: Any, token_NxT: jax.Array, length_N: jax.Array, **arguments: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """`forward` over padded rows."""
+  position_NxT = positions(token_NxT, length_N)
+  return forward(config, params, token_NxT, position_NxT=position_NxT, **arguments)
+
+
+def project(config: ModelConfig, params: Any, state: jax.Array, projection: str) -> jax.Array:
+  """Reads states [..., D] as words, float32 [..., V].
+
+  Args:
+    config: the model's.
+    params: its parameters.
+    state: hidden states, float32.
+    projection: 'embedding', the input embeddings without norm or bias (PMET's notebook); 'head',
+      the vocabulary layer without norm or bias; 'prediction', final norm and vocabulary layer with
+      its bias, as the model reads its own last state.
+  """
+  if projection == 'prediction':
+    return head(config, params, state)
+  if projection == 'embedding' or config.tie_head:
+    matrix_VxD = params['embed']['embedding']
+  else:
+    matrix_VxD = params['head']['kernel'].T
+  return jnp.einsum('...d,vd->...v', state, matrix_VxD.astype(state.dtype), precision='highest')
+
+
+def known_answer(request: Request) -> str:
+  """What the model says today: the true object; the target of a request that has no other."""
+  return request.target if request.target_true is None else request.target_true

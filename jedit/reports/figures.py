@@ -1,0 +1,207 @@
+"""Figures of reports: curves with their 95% intervals, in colours that most eyes tell apart.
+
+matplotlib is an extra: where it is absent, everything but the figures is written.
+"""
+
+import importlib.util
+import io
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jedit.io import storage
+
+MISSING = "Plots are left out, since matplotlib is absent; pip install 'jedit[plots]' adds them."
+
+# Okabe and Ito's colours, which differ for colour-blind readers, too; markers differ besides.
+_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+_MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
+_STYLE = {
+  'font.size': 10,
+  'axes.titlesize': 10,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.grid': True,
+  'grid.color': '#dddddd',
+  'legend.frameon': False,
+  'svg.hashsalt': 'jedit',  # equal figures, equal files
+  'svg.fonttype': 'none',
+}
+
+# A line: x, mean and half width of the interval at each x.
+Line = tuple[Sequence[float], Sequence[float], Sequence[float]]
+
+
+def available() -> bool:
+  """Whether figures can be drawn."""
+  return importlib.util.find_spec('matplotlib') is not None
+
+
+class Panels:
+  """A figure of panels in a grid, to be filled and saved.
+
+  Attributes:
+    axes: matplotlib's axes by row and column.
+  """
+
+  def __init__(self, num_rows: int, num_columns: int, *, width: float = 3.1, height: float = 2.3):
+    """Width and height are those of a panel, in inches."""
+    from matplotlib.figure import Figure
+
+    with _style():
+      self._figure = Figure((width * num_columns, height * num_rows), layout='constrained')
+      self.axes = self._figure.subplots(num_rows, num_columns, squeeze=False)
+    self._series: dict[str, tuple[str, str]] = {}
+
+  def style(self, name: str) -> dict[str, str]:
+    """Colour and marker of a series, the same in all panels."""
+    number = len(self._series)
+    fresh = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+    colour, marker = self._series.setdefault(name, fresh)
+    return {'color': colour, 'marker': marker}
+
+  def lines(self, row: int, column: int, lines: Mapping[str, Line], **labels: Any) -> None:
+    """Draws named curves with bands.
+
+    Args:
+      row, column: the panel.
+      lines: by name, in the order of the legend.
+      labels: what `Axes.set` takes: title, xlabel, ylabel, scales and limits.
+    """
+    axes = self.axes[row, column]
+    for name, line in lines.items():
+      x, mean, ci95 = (np.asarray(values, np.float64) for values in line)
+      style = self.style(name)
+      axes.plot(x, mean, **style, markersize=3.5, linewidth=1.5, label=name)
+      band = dict(color=style['color'], alpha=0.2, linewidth=0)
+      axes.fill_between(x, mean - ci95, mean + ci95, **band)
+    axes.set(**labels)
+    if labels.get('xscale') == 'log':
+      axes.xaxis.set_major_formatter('{x:g}')
+
+  def heat(
+    self, row: int, column: int, values: np.ndarray, names: Sequence[str], **labels: Any
+  ) -> None:
+    """Draws a field of values with a scale beside it; nan stays empty.
+
+    Args:
+      row, column: the panel.
+      values: a line for each name, a column for each number from 0.
+      names: of the lines, from the top.
+      labels: what `Axes.set` takes.
+    """
+    axes = self.axes[row, column]
+    drawn = axes.imshow(values, cmap='cividis', aspect='auto', interpolation='nearest')
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(visible=False)
+    axes.set(**labels)
+    self._figure.colorbar(drawn, ax=axes)
+
+  def rank_axis(self, row: int, column: int) -> None:
+    """A vertical axis of ranks: logarithmic, with the top rank 0 on top."""
+    axes = self.axes[row, column]
+    axes.set_yscale('symlog', linthresh=1)
+    axes.set_ylim(bottom=0)
+    axes.invert_yaxis()
+    axes.yaxis.set_major_formatter('{x:g}')
+
+  def whole_layers(self) -> None:
+    """Ticks at whole numbers, for axes of layers."""
+    from matplotlib.ticker import MaxNLocator
+
+    for axes in self.axes.flat:
+      axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+  def plain_log_ticks(self) -> None:
+    """Few whole numbers at logarithmic axes, where labels of all digits would overlap."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    for axis in (axis for axes in self.axes.flat for axis in (axes.xaxis, axes.yaxis)):
+      if axis.get_scale() == 'log':
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter('{x:g}')
+
+  def save(self, path: pathlib.Path) -> bytes:
+    """Writes `path` with the endings .png and .svg; returns the PNG."""
+    handles: dict[str, Any] = {}
+    for axes in self.axes.flat:
+      for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+        handles.setdefault(name, handle)
+    with _style():
+      if len(handles) > 1:
+        columns = min(len(handles), 3)
+        where = dict(loc='outside upper center', ncols=columns)
+        self._figure.legend(list(handles.values()), list(handles), **where)
+      png = self._png()
+      with storage.atomic_file(path.with_name(path.name + '.png')) as beside:
+        beside.write_bytes(png)
+      with storage.atomic_file(path.with_name(path.name + '.svg')) as beside:
+        self._figure.savefig(beside, format='svg', metadata={'Date': None})
+    return png
+
+  def _png(self) -> bytes:
+    """The figure as PNG of few colours, a fifth of the size."""
+    from PIL import Image
+
+    drawn, small = io.BytesIO(), io.BytesIO()
+    self._figure.savefig(drawn, format='png', dpi=150)
+    Image.open(drawn).convert('RGB').quantize(64).save(small, format='PNG')
+    return small.getvalue()
+
+
+def _style() -> Any:
+  import matplotlib
+
+  return matplotlib.rc_context(_STYLE)
+
+
+def histogram(values: Mapping[str, np.ndarray], xlabel: str) -> Panels:
+  """How values in percent are spread, in 40 bins from -100 to 100.
+
+  Args:
+    values: by state ('before', 'after'); nan is left out.
+    xlabel: what they are.
+  """
+  panels = Panels(1, 1, width=6, height=2.8)
+  axes = panels.axes[0, 0]
+  bins = np.linspace(-100, 100, 41)
+  for name, value_R in values.items():
+    colour = panels.style(name)['color']
+    value_R = value_R[~np.isnan(value_R)]
+    axes.hist(value_R, bins, color=colour, alpha=0.35)
+    axes.hist(value_R, bins, color=colour, histtype='step', linewidth=1.5, label=name)
+  axes.axvline(0, color='#444444', linewidth=1, linestyle=':')
+  axes.set(xlabel=xlabel, ylabel='records', xlim=(-100, 100))
+  return panels
+
+
+def dots(names: Sequence[str], values: Mapping[str, Sequence[Any]], xlabel: str) -> Panels:
+  """A row for each name and, in it, a dot with its interval for each series.
+
+  Args:
+    names: of the rows, from the top.
+    values: by series, a summary with `mean` and `ci95` for each row.
+    xlabel: of the common axis, 0 to 100.
+  """
+  panels = Panels(1, 1, width=6, height=1.2 + 0.3 * len(names))
+  axes = panels.axes[0, 0]
+  for i, (name, summaries) in enumerate(values.items()):
+    shift = 0.2 * (i - (len(values) - 1) / 2)
+    found = [(y, s) for y, s in enumerate(summaries) if s['mean'] is not None]
+    axes.errorbar(
+      [s['mean'] for _, s in found],
+      [y + shift for y, _ in found],
+      xerr=[s['ci95'] for _, s in found],
+      **panels.style(name),
+      linestyle='none',
+      markersize=5,
+      label=name,
+    )
+  axes.set(xlabel=xlabel, xlim=(-4, 104), ylim=(len(names) - 0.5, -0.5))
+  axes.set_yticks(range(len(names)), names)
+  axes.grid(axis='y', visible=False)
+  return panels

@@ -1,0 +1,278 @@
+"""Second moments of packed text are those of one document at a time, whatever happens between."""
+
+import importlib
+import itertools
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from helpers import editing
+from jedit.models import functions, site
+from jedit.moments import collect as module
+from jedit.moments.collect import accumulate, statistics
+from jedit.moments.corpus import Corpus
+from jedit.moments.files import SecondMoments
+from jedit.moments.packing import PackedText
+from jedit.parallel import memory
+from jedit.types import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, os.fspath(ROOT / 'benchmarks'))  # as for a script that is started there
+synthetic_keys = importlib.import_module('synthetic_keys')
+
+DOCUMENTS = (
+  'The mother tongue of Marta is Swahili.',
+  'Ove plays jazz in the city of Paris, and people play the violin.',
+  "Vela's harbor was built in 1984.",
+  '東京 is a city in 日本.',
+  'It  is big.',
+  'Where was Zürich founded? In the city of Paris.',
+)
+SETTINGS = dict(row_tokens=24, batch_tokens=48)
+PLACE = {'mlp': 'mlp_in', 'attn': 'attn_in'}
+
+
+def _model():
+  return editing.language_model('llama')
+
+
+def _ids(cap=24):
+  return [ids[:cap] for ids in _model().tokenizer(list(DOCUMENTS))['input_ids']]
+
+
+def _plain(kernel, layer, cap=24):
+  """Outer products of keys, one document and one token after the other, in float64."""
+  lm = _model()
+  forward = functions(lm.config)[0]
+  run = jax.jit(lambda params, token: forward(params, token, taps=[site(layer, PLACE[kernel])])[1])
+  total, count = 0.0, 0
+  for ids in _ids(cap):
+    token_1xT = np.array([ids + [0] * (24 - len(ids))], np.int32)
+    key_TxF = np.asarray(run(lm.params, token_1xT)[site(layer, PLACE[kernel])], np.float64)[0]
+    for key_F in key_TxF[: len(ids)]:
+      total, count = total + np.outer(key_F, key_F), count + 1
+  return total / count, count
+
+
+def test_packed_moments_are_those_of_single_documents():
+  stats = statistics(_model(), DOCUMENTS, [2, 1], ('mlp', 'attn'), **SETTINGS)
+  assert set(stats.cov) == set(itertools.product(('mlp', 'attn'), (1, 2)))
+  for kernel, layer in (('mlp', 2), ('attn', 1)):
+    expected_FxF, count = _plain(kernel, layer)
+    assert stats.num_tokens == count  # BOS of every document counts
+    cov_FxF = stats.covariance(kernel, layer)
+    assert cov_FxF.dtype == np.float32
+    assert editing.relative(cov_FxF, expected_FxF) < 1e-5
+    assert np.linalg.eigvalsh(cov_FxF.astype(np.float64)).min() > -1e-5 * np.abs(cov_FxF).max()
+
+
+class _Counted:
+  """Counts the passes over the text that are started."""
+
+  def __init__(self, monkeypatch):
+    self.count, inner = 0, module.accumulate
+
+    def accumulate(*arguments):
+      self.count += 1
+      return inner(*arguments)
+
+    monkeypatch.setattr(module, 'accumulate', accumulate)
+
+
+def test_results_are_kept_and_only_read_back_for_the_same_settings(tmp_path, monkeypatch):
+  lm, cache, passes = _model(), tmp_path / 'moments.safetensors', _Counted(monkeypatch)
+  first = statistics(lm, DOCUMENTS, [1], cache=cache, **SETTINGS)
+  again = statistics(lm, list(DOCUMENTS), (1,), ('mlp',), cache=cache, **SETTINGS)
+  assert passes.count == 1
+  np.testing.assert_array_equal(again.cov['mlp', 1], first.cov['mlp', 1])
+  assert again.num_tokens == first.num_tokens and again.provenance == first.provenance
+  assert [path.name for path in tmp_path.iterdir()] == ['moments.safetensors']
+  for corpus, settings, words in (
+    (DOCUMENTS[:4], SETTINGS, 'other settings: corpus is'),
+    (DOCUMENTS, dict(row_tokens=24, batch_tokens=24), 'batch_tokens is'),
+  ):
+    with pytest.raises(
+      UserError, match=f'moments.safetensors holds .*{words}.*choose another file'
+    ):
+      statistics(lm, corpus, [1], cache=cache, **settings)
+  assert passes.count == 1
+
+
+def test_a_cache_grows_by_the_kernels_that_it_lacks(tmp_path, monkeypatch):
+  lm, cache, passes = _model(), tmp_path / 'moments.safetensors', _Counted(monkeypatch)
+  statistics(lm, DOCUMENTS, [1], cache=cache, **SETTINGS)
+  found = statistics(lm, DOCUMENTS, [0, 1], ('mlp', 'attn'), cache=cache, **SETTINGS)
+  assert passes.count == 2
+  whole = statistics(lm, DOCUMENTS, [0, 1], ('mlp', 'attn'), **SETTINGS)
+  assert found.cov.keys() == whole.cov.keys() == SecondMoments.load(cache).cov.keys()
+  for kernel, array in whole.cov.items():
+    assert editing.relative(found.cov[kernel], array) < 1e-5
+  statistics(lm, DOCUMENTS, [0], cache=cache, **SETTINGS)
+  assert passes.count == 3
+
+
+class _Counting(PackedText):
+  """Says which batches are asked for, and fails at one of them."""
+
+  starts: list = []
+  fails_at = None
+
+  def batches(self, start=0):
+    self.starts.append(start)
+    for number, batch in enumerate(super().batches(start)):
+      if number == self.fails_at:
+        raise KeyboardInterrupt
+      yield batch
+
+
+def test_a_stopped_pass_goes_on_where_it_was_saved(tmp_path, monkeypatch):
+  monkeypatch.setattr(module, '_SECONDS_PER_SAVE', 0)
+  monkeypatch.setattr(module, '_WORK_PER_SAVE', 0)
+  lm, store = _model(), tmp_path / 'moments.partial'
+  text = _Counting(lm.tokenizer, Corpus.of(DOCUMENTS), row_tokens=24, batch_tokens=24)
+  kernels, forward = [('mlp', 0), ('attn', 0)], functions(lm.config)[0]
+  whole = accumulate(forward, lm.params, text, kernels)
+  ends = [batch.end for batch in text.batches()]
+  assert len(ends) > 3
+  monkeypatch.setattr(_Counting, 'fails_at', 2)
+  with pytest.raises(KeyboardInterrupt):
+    accumulate(forward, lm.params, text, kernels, store)
+  assert [path.name for path in store.iterdir()] == [str(ends[1])], 'only the newest is kept'
+  monkeypatch.setattr(_Counting, 'fails_at', None)
+  (store / '.stray').write_text('of somebody else')
+  resumed = accumulate(forward, lm.params, text, kernels, store)
+  assert text.starts[-1] == ends[1], 'what was done is not asked for again'
+  for kernel in kernels:
+    np.testing.assert_array_equal(resumed.cov[kernel], whole.cov[kernel])
+  assert resumed.num_tokens == whole.num_tokens == sum(b.num_tokens for b in text.batches())
+  # Sums of another run are not gone on with.
+  other = accumulate(forward, lm.params, text, kernels, store, {'corpus': 'other'})
+  assert text.starts[-1] == 0
+  np.testing.assert_array_equal(other.cov['mlp', 0], whole.cov['mlp', 0])
+  # Nor with those that a kill left half removed.
+  next(store.glob('*/state.json')).unlink()
+  accumulate(forward, lm.params, text, kernels, store, {'corpus': 'other'})
+  assert text.starts[-1] == 0
+
+
+# Saves after every batch; the arguments are the store and the file of the result.
+_RUN = """
+import pathlib, sys
+import synthetic_keys
+from jedit.moments import collect
+collect._SECONDS_PER_SAVE = collect._WORK_PER_SAVE = 0
+text, table_VxF = synthetic_keys.Text(150, (1, 64)), synthetic_keys.table(48)
+found = collect.accumulate(
+  synthetic_keys.forward, table_VxF, text, [synthetic_keys.KERNEL], pathlib.Path(sys.argv[1])
+)
+found.save(sys.argv[2])
+"""
+
+
+def test_a_killed_program_goes_on_with_the_same_bits(tmp_path):
+  store, out = tmp_path / 'store', tmp_path / 'out.safetensors'
+  command = [sys.executable, '-c', _RUN, os.fspath(store), os.fspath(out)]
+  path = os.pathsep.join([os.fspath(ROOT), os.fspath(ROOT / 'benchmarks')])
+  environment = {**os.environ, 'PYTHONPATH': path}
+  rng, places = random.Random(0), []
+  for _ in range(2):
+    before = sorted(store.glob('*')) if store.is_dir() else []
+    with subprocess.Popen(command, env=environment) as run:
+      while run.poll() is None and (not store.is_dir() or sorted(store.glob('*')) == before):
+        time.sleep(0.01)
+      time.sleep(rng.uniform(0, 0.1))
+      run.send_signal(signal.SIGKILL)
+    assert run.returncode == -signal.SIGKILL and not out.exists()
+    places.append(max(int(folder.name) for folder in store.glob('[0-9]*')))
+  assert 0 < places[0] < places[1] < 150, 'the second run went on'
+  subprocess.run(command, env=environment, check=True)
+  text = synthetic_keys.Text(num_batches=150, shape=(1, 64))
+  kernel, table_VxF = synthetic_keys.KERNEL, synthetic_keys.table(48)
+  whole = accumulate(synthetic_keys.forward, table_VxF, text, [kernel])
+  found = SecondMoments.load(out)
+  np.testing.assert_array_equal(found.cov[kernel], whole.cov[kernel])
+  assert found.num_tokens == whole.num_tokens == 150 * 64
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_many_batches_lose_no_digits(dtype):
+  # A plain float32 sum of this many batches is off by several times the bound.
+  text = synthetic_keys.Text(num_batches=4000, shape=(1, 16))
+  table_VxF = synthetic_keys.table(32, dtype=dtype)
+  found = accumulate(synthetic_keys.forward, table_VxF, text, [synthetic_keys.KERNEL])
+  expected_FxF = text.exact(table_VxF)
+  assert editing.relative(found.cov[synthetic_keys.KERNEL], expected_FxF) < 2e-7
+
+
+def test_the_second_sum_holds_what_the_first_loses():
+  values = np.random.default_rng(0).uniform(1, 2, 3000).astype(np.float32)
+  add = jax.jit(module.two_sum)
+  total = lost = np.float32(0)
+  for value in values:
+    total, lost = add(total, lost, value)
+  exact = values.astype(np.float64).sum()
+  assert abs(float(total) + float(lost) - exact) < 1e-9 * exact
+  assert abs(float(total) - exact) > 1e-7 * exact, 'the sum alone has lost something'
+
+
+def test_a_fast_pass_stops_early_and_says_so():
+  lm = _model()
+  whole = statistics(lm, DOCUMENTS * 8, [0], row_tokens=24, batch_tokens=24)
+  fast = statistics(lm, DOCUMENTS * 8, [0], row_tokens=24, batch_tokens=24, fast=True)
+  wanted = 10 * lm.config.ffn_width
+  assert wanted <= fast.num_tokens < wanted + 24 < whole.num_tokens
+  assert (fast.provenance['preset'], fast.provenance['max_tokens']) == ('fast', wanted)
+  assert (whole.provenance['preset'], whole.provenance['max_tokens']) == ('full', None)
+
+
+def test_parts_of_a_corpus_merge_into_the_whole():
+  lm, corpus = _model(), Corpus.of(DOCUMENTS).draw(0, 3)
+  whole = statistics(lm, corpus, [1], **SETTINGS)
+  parts = [statistics(lm, corpus.part(number, 2), [1], **SETTINGS) for number in (1, 2)]
+  merged = SecondMoments.merge(parts)
+  assert merged.provenance == whole.provenance and merged.num_tokens == whole.num_tokens
+  assert editing.relative(merged.cov['mlp', 1], whole.cov['mlp', 1]) < 1e-6
+
+
+def test_memory_that_is_not_there_is_said_before_the_pass(monkeypatch, capsys):
+  lm = _model()
+  statistics(lm, DOCUMENTS, [0, 1], **SETTINGS)
+  said = capsys.readouterr().err
+  assert said.startswith('statistics: 2 kernels take 6 kB for sums on the device and ')
+  assert 'tokens in' in said
+  monkeypatch.setattr(memory, 'free_host_bytes', lambda: 1000)
+  with pytest.raises(UserError, match='of 2 kernels need .* of host memory and 1 kB are free; ta'):
+    statistics(lm, DOCUMENTS, [0, 1], **SETTINGS)
+  assert not capsys.readouterr().err
+
+
+def test_mistakes_are_sentences():
+  lm = _model()
+  with pytest.raises(UserError, match='Layer 3 is outside the model, which has 0 to 2'):
+    statistics(lm, DOCUMENTS, [1, 3])
+  with pytest.raises(UserError, match="no site 'mlp_in'; choose mlp or attn"):
+    statistics(lm, DOCUMENTS, [1], ('mlp_in',))
+  with pytest.raises(UserError, match='no text in the corpus'):
+    statistics(lm, [], [1])
+  with pytest.raises(UserError, match='no layer or no site'):
+    statistics(lm, DOCUMENTS, [])
+  with pytest.raises(UserError, match='no layer or no site'):
+    statistics(lm, DOCUMENTS, [1], ())
+
+
+def test_moments_that_are_not_finite_name_their_layer():
+  lm = _model()
+  kernel = lm.params['block_1']['mlp']['up']['kernel']
+  block = {**lm.params['block_1']['mlp'], 'up': {'kernel': kernel.at[0, 0].set(np.inf)}}
+  params = {**lm.params, 'block_1': {**lm.params['block_1'], 'mlp': block}}
+  text = PackedText(lm.tokenizer, Corpus.of(DOCUMENTS[:1]), row_tokens=24, batch_tokens=24)
+  with pytest.raises(UserError, match='mlp kernel in layer 1 are not finite'):
+    accumulate(functions(lm.config)[0], params, text, [('mlp', 0), ('mlp', 1)])

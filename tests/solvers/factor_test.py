@@ -1,0 +1,110 @@
+"""Factors over several devices, in a process that has eight."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+_ON_EIGHT_DEVICES = """
+import json
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jedit.solvers import block_cholesky
+from jedit.solvers import factor
+from jedit.solvers import factor_cache
+from jedit.solvers.solve import EqualityConstrained, LeastSquares
+
+rng = np.random.default_rng(0)
+found = {'devices': jax.device_count(), 'bytes': {}, 'errors': {}}
+
+
+def moment(size):
+  root = rng.normal(size=(3 * size, size))
+  return (root.T @ root / len(root)).astype(np.float32)
+
+
+# Whole layers, each on a device of its own; prepared ahead of their solves.
+covs, key_BxF = [moment(40) for _ in range(3)], rng.normal(size=(3, 40))
+for cov in covs:
+  LeastSquares(1.0).prepare(cov, 3, None)
+found['used'] = [
+  sorted(device.id for device in factor.devices) for *_, factor in factor_cache._kept.values()
+]
+for cov in covs:
+  LeastSquares(1.0)(cov, key_BxF, key_BxF)
+found['prepared'] = len(factor_cache._kept)
+
+# The same in blocks over all devices; 90 rows fill no whole number of blocks.
+cov, key_BxF, earlier = moment(90), rng.normal(size=(5, 90)), rng.normal(size=(20, 90))
+solver = EqualityConstrained(2.0, 0.1, 0.1)
+whole = solver(cov.copy(), key_BxF, key_BxF, earlier)
+factor.fits = lambda device, size: False
+with jax.set_mesh(jax.make_mesh((8,), ('model',))):  # as a caller with a sharded model has
+  left = solver(cov, key_BxF, key_BxF, earlier)
+found['errors']['float64'] = float(abs(left - whole).max() / abs(left).max())
+found['errors']['residual'] = solver.residual(cov, key_BxF, left, earlier)
+((*_, factor),) = [kept for kept in factor_cache._kept.values() if kept[0]() is cov]
+found['sharded over'] = len(factor.devices)
+try:
+  solver(cov - 9 * np.eye(90, dtype=np.float32), key_BxF, key_BxF, earlier)
+except ArithmeticError as error:
+  found['refused'] = str(error)
+factor.working_dtype = lambda device: np.float32
+left = solver(cov.copy(), key_BxF, key_BxF, earlier)
+found['errors']['float32'] = float(abs(left - whole).max() / abs(left).max())
+
+# What one device needs, from the compiled programs; 192 rows stand for 28,672.
+size, block = 192, 12
+with jax.enable_x64(True):
+  matrix = moment(size).astype(np.float64)
+  for num in (4, 8):
+    mesh = Mesh(np.array(jax.devices()[:num]), ('rows',))
+    rows = block_cholesky.shard_rows(matrix, mesh, block)
+    memory = block_cholesky.factorise.lower(rows, mesh, block).compile().memory_analysis()
+    found['bytes'][num] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    lower = np.asarray(block_cholesky.factorise(rows, mesh, block))
+    lower = np.tril(block_cholesky.in_order(lower, num, block))
+    found['errors'][f'factor {num}'] = float(abs(lower @ lower.T - matrix).max())
+  found['bytes']['matrix'] = matrix.nbytes
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope='module')
+def found():
+  environment = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+    'PYTHONPATH': os.fspath(ROOT),
+  }
+  done = subprocess.run(
+    [sys.executable, '-c', _ON_EIGHT_DEVICES], capture_output=True, text=True, env=environment
+  )
+  assert not done.returncode, done.stderr
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_layers_lie_on_devices_of_their_own(found):
+  assert found['devices'] == 8 and found['prepared'] == 3
+  assert found['used'] == [[0], [1], [2]]
+
+
+def test_a_factor_over_all_devices_gives_the_same_solutions(found):
+  assert found['sharded over'] == 8
+  bounds = {'float32': 1e-9}
+  for name, error in found['errors'].items():
+    assert error < bounds.get(name, 1e-11), name
+  assert 'not positive definite' in found['refused']
+
+
+def test_a_device_never_holds_the_whole_matrix(found):
+  """Its rows, and at most twice as much while it works; a gathered matrix would show at once."""
+  for num in ('4', '8'):
+    assert found['bytes'][num] < 3 * found['bytes']['matrix'] / int(num)
