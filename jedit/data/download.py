@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jedit.io import storage
-from jedit.io.log import Progress
+from jedit.io.progress import Progress
 from jedit.types import UserError
 
 # The hosts of ROME and MEMIT serve the same files; the second is the default of most codes.
