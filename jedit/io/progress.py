@@ -1,22 +1,28 @@
-"""Progress of a stage with the time left, and seconds per stage."""
+"""Progress bars of the stages, and seconds per stage."""
 
 import contextlib
 import contextvars
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
-from typing import TextIO
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
+
+import tqdm.auto
+import tqdm.autonotebook
+import tqdm.std
 
 from jedit.parallel.mesh import is_first_process
-from jedit.units import format_seconds
+
+_IN_NOTEBOOK = tqdm.autonotebook.tqdm is not tqdm.std.tqdm
+_SCALED_UNITS = ('bytes', 'tokens')  # counted in k, M and G
+_SECONDS_PER_LINE = 10.0  # in log files
 
 _is_quiet = contextvars.ContextVar('is_quiet', default=False)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Silences the progress of whatever runs inside, where an outer one counts the same work."""
+  """Silences the progress of the block, whose work an outer bar counts already."""
   token = _is_quiet.set(True)
   try:
     yield
@@ -25,21 +31,63 @@ def quiet() -> Iterator[None]:
 
 
 def note(line: str) -> None:
-  """A line beside the progress: what a stage is going to take."""
+  """Prints a line beside the progress bars, such as the memory that a stage will take."""
   if not _is_quiet.get():
     print(line, file=sys.stderr, flush=True)
 
 
-class Progress:
-  """One line per stage: how far, how fast, how long still.
+class _Bar(tqdm.auto.tqdm):
+  """tqdm's bar, with a rate that leaves out compilation and no thread of its own."""
 
-  On a terminal the line is rewritten a few times a second; elsewhere a new line is written
-  every tenth of the way or every ten seconds, so that log files stay short.
+  monitor_interval = 0  # every update looks at the clock
+  nrows: int | None
+  first: tuple[int, float] | None = None  # units and seconds of the first update
+
+  def update(self, n: int = 1) -> None:
+    """Counts, and remembers what the first update took."""
+    super().update(n)
+    if self.first is None:
+      self.first = self.n, self.format_dict['elapsed']
+
+  @property
+  def format_dict(self) -> dict[str, Any]:
+    """The numbers to show; the rate leaves out the first update, which includes compilation."""
+    shown = super().format_dict
+    if self.first is not None and self.n > self.first[0]:
+      done, seconds = self.first
+      shown['rate'] = (self.n - done) / max(shown['elapsed'] - seconds, 1e-9)
+    return shown
+
+  def display(self, *args: Any, **kwargs: Any) -> Any:
+    """Draws the bar; on a terminal of unknown size tqdm would draw nothing."""
+    if self.nrows is not None and self.nrows < 0:
+      self.dynamic_ncols = self.ncols = self.nrows = None
+    return super().display(*args, **kwargs)
+
+
+class _LogLines(_Bar):
+  """The numbers without the bar, on a line of their own every ten seconds.
+
+  Outside of terminals tqdm would write one endless line with carriage returns.
+  """
+
+  def display(self, *unused: Any, **unused_too: Any) -> None:
+    """Writes a line; `close`, which disables the bar first, ends the last line itself."""
+    if self.n > self.initial or self.disable:
+      self.fp.write(str(self) + '\n' * (not self.disable))
+      self.fp.flush()
+
+
+class Progress:
+  """Progress of a stage: units done, time left, units per second.
+
+  A bar on a terminal, a widget in a notebook, and a line every ten seconds in a log file. Of
+  several processes the first one draws.
 
       with Progress('targets', total=100, unit='edits') as progress:
         for batch in batches:
           ...
-          progress.update(len(batch))
+          progress.update(len(batch), note=f'loss {loss:.3f}')
 
   Attributes:
     done: units finished so far.
@@ -53,78 +101,56 @@ class Progress:
     *,
     done: int = 0,
     stream: TextIO | None = None,
-    clock: Callable[[], float] = time.monotonic,
   ):
     """Starts the clock.
 
     Args:
       label: name of the stage.
-      total: units of the whole stage; None where nobody knows, which leaves out the estimate.
-      unit: what is counted, in the plural.
-      done: units that an earlier run had finished; they do not count towards the rate.
+      total: units of the whole stage; None for an unknown number, which leaves out the estimate.
+      unit: name of what is counted, in the plural.
+      done: units finished by an earlier run; they do not count towards the rate.
       stream: where to write; standard error by default.
-      clock: seconds, for tests.
     """
-    self.label, self.total, self.unit, self.done = label, total, unit, done
-    self._stream = sys.stderr if stream is None else stream
-    self._is_tty = self._stream.isatty()
-    self._is_quiet = _is_quiet.get() or not is_first_process()
-    self._clock = clock
-    self._start_done, self._start_time = done, clock()
-    # The first update includes compilation; the estimate starts behind it.
-    self._steady: tuple[int, float] | None = None
-    self._shown_done, self._shown_time = done, self._start_time
+    self.done = done
+    stream = sys.stderr if stream is None else stream
+    draws = stream.isatty() or _IN_NOTEBOOK
+    kind, interval, columns = (_Bar, 0.2, None) if draws else (_LogLines, _SECONDS_PER_LINE, 0)
+    self._bar = kind(
+      desc=label,
+      total=total,
+      unit=unit,
+      unit_scale=unit in _SCALED_UNITS,
+      initial=done,
+      file=stream,
+      disable=_is_quiet.get() or not is_first_process(),
+      mininterval=interval,
+      miniters=1,
+      ncols=columns,
+      dynamic_ncols=draws,
+    )
 
-  def update(self, count: int = 1, note: str = '') -> None:
-    """Counts `count` more units as finished; `note` is shown at the end of the line."""
-    now = self._clock()
+  def update(self, count: int = 1, note: str = '', total: int | None = None) -> None:
+    """Counts `count` more units.
+
+    Args:
+      count: units finished since the last update.
+      note: shown at the end of the line.
+      total: a better estimate of the units of the whole stage.
+    """
     self.done += count
-    if self._is_due(now):
-      self._shown_done, self._shown_time = self.done, now
-      self._write(self._line(now) + (f', {note}' if note else ''), is_last=False)
-    if self._steady is None:
-      self._steady = self.done, now
-
-  def _is_due(self, now: float) -> bool:
-    waited = now - self._shown_time
-    if self._is_tty:
-      return waited >= 0.2
-    if self.total and waited >= 1:
-      return 10 * self.done // self.total > 10 * self._shown_done // self.total or waited >= 10
-    return waited >= 10
-
-  def _line(self, now: float) -> str:
-    parts = [f'{self.label}: {self.done}' + (f'/{self.total}' if self.total else '')]
-    parts[0] += f' {self.unit}'
-    done, start = self._steady or (self._start_done, self._start_time)
-    if now > start and self.done > done:
-      rate = (self.done - done) / (now - start)
-      parts.append(f'{rate:.3g} {self.unit}/s')
-      if self.total:
-        parts.append(f'{format_seconds(max(self.total - self.done, 0) / rate)} left')
-    return ', '.join(parts)
-
-  def _write(self, line: str, *, is_last: bool) -> None:
-    if self._is_quiet:
+    if self._bar.disable:  # tqdm then counts nothing
       return
-    # Carriage return and erase-to-end rewrite the line in place.
-    self._stream.write(f'\r{line}\x1b[K' + '\n' * is_last if self._is_tty else f'{line}\n')
-    self._stream.flush()
+    self._bar.total = total or self._bar.total
+    self._bar.set_postfix_str(note, refresh=False)
+    self._bar.update(count)
 
   def __enter__(self) -> 'Progress':
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    seconds = self._clock() - self._start_time
-    end = 'in' if kind is None else 'stopped after'
-    of_total = f'/{self.total}' if self.total else ''
-    line = f'{self.label}: {self.done}{of_total} {self.unit} {end} {format_seconds(seconds)}'
-    self._write(line, is_last=True)
+  def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+    if kind is not None and not self._bar.disable:
+      self._bar.set_postfix_str('stopped', refresh=False)
+    self._bar.close()
 
 
 class Timers:

@@ -204,10 +204,9 @@ def accumulate(
         ran.block_until_ready()  # the host is one batch ahead of the device, not more
       ran = now
       at = _Place(at.num_tokens + batch.num_tokens, batch.end)
-      progress.total = max(round(at.num_tokens * len(text.corpus) / at.end), at.num_tokens)
-      if max_tokens is not None:
-        progress.total = min(progress.total, max(max_tokens, at.num_tokens))
-      progress.update(batch.num_tokens)
+      total = round(at.num_tokens * len(text.corpus) / at.end)
+      total = max(total if max_tokens is None else min(total, max_tokens), at.num_tokens)
+      progress.update(batch.num_tokens, total=total)
       if max_tokens is not None and at.num_tokens >= max_tokens:
         break
       saves.maybe(at, sums)
