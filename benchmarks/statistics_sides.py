@@ -29,6 +29,7 @@ from jedit.moments.packing import PackedText
 from jedit.parallel.mesh import make_mesh, place_rows, square_sharding
 from jedit.testbeds import testbed_corpus
 from jedit.testbeds.tokenizer import save_tokenizer, train_tokenizer
+from jedit.types import Kernel
 
 _TEXTS = 'texts.json'
 _BYTES = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'pred': 1, 's8': 1, 'u8': 1}
@@ -109,7 +110,9 @@ class Engine:
       'seconds': seconds - clock.seconds,
       'compile_seconds': clock.seconds,
       'num_tokens': moments.num_tokens,
-      'traces': {layer: float(np.trace(moments.cov['mlp', layer])) for layer in self.layers},
+      'traces': {
+        layer: float(np.trace(moments.cov[Kernel(layer, 'mlp')])) for layer in self.layers
+      },
     }
 
   def memory(self) -> dict[str, int | None]:

@@ -15,8 +15,9 @@ from absl import app, flags
 
 from jedit.moments import collect
 from jedit.moments.packing import PackedBatch
+from jedit.types import Kernel
 
-KERNEL = ('mlp', 0)
+KERNEL = Kernel(0, 'mlp')
 
 _NUM_TOKENS = flags.DEFINE_integer('num_tokens', 10_000_000, 'Tokens of the pass.', lower_bound=1)
 _WIDTH = flags.DEFINE_integer('width', 256, 'Components of a key.', lower_bound=1)

@@ -11,6 +11,33 @@ Shape letters, used as suffixes of array names everywhere in the package:
 """
 
 import dataclasses
+from typing import NamedTuple
+
+
+class Kernel(NamedTuple):
+  """A weight matrix that edits change; `str()` is '5/mlp'.
+
+  Attributes:
+    layer: counted from 0.
+    name: 'mlp' for the down projection of the MLP, 'attn' for the attention output projection.
+  """
+
+  layer: int
+  name: str
+
+  def __str__(self) -> str:
+    return f'{self.layer}/{self.name}'
+
+  @classmethod
+  def parse(cls, text: str) -> 'Kernel':
+    """The kernel that `str` spells."""
+    layer, _, name = text.partition('/')
+    return cls(int(layer), name)
+
+  @property
+  def label(self) -> str:
+    """The kernel in a sentence."""
+    return f'the {self.name} kernel in layer {self.layer}'
 
 
 class UserError(ValueError):

@@ -11,7 +11,6 @@ from jedit.editing.contexts import contexts_of
 from jedit.editing.edit import check_method, edit, find_targets, target_shapes
 from jedit.editing.prompts import Contexts
 from jedit.editing.provenance import describe
-from jedit.editing.update import Kernel
 from jedit.io.progress import Timers
 from jedit.io.storage import read_tensors, to_json, write_tensors
 from jedit.methods import Method
@@ -19,7 +18,7 @@ from jedit.methods.base import Recipe
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch
 from jedit.moments.files import SecondMoments
-from jedit.types import Request, UserError
+from jedit.types import Kernel, Request, UserError
 
 _PATCH, _KEYS = 'patch.safetensors', 'keys.safetensors'
 
@@ -230,7 +229,7 @@ def _stored_patch(folder: pathlib.Path | None, origin: Mapping[str, Any]) -> Pat
 
 def _stored_keys(folder: pathlib.Path) -> dict[Kernel, np.ndarray]:
   tensors, _ = read_tensors(folder / _KEYS)
-  return {(name.partition(':')[0], int(name.partition(':')[2])): tensors[name] for name in tensors}
+  return {Kernel.parse(name): key_BxF for name, key_BxF in tensors.items()}
 
 
 def _keep(
@@ -243,7 +242,7 @@ def _keep(
   patch = dataclasses.replace(patch, provenance={**patch.provenance, **origin})
   if folder is not None:
     if keys is not None:
-      tensors = {f'{name}:{layer}': key_BxF for (name, layer), key_BxF in keys.items()}
+      tensors = {str(kernel): key_BxF for kernel, key_BxF in keys.items()}
       write_tensors(folder / _KEYS, tensors)
     patch.save(folder / _PATCH)
   return patch

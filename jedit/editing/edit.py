@@ -23,7 +23,7 @@ from jedit.editing.prompts import (
 )
 from jedit.editing.provenance import describe
 from jedit.editing.schedule import Targets, choose_batch_size, optimise_targets
-from jedit.editing.update import Kernel, write_region
+from jedit.editing.update import write_region
 from jedit.io.progress import Timers
 from jedit.methods import Method
 from jedit.methods.base import Recipe
@@ -33,7 +33,7 @@ from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch, Update
 from jedit.moments.files import SecondMoments
 from jedit.parallel.mesh import num_row_shards
-from jedit.types import Request, UserError
+from jedit.types import Kernel, Request, UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,11 +44,11 @@ class Details:
     contexts: groups of prefix templates.
     rows: texts of every edit with their token ids and positions.
     targets: by stage, δ, v₀, z, step counts and traces.
-    keys: averaged keys [B, F] by (kernel, layer), read when the layer was about to be written.
-    residuals: [B, D] by (kernel, layer), shared over the layers.
+    keys: averaged keys [B, F] by kernel, read when the layer was about to be written.
+    residuals: [B, D] by kernel, shared over the layers.
     updates: by parameter path.
     seconds: by 'targets', 'keys' and 'solve'.
-    solve_errors: by (kernel, layer), the relative residual ‖A x - b‖ / ‖b‖ of the normal equations,
+    solve_errors: by kernel, the relative residual ‖A x - b‖ / ‖b‖ of the normal equations,
       the largest over the edits; see `residual` of the solvers in `jedit.solvers.solve`.
   """
 
@@ -132,7 +132,7 @@ def edit(
       takes what fits the device.
     store: directory for finished targets; a run that is repeated after a kill goes on from them,
       and so does one that writes the same targets in another way (`find_targets`).
-    earlier_keys: by (kernel, layer), keys [N, F] of earlier edits: they are preserved, too. A
+    earlier_keys: by kernel, keys [N, F] of earlier edits: they are preserved, too. A
       sequence of edits gives those of `Details.keys`.
     targets: what `find_targets` found for the same requests, method and contexts on this model.
     details: also returns what was computed on the way.
@@ -323,10 +323,10 @@ def check_method(
     return
   if stats is None:
     raise UserError(f'Method {method.name} needs second moments; give those of jedit.statistics.')
-  for kernel, layer in method.kernels:
-    shape = stats.covariance(kernel, layer).shape
-    if shape != (size[kernel], size[kernel]):
+  for kernel in method.kernels:
+    shape = stats.covariance(kernel).shape
+    if shape != (size[kernel.name], size[kernel.name]):
       raise UserError(
-        f'The second moments of the {kernel} kernel in layer {layer} have shape {shape}, the model '
-        f'wants {(size[kernel], size[kernel])}; collect them on this model.'
+        f'The second moments of {kernel.label} have shape {shape}, the model '
+        f'wants {(size[kernel.name], size[kernel.name])}; collect them on this model.'
       )

@@ -15,9 +15,7 @@ from jedit.models.sites import KERNEL_INPUT, kernel_path
 from jedit.moments.files import SecondMoments
 from jedit.parallel.mesh import num_row_shards
 from jedit.solvers.solve import UnsolvableError, check_error
-from jedit.types import UserError
-
-Kernel = tuple[str, int]  # ('mlp' or 'attn', layer)
+from jedit.types import Kernel, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +140,8 @@ def write_region(
   last, earlier = region.layers[-1], earlier_keys or {}
   if stats is not None and region.solver.uses_cov:
     with timers('solve'):
-      for kernel in [(w.kernel, layer) for layer in region.layers for w in region.writes]:
-        region.solver.prepare(stats.covariance(*kernel), len(rows), earlier.get(kernel))
+      for kernel in [Kernel(layer, w.kernel) for layer in region.layers for w in region.writes]:
+        region.solver.prepare(stats.covariance(kernel), len(rows), earlier.get(kernel))
   region_rows = RegionRows(forward, rows, region, contexts, num_row_shards(params))
   with Progress(f'writing {region.name}', len(region.layers), 'layers') as progress:
     for index, layer in enumerate(region.layers):
@@ -154,7 +152,7 @@ def write_region(
         if region.keys_together:
           together = {w.kernel: region_rows.keys(params, layer, w.kernel) for w in region.writes}
       for write in region.writes:
-        kernel = (write.kernel, layer)
+        kernel = Kernel(layer, write.kernel)
         with timers('keys'):
           key_BxF, bare_key_BxF = together.get(write.kernel) or region_rows.keys(
             params, layer, write.kernel
@@ -165,7 +163,7 @@ def write_region(
           _check_residual(residual_BxD, kernel, rows)
           cov_FxF = None
           if stats is not None and region.solver.uses_cov:
-            cov_FxF = stats.covariance(*kernel)
+            cov_FxF = stats.covariance(kernel)
           try:
             left_FxB = region.solver(cov_FxF, key_BxF, bare_key_BxF, earlier.get(kernel))
             error = region.solver.residual(cov_FxF, key_BxF, left_FxB, earlier.get(kernel))
@@ -173,7 +171,7 @@ def write_region(
           except UnsolvableError as cause:
             raise _unsolvable(cause, kernel, rows) from cause
           update = Update.from_factors(left_FxB, residual_BxD)
-          path = '/'.join(kernel_path(layer, write.kernel))
+          path = '/'.join(kernel_path(kernel))
           params = patched(params, {path: update})
         updates[path], keys[kernel], residuals[kernel] = update, key_BxF, residual_BxD
         solve_errors[kernel] = error
@@ -192,20 +190,18 @@ def _context_weights(contexts: Contexts, average: str) -> np.ndarray:
 def _check_residual(residual_BxD: np.ndarray, kernel: Kernel, rows: Sequence[EditRows]) -> None:
   is_bad_B = ~np.isfinite(residual_BxD).all(axis=-1)
   if is_bad_B.any():
-    name, layer = kernel
     raise UserError(
-      f'The residual of {_record(rows[int(is_bad_B.argmax())])} at the {name} kernel in layer '
-      f'{layer} is not finite; lower clip_factor or learning_rate. No model was changed.'
+      f'The residual of {_record(rows[int(is_bad_B.argmax())])} at {kernel.label} '
+      f'is not finite; lower clip_factor or learning_rate. No model was changed.'
     )
 
 
 def _unsolvable(error: UnsolvableError, kernel: Kernel, rows: Sequence[EditRows]) -> UserError:
   """The error with layer and records, for users."""
-  name, layer = kernel
   whose = ' and '.join(_record(rows[number]) for number in error.edits)
   nearest = f' (most alike: {whose})' if whose else ''
   return UserError(
-    f'The solve of the {name} kernel in layer {layer} over {len(rows)} edits failed: '
+    f'The solve of {kernel.label} over {len(rows)} edits failed: '
     f'{error.reason}{nearest}. No model was changed.'
   )
 

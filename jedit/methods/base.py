@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from jedit.solvers.solve import Solver
-from jedit.types import UserError
+from jedit.types import Kernel, UserError
 
 TOKENS = ('subject_last', 'prompt_last')
 DELTA_PLACES = ('attn_out', 'mlp_out', 'block_out')
@@ -112,6 +112,11 @@ class Region:
     if not self.deltas:
       raise UserError(f'Region {self.name} has no delta; optimise at least one place.')
 
+  @property
+  def kernels(self) -> tuple[Kernel, ...]:
+    """The kernels that are written, layer by layer."""
+    return tuple(Kernel(layer, write.kernel) for layer in self.layers for write in self.writes)
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
@@ -200,25 +205,19 @@ class Recipe:
     return next(region for region in self.regions if region.name == name)
 
   @property
-  def kernels(self) -> tuple[tuple[str, int], ...]:
-    """(kernel, layer) of everything that is written: second moments are needed for these."""
-    found = {
-      (write.kernel, layer): None
-      for region in self.regions
-      for layer in region.layers
-      for write in region.writes
-    }
-    return tuple(found)
+  def kernels(self) -> tuple[Kernel, ...]:
+    """The kernels that are written, of which second moments are needed."""
+    return tuple(dict.fromkeys(kernel for region in self.regions for kernel in region.kernels))
 
   @property
   def layers(self) -> tuple[int, ...]:
     """All layers that are written, ascending; what `jedit.statistics` is asked for."""
-    return tuple(sorted({layer for _, layer in self.kernels}))
+    return tuple(sorted({kernel.layer for kernel in self.kernels}))
 
   @property
   def sites(self) -> tuple[str, ...]:
     """The kernels that are written, 'mlp', 'attn' or both."""
-    return tuple(sorted({kernel for kernel, _ in self.kernels}))
+    return tuple(sorted({kernel.name for kernel in self.kernels}))
 
   @property
   def uses_moments(self) -> bool:
@@ -227,15 +226,14 @@ class Recipe:
 
   def _check_overlaps(self) -> None:
     """A patch holds one update per kernel, and a place takes one δ at a time."""
-    written: set[tuple[str, int]] = set()
-    for region in self.regions:
-      for kernel, layer in ((w.kernel, layer) for layer in region.layers for w in region.writes):
-        if (kernel, layer) in written:
-          raise UserError(
-            f'The {kernel} kernel of layer {layer} is written twice; '
-            'choose layers and kernels that do not overlap.'
-          )
-        written.add((kernel, layer))
+    written: set[Kernel] = set()
+    for kernel in (kernel for region in self.regions for kernel in region.kernels):
+      if kernel in written:
+        raise UserError(
+          f'The {kernel.name} kernel of layer {kernel.layer} is written twice; '
+          'choose layers and kernels that do not overlap.'
+        )
+      written.add(kernel)
     for stage in self.stages:
       placed: dict[tuple[str, int], str] = {}
       for region in map(self.region, stage):

@@ -28,13 +28,15 @@ from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch, Update
 from jedit.parallel.mesh import fetch, num_row_shards, place_rows
 from jedit.parallel.shapes import bucket, group_by_length, round_up
-from jedit.types import Request, UserError
+from jedit.types import Kernel, Request, UserError
 
 # What is trained in a layer, as the start of the parameters' paths.
 PARAMETERS: Mapping[str, Callable[[int], tuple[str, ...]]] = {
-  'block': lambda layer: kernel_path(layer, 'mlp')[:1],
-  'mlp_out': lambda layer: kernel_path(layer, 'mlp')[:-1],  # the kernel, and its bias if any
-  'mlp_kernel': lambda layer: kernel_path(layer, 'mlp'),
+  'block': lambda layer: kernel_path(Kernel(layer, 'mlp'))[:1],
+  'mlp_out': lambda layer: kernel_path(Kernel(layer, 'mlp'))[
+    :-1
+  ],  # the kernel, and its bias if any
+  'mlp_kernel': lambda layer: kernel_path(Kernel(layer, 'mlp')),
 }
 LOSS_POSITIONS = ('released', 'paper')
 MEANS = ('edits', 'tokens')
@@ -85,7 +87,7 @@ class FineTuning:
   norm_bound: float | None = None
 
   # What callers ask of every method: fine-tuning needs no second moments.
-  kernels: ClassVar[tuple[tuple[str, int], ...]] = ()
+  kernels: ClassVar[tuple[Kernel, ...]] = ()
   layers: ClassVar[tuple[int, ...]] = ()
   sites: ClassVar[tuple[str, ...]] = ()
   uses_moments: ClassVar[bool] = False

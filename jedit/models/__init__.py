@@ -2,11 +2,14 @@
 
 from jedit.models.config import ModelConfig
 from jedit.models.decoder import FAMILIES, Past, forward, functions, head, init_params, past_taps
-from jedit.models.sites import AddAt, ReplaceAt, kernel_path, site
+from jedit.models.model import Model
+from jedit.models.sites import AddAt, Intervention, ReplaceAt, kernel_path, site
 
 __all__ = [
   'FAMILIES',
   'AddAt',
+  'Intervention',
+  'Model',
   'ModelConfig',
   'Past',
   'ReplaceAt',

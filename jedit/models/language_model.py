@@ -12,7 +12,7 @@ import numpy as np
 import transformers
 from jax.sharding import Mesh
 
-from jedit.models import ModelConfig, forward, head
+from jedit.models import Model, ModelConfig, forward, head
 from jedit.models.encoding import load_tokenizer, pad
 from jedit.models.export import Export, save_directory
 from jedit.models.generate import generate
@@ -57,6 +57,11 @@ class LanguageModel:
       for patch in self.patches:
         params = patched(params, patch.updates)
       object.__setattr__(self, 'params', params)
+
+  @property
+  def model(self) -> Model:
+    """The edited decoder as one pytree, for jitted functions."""
+    return Model(self.params, config=self.config)
 
   def apply(self, patch: Patch) -> 'LanguageModel':
     """A model with one more patch.

@@ -17,11 +17,13 @@ An intervention is an argument and a recording a return value; jit drops what no
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+from jedit.types import Kernel
 
 PLACES = (
   'attn_normed',
@@ -46,9 +48,17 @@ def site(layer: int, place: str) -> str:
   return f'{layer}/{place}'
 
 
-def kernel_path(layer: int, kernel: str) -> tuple[str, ...]:
-  """Path in the parameter tree of the 'mlp' or 'attn' output projection of a layer."""
-  return (f'block_{layer}', *_KERNEL_PATH[kernel])
+def kernel_path(kernel: Kernel) -> tuple[str, ...]:
+  """Path of a kernel in the parameter tree."""
+  return (f'block_{kernel.layer}', *_KERNEL_PATH[kernel.name])
+
+
+class Intervention(Protocol):
+  """A change of the value at one site: a pytree that can be called inside a jitted forward pass."""
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """The new value, of the same shape; it is cast to the dtype of `x`."""
+    ...
 
 
 @struct.dataclass

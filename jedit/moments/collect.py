@@ -35,7 +35,7 @@ from jedit.models import functions, site
 from jedit.models.language_model import LanguageModel
 from jedit.models.sites import KERNEL_INPUT
 from jedit.moments.corpus import Corpus, read_corpus
-from jedit.moments.files import Kernel, SecondMoments
+from jedit.moments.files import SecondMoments
 from jedit.moments.packing import PackedText
 from jedit.parallel.memory import MemoryPlan
 from jedit.parallel.mesh import (
@@ -49,7 +49,7 @@ from jedit.parallel.mesh import (
   square_sharding,
   wait_for_all,
 )
-from jedit.types import UserError
+from jedit.types import Kernel, UserError
 from jedit.units import format_bytes
 
 _SECONDS_PER_SAVE = 60.0
@@ -131,7 +131,7 @@ def statistics(
       'preset': 'fast' if fast else 'full',
     }
   )
-  kernels = [(name, layer) for layer in sorted(set(layers)) for name in sites]
+  kernels = [Kernel(layer, name) for layer in sorted(set(layers)) for name in sites]
   cache = None if cache is None else pathlib.Path(cache)
   known: dict[Kernel, np.ndarray] = {}
   if cache is not None and cache.is_file():
@@ -171,14 +171,14 @@ def accumulate(
     forward: `(params, token_NxT, **arguments) -> (hidden, seen)`.
     params: of the model.
     text: batches of packed tokens.
-    kernels: (kernel, layer) pairs.
+    kernels: whose keys are taken.
     store: directory for the sums of a run in progress; a run that finds it goes on from there.
     provenance: kept with the result, and what a stored run must agree with to be continued.
     max_tokens: stops with the batch that reaches them.
   """
   provenance = dict(provenance or {})
-  names = {site(layer, KERNEL_INPUT[kernel]): (kernel, layer) for kernel, layer in kernels}
-  products = products_of(forward, tuple(names), stop=max(layer for _, layer in kernels) + 1)
+  names = {site(k.layer, KERNEL_INPUT[k.name]): k for k in kernels}
+  products = products_of(forward, tuple(names), stop=max(kernel.layer for kernel in kernels) + 1)
   tokens = place_rows(params, [np.zeros(text.shape, np.int32)] * 3)
   parts = jax.eval_shape(products, params, *tokens)
   mesh = mesh_of(params)
@@ -211,11 +211,11 @@ def accumulate(
         break
       saves.maybe(at, sums)
   cov = {}
-  for name, (kernel, layer) in names.items():
-    cov[kernel, layer] = (_wide(*sums.pop(name)) / at.num_tokens).astype(np.float32)
-    if not np.isfinite(cov[kernel, layer]).all():
+  for name, kernel in names.items():
+    cov[kernel] = (_wide(*sums.pop(name)) / at.num_tokens).astype(np.float32)
+    if not np.isfinite(cov[kernel]).all():
       raise UserError(
-        f'The second moments of the {kernel} kernel in layer {layer} are not finite; '
+        f'The second moments of {kernel.label} are not finite; '
         'check the checkpoint, or load it in float32.'
       )
   return SecondMoments(cov, at.num_tokens, {**provenance, 'num_tokens': at.num_tokens})

@@ -15,11 +15,9 @@ import numpy as np
 from jedit.io.storage import read_tensors, write_tensors
 from jedit.models import FAMILIES, kernel_path
 from jedit.models.language_model import LanguageModel
-from jedit.types import UserError
+from jedit.types import Kernel, UserError
 
 _FORMAT = 'jedit-second-moments-1'
-
-Kernel = tuple[str, int]  # ('mlp' or 'attn', layer)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +25,7 @@ class SecondMoments:
   """Uncentred second moments by kernel.
 
   Attributes:
-    cov: by (kernel, layer), C_FxF of the kernel's input, float32 or wider.
+    cov: C_FxF of each kernel's input, float32 or wider.
     num_tokens: tokens they were taken over; 0 where unknown.
     provenance: JSON-able description of model, corpus and settings.
   """
@@ -36,23 +34,23 @@ class SecondMoments:
   num_tokens: int = 0
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-  def covariance(self, kernel: str, layer: int) -> np.ndarray:
+  def covariance(self, kernel: Kernel) -> np.ndarray:
     """C_FxF of a kernel's keys.
 
     Raises:
-      UserError: where it was not collected.
+      UserError: if the kernel has no second moments here.
     """
-    if (kernel, layer) not in self.cov:
-      has = ', '.join(f'{name} of layer {number}' for name, number in sorted(self.cov)) or 'nothing'
+    if kernel not in self.cov:
+      has = ', '.join(map(str, sorted(self.cov))) or 'nothing'
       raise UserError(
-        f'There are no second moments of the {kernel} kernel in layer {layer} (there is {has}); '
-        'collect them for the layers and sites of the method.'
+        f'There are no second moments of {kernel.label} (there is {has}); '
+        'collect them for the layers and kernels of the method.'
       )
-    return self.cov[kernel, layer]
+    return self.cov[kernel]
 
   def save(self, path: str | os.PathLike[str]) -> None:
     """Writes a safetensors file with count and provenance in its header."""
-    tensors = {f'{kernel}/{layer}': cov for (kernel, layer), cov in self.cov.items()}
+    tensors = {f'{name}/{layer}': cov for (layer, name), cov in self.cov.items()}
     metadata = {
       'format': _FORMAT,
       'num_tokens': self.num_tokens,
@@ -73,7 +71,7 @@ class SecondMoments:
     cov = {}
     for name, array in tensors.items():
       kernel, _, layer = name.partition('/')
-      cov[kernel, int(layer)] = array
+      cov[Kernel(int(layer), kernel)] = array
     return cls(cov, metadata['num_tokens'], metadata['provenance'])
 
   @classmethod
@@ -149,11 +147,11 @@ class SecondMoments:
     """
     path, sizes = pathlib.Path(path), lm.config.key_sizes
     cov, counts, names = {}, set(), {}
-    for kernel, layer in [(site, layer) for layer in layers for site in sites]:
-      file = _find_archive(path, _module_name(lm, kernel, layer))
-      cov[kernel, layer], count = _read_archive(file, sizes[kernel])
+    for kernel in [Kernel(layer, name) for layer in layers for name in sites]:
+      file = _find_archive(path, _module_name(lm, kernel))
+      cov[kernel], count = _read_archive(file, sizes[kernel.name])
       counts.add(count)
-      names[f'{kernel}/{layer}'] = file.name
+      names[str(kernel)] = file.name
     num_tokens = counts.pop() if len(counts) == 1 else 0
     provenance = {'model': lm.fingerprint, 'archives': names, 'num_tokens': num_tokens}
     return cls(cov, num_tokens, {**provenance, 'preset': 'published'})
@@ -179,8 +177,8 @@ def read_moments(
       f'this one has {lm.fingerprint}; give those of this model.'
     )
   for layer in layers:
-    for kernel in sites:
-      found.covariance(kernel, layer)
+    for name in sites:
+      found.covariance(Kernel(layer, name))
   return found
 
 
@@ -189,11 +187,11 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
   return pathlib.Path(path).suffix == '.npz' or pathlib.Path(path).is_dir()
 
 
-def _module_name(lm: LanguageModel, kernel: str, layer: int) -> str:
+def _module_name(lm: LanguageModel, kernel: Kernel) -> str:
   """What PyTorch calls the module whose input a kernel's keys are."""
-  path = '/'.join(['block_{}', *kernel_path(layer, kernel)[1:]])
+  path = '/'.join(['block_{}', *kernel_path(kernel)[1:]])
   name = next(name for name, ours, _ in FAMILIES[lm.config.family].names if ours == path)
-  return name.removesuffix('.weight').format(layer)
+  return name.removesuffix('.weight').format(kernel.layer)
 
 
 def _find_archive(path: pathlib.Path, module: str) -> pathlib.Path:

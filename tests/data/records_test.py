@@ -12,9 +12,7 @@ from absl.testing import absltest, parameterized
 from jedit.data import records as module
 from jedit.types import Request, UserError
 
-_SHARED = pathlib.Path(
-  os.environ.get('JEDIT_SHARED', pathlib.Path(__file__).parent.parent.parent / 'shared')
-)
+_SHARED = pathlib.Path(os.environ.get('JEDIT_SHARED', pathlib.Path(__file__).parents[3] / 'shared'))
 
 _COUNTERFACT = {
   'case_id': 34,

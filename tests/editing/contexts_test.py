@@ -5,7 +5,7 @@ import functools
 
 import pytest
 
-from helpers import editing, tokenizers
+from helpers import editing, vocabularies
 from jedit import methods
 from jedit.editing import contexts
 from jedit.editing.contexts import (
@@ -82,7 +82,7 @@ def test_every_method_gets_its_kind():
   assert contexts_of(lm, rome, 3, [['{}', 'A. {}']]) == (('{}', 'A. {}'),)
   with pytest.raises(UserError, match="prefixes is 'none'; choose one of memit, rome"):
     methods.rome(layers=(1,), prefixes='none')
-  bare = dataclasses.replace(lm, tokenizer=tokenizers.byte_level(trim=True))
+  bare = dataclasses.replace(lm, tokenizer=vocabularies.byte_level(trim=True))
   bare.tokenizer.eos_token = None
   with pytest.raises(
     UserError, match="no token that begins or ends a text.*or choose prefixes='me"

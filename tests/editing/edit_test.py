@@ -19,7 +19,7 @@ from jedit.models.encoding import encode
 from jedit.models.language_model import LanguageModel
 from jedit.models.load import fingerprint, name_table
 from jedit.moments.files import SecondMoments
-from jedit.types import Record, Request, UserError
+from jedit.types import Kernel, Record, Request, UserError
 
 REQUESTS = editing.REQUESTS[:3]
 CONTEXTS = (('{}',),)
@@ -52,11 +52,11 @@ def _assert_same_bits(ours, theirs):
     (dict(method=methods.memit(layers=(1, 3))), r'layers is \(1, 3\), .* layers 0 to 2; choose'),
     (dict(stats=SecondMoments({})), 'no second moments of the mlp kernel in layer 0 .*nothing'),
     (
-      dict(stats=SecondMoments({('mlp', 0): np.eye(24), ('attn', 1): np.eye(16)})),
-      'no second moments of the mlp kernel in layer 1 .there is attn of layer 1, mlp of layer 0.',
+      dict(stats=SecondMoments({Kernel(0, 'mlp'): np.eye(24), Kernel(1, 'attn'): np.eye(16)})),
+      'no second moments of the mlp kernel in layer 1 .there is 0/mlp, 1/attn.',
     ),
     (
-      dict(stats=SecondMoments({('mlp', 0): np.eye(24), ('mlp', 1): np.eye(16)})),
+      dict(stats=SecondMoments({Kernel(0, 'mlp'): np.eye(24), Kernel(1, 'mlp'): np.eye(16)})),
       r'mlp kernel in layer 1 have shape \(16, 16\), the model wants \(24, 24\); collect',
     ),
     (dict(contexts=[['A. {}']]), "first context is 'A. {}'"),
@@ -77,7 +77,7 @@ def test_mistakes_are_sentences(settings, words):
 
 def test_moments_of_both_kernels_have_their_own_sizes():
   method = methods.pmet(layers=(1,), write=('attn', 'mlp'))
-  stats = SecondMoments({('mlp', 1): np.eye(24), ('attn', 1): np.eye(24)})
+  stats = SecondMoments({Kernel(1, 'mlp'): np.eye(24), Kernel(1, 'attn'): np.eye(24)})
   with pytest.raises(
     UserError, match=r'attn kernel in layer 1 have shape \(24, 24\), .*\(16, 16\)'
   ):
@@ -109,7 +109,7 @@ def test_the_model_is_as_it_was_and_the_patch_says_where_it_is_from():
   assert patch.provenance['contexts'] == [list(group) for group in CONTEXTS]
   assert details.contexts == CONTEXTS
   assert set(details.seconds) == {'targets', 'keys', 'solve'}
-  assert set(details.keys) == set(details.residuals) == {('mlp', 0), ('mlp', 1)}
+  assert set(details.keys) == set(details.residuals) == {Kernel(0, 'mlp'), Kernel(1, 'mlp')}
   assert details.solve_errors.keys() == details.keys.keys()
   assert 0 < max(details.solve_errors.values()) < 1e-12
   assert details.updates.keys() == patch.updates.keys()
@@ -181,7 +181,7 @@ def test_targets_found_before_give_the_same_bits(tmp_path):
 def test_earlier_keys_are_moved_less():
   lm = _model()
   _, details = _edit(lm=lm, requests=REQUESTS[:1], details=True)
-  kernel, path = ('mlp', 0), 'block_0/mlp/down/kernel'
+  kernel, path = Kernel(0, 'mlp'), 'block_0/mlp/down/kernel'
   key_1xF = details.keys[kernel]
   free = _edit(lm=lm, requests=REQUESTS[1:])
   bound = _edit(lm=lm, requests=REQUESTS[1:], earlier_keys=details.keys)
@@ -193,7 +193,7 @@ def test_a_method_without_second_moments_needs_none():
   lm = _model()
   method = methods.rome(layers=(1,), use_cov=False, num_steps=3)
   patch = edit(lm, REQUESTS[:1], method, contexts=CONTEXTS)
-  stats = SecondMoments({('mlp', 1): np.eye(24)})
+  stats = SecondMoments({Kernel(1, 'mlp'): np.eye(24)})
   same = edit(lm, REQUESTS[:1], methods.rome(layers=(1,), num_steps=3), stats, contexts=CONTEXTS)
   for path, update in patch.updates.items():
     assert relative(update.value(), same.updates[path].value()) < 1e-6

@@ -18,7 +18,7 @@ from jedit.models import functions, kernel_path, site
 from jedit.models.encoding import pad
 from jedit.moments.files import SecondMoments
 from jedit.solvers.solve import LeastSquares
-from jedit.types import UserError
+from jedit.types import Kernel, UserError
 
 KEY = {'mlp': 'mlp_in', 'attn': 'attn_in'}
 TAPS = tuple(
@@ -67,14 +67,14 @@ def _mean_key(lm, params, region, edits, layer, kernel):
   return np.array(means)
 
 
-def _with_kernel(params, layer, kernel, array):
-  block, part, leaf = f'block_{layer}', *kernel_path(layer, kernel)[1:3]
+def _with_kernel(params, kernel, array):
+  block, part, leaf = kernel_path(kernel)[:3]
   changed = {**params[block][part][leaf], 'kernel': array.astype(np.float32)}
   return {**params, block: {**params[block], part: {**params[block][part], leaf: changed}}}
 
 
 def _plain_loop(lm, region, edits, z, stats):
-  """Updates, keys and residuals by (kernel, layer), least squares by `numpy.linalg.solve`."""
+  """Updates, keys and residuals by (layer, kernel), least squares by `numpy.linalg.solve`."""
   params, found = lm.params, {}
   bare = [edit.bare for edit in edits]
   for number, layer in enumerate(region.layers):
@@ -86,12 +86,13 @@ def _plain_loop(lm, region, edits, z, stats):
       key_BxF = _mean_key(lm, of, region, edits, layer, write.kernel)
       now_BxD = _read(lm, params, bare, region.token, region.layers[-1], write.compare)
       residual_BxD = (z[write.delta] - now_BxD) / share
-      preserved = COV_WEIGHT * np.asarray(stats.cov[write.kernel, layer], np.float64)
+      kernel = Kernel(layer, write.kernel)
+      preserved = COV_WEIGHT * np.asarray(stats.cov[kernel], np.float64)
       update_FxD = np.linalg.solve(preserved + key_BxF.T @ key_BxF, key_BxF.T @ residual_BxD)
-      path = kernel_path(layer, write.kernel)
+      path = kernel_path(kernel)
       kernel_FxD = np.asarray(params[path[0]][path[1]][path[2]]['kernel'], np.float64)
-      params = _with_kernel(params, layer, write.kernel, kernel_FxD + update_FxD)
-      found[write.kernel, layer] = update_FxD, key_BxF, residual_BxD
+      params = _with_kernel(params, kernel, kernel_FxD + update_FxD)
+      found[kernel] = update_FxD, key_BxF, residual_BxD
   return params, found
 
 
@@ -127,11 +128,11 @@ def _both(name):
 def test_regions_are_written_as_by_the_plain_loop(name):
   ours, (params, expected) = _both(name)
   assert set(ours.keys) == set(ours.residuals) == set(expected)
-  assert set(ours.updates) == {'/'.join(kernel_path(layer, k)) for k, layer in expected}
-  for (kernel, layer), (update_FxD, key_BxF, residual_BxD) in expected.items():
-    assert relative(ours.keys[kernel, layer], key_BxF) < 1e-5
-    assert relative(ours.residuals[kernel, layer], residual_BxD) < 1e-4
-    path = kernel_path(layer, kernel)
+  assert set(ours.updates) == {'/'.join(kernel_path(kernel)) for kernel in expected}
+  for kernel, (update_FxD, key_BxF, residual_BxD) in expected.items():
+    assert relative(ours.keys[kernel], key_BxF) < 1e-5
+    assert relative(ours.residuals[kernel], residual_BxD) < 1e-4
+    path = kernel_path(kernel)
     # Float32 kernels round what the next layer reads; measured 1e-5.
     assert relative(ours.updates['/'.join(path)].value(), update_FxD) < 1e-3
     written, plain = (p[path[0]][path[1]][path[2]]['kernel'] for p in (ours.params, params))
@@ -185,7 +186,7 @@ def test_solves_that_fail_name_kernel_and_layer():
   lm, region = editing.language_model(), _region(_MEMIT, solver=LeastSquares(50.0))
   forward, _ = functions(lm.config)
   stats = editing.second_moments(lm, _MEMIT)
-  stats.cov['mlp', 2] = -stats.cov['mlp', 2]
+  stats.cov[Kernel(2, 'mlp')] = -stats.cov[Kernel(2, 'mlp')]
   z = _targets(region, lm.config.width)
   arguments = (forward, lm.params, region, _edits(lm), editing.CONTEXTS)
   with pytest.raises(UserError, match='mlp kernel in layer 2 over 3 edits failed: .*cov_weight'):

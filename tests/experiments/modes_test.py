@@ -7,6 +7,7 @@ import pytest
 
 from helpers import tiny_run
 from jedit import experiments
+from jedit.experiments import stages
 from jedit.models.language_model import load
 from jedit.models.patch import Patch
 from jedit.types import UserError
@@ -69,7 +70,7 @@ def test_a_sequence_leaves_one_patch_and_what_it_did(made, sequence):
 
 def test_a_killed_sequence_ends_with_the_same_files(made, sequence, monkeypatch):
   config = _config(made, mode='sequential', size=2, canary=3)
-  workdir, check, calls = made / 'killed', experiments.stages.DamageMonitor.check, []
+  workdir, check, calls = made / 'killed', stages.DamageMonitor.check, []
 
   def dies(self, *arguments):
     calls.append(1)
@@ -78,7 +79,7 @@ def test_a_killed_sequence_ends_with_the_same_files(made, sequence, monkeypatch)
     return check(self, *arguments)
 
   with monkeypatch.context() as patch:
-    patch.setattr(experiments.stages.DamageMonitor, 'check', dies)
+    patch.setattr(stages.DamageMonitor, 'check', dies)
     with pytest.raises(KeyboardInterrupt):
       experiments.run(config, workdir)
   assert not (workdir / 'patch.safetensors').exists()

@@ -18,14 +18,15 @@ from jedit import experiments
 from jedit.configs import train_testbed_gptj
 from jedit.editing import contexts
 from jedit.evals import evaluate
-from jedit.experiments import stages
+from jedit.experiments import inputs, stages, tasks
 from jedit.experiments.compile_timer import CompileClock
+from jedit.experiments.schema import read_settings
 from jedit.experiments.workdir import Workdir
 from jedit.io import jsonl, storage
 from jedit.models.load import load_directory
 from jedit.moments.files import SecondMoments
 from jedit.testbeds.world import World
-from jedit.types import UserError
+from jedit.types import Kernel, UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 # What a finished run leaves, apart from seconds.
@@ -156,13 +157,13 @@ def test_moments_from_elsewhere_need_no_text(made, finished, tmp_path):
   moments = SecondMoments.load(finished / 'statistics.safetensors')
   for layer in (0, 1):
     name = f'transformer.h.{layer}.mlp.fc_out_float32_mom2_100000.npz'
-    sums = {'mom2.mom2': 7 * moments.cov['mlp', layer], 'mom2.count': np.array(7)}
+    sums = {'mom2.mom2': 7 * moments.cov[Kernel(layer, 'mlp')], 'mom2.count': np.array(7)}
     np.savez(tmp_path / name, **sums)
   for file in (finished / 'statistics.safetensors', tmp_path):
     config = tiny_run.config(made, statistics__corpus='', statistics__file=str(file))
-    settings = experiments.read_settings(config.to_dict())
-    assert experiments.inputs.load_documents(settings) is None
-    lm, workdir = experiments.inputs.load_model(settings), Workdir(tmp_path / 'run', {})
+    settings = read_settings(config.to_dict())
+    assert inputs.load_documents(settings) is None
+    lm, workdir = inputs.load_model(settings), Workdir(tmp_path / 'run', {})
     found = stages.second_moments(lm, None, [settings.required_method], settings, workdir)
     for kernel, cov_FxF in moments.cov.items():
       np.testing.assert_allclose(found.cov[kernel], cov_FxF, rtol=1e-6)
@@ -244,7 +245,7 @@ def test_train_hands_its_config_to_the_trainer_once(tmp_path, monkeypatch, capsy
     calls.append(config.train.num_steps)
     storage.write_json(pathlib.Path(workdir) / 'model' / 'knowledge.json', {'trained': 99})
 
-  monkeypatch.setattr(experiments, 'train', train)
+  monkeypatch.setattr(tasks, 'train', train)
   experiments.run(config, tmp_path)
   experiments.run(config, tmp_path)
   assert calls == [config.train.num_steps]
@@ -256,10 +257,10 @@ def test_train_hands_its_config_to_the_trainer_once(tmp_path, monkeypatch, capsy
 
 
 def test_unedited_questions_are_about_nobody_who_is_edited(made):
-  settings = experiments.read_settings(tiny_run.config(made).to_dict())
-  records = experiments.inputs.load_selection(settings)
-  questions = experiments.inputs.unedited_questions(settings, records)
-  assert questions and questions == experiments.inputs.unedited_questions(settings, records)
+  settings = read_settings(tiny_run.config(made).to_dict())
+  records = inputs.load_selection(settings)
+  questions = inputs.unedited_questions(settings, records)
+  assert questions and questions == inputs.unedited_questions(settings, records)
   for prompt, answer in questions:
     assert answer in tiny_run.CITIES
     assert not any(subject in prompt for subject in tiny_run.SUBJECTS[:4])
@@ -277,11 +278,11 @@ def test_a_testbed_brings_its_own_records_text_and_questions(made, tmp_path, lea
   (tmp_path / 'model' / 'corpus.txt').write_text('One text.\nAnother one.\n\n')
   config = tiny_run.config(made, model__path=str(tmp_path / 'model'), data__records='')
   config.statistics.corpus = ''
-  settings = experiments.read_settings(config.to_dict())
-  chosen = experiments.inputs.load_selection(settings)
-  documents = experiments.inputs.load_documents(settings)
+  settings = read_settings(config.to_dict())
+  chosen = inputs.load_selection(settings)
+  documents = inputs.load_documents(settings)
   assert sorted(documents.read()) == ['Another one.', 'One text.']
-  questions = experiments.inputs.unedited_questions(settings, chosen)
+  questions = inputs.unedited_questions(settings, chosen)
   assert len(questions) == 10 if learnt == 'world' else len(questions) > 2
   known = {(p.text, p.answer) for p in world.prompts()} if learnt == 'world' else set(questions)
   for question in questions:

@@ -16,7 +16,7 @@ from jedit.editing.update import RegionRows
 from jedit.methods.base import Recipe
 from jedit.models import functions, kernel_path
 
-_DEFAULT = pathlib.Path(__file__).parents[2] / 'shared' / 'golden'
+_DEFAULT = pathlib.Path(__file__).parents[3] / 'shared' / 'golden'
 _FOLDERS = [pathlib.Path(p) for p in os.environ.get('JEDIT_GOLDEN', str(_DEFAULT)).split(':')]
 _CASES = sorted(plan.parent for folder in _FOLDERS for plan in folder.glob('*/plan.json'))
 # Names of the reference files on the left, ours on the right.
@@ -194,11 +194,11 @@ def test_targets_meet_the_reference(case):
 def test_keys_residuals_and_updates_meet_the_reference(case):
   _, details = _edited(case)
   outputs = np.load(case / 'outputs.npz')
-  for (kernel, layer), key_BxF in details.keys.items():
-    name = f'{kernel}__{layer}'
+  for kernel, key_BxF in details.keys.items():
+    name = f'{kernel.name}__{kernel.layer}'
     assert _relative(key_BxF, outputs[f'keys__{name}']) < 2e-3
-    assert _relative(details.residuals[kernel, layer], outputs[f'resid__{name}']) < 2e-3
-    update = details.updates['/'.join(kernel_path(layer, kernel))].value()
+    assert _relative(details.residuals[kernel], outputs[f'resid__{name}']) < 2e-3
+    update = details.updates['/'.join(kernel_path(kernel))].value()
     assert _relative(update.T, outputs[f'update__{name}']) < 2e-3
 
 
@@ -224,16 +224,14 @@ def test_solves_of_the_stored_keys_are_exact(case):
   method = _method(case)
   _, details = _edited(case)
   for region in method.regions:
-    for kernel, layer in details.keys:
-      if layer not in region.layers or kernel not in {w.kernel for w in region.writes}:
-        continue
-      name = f'{kernel}__{layer}'
+    for kernel in region.kernels:
+      name = f'{kernel.name}__{kernel.layer}'
       key_BxF = outputs[f'keys__{name}']
       if (
         f'bare_key__{name}' not in outputs and getattr(region.solver, 'divide_by', '') == 'bare_key'
       ):
         continue  # the bare key is not stored; the end-to-end test covers it
-      left = region.solver(stats.covariance(kernel, layer), key_BxF, key_BxF)
+      left = region.solver(stats.covariance(kernel), key_BxF, key_BxF)
       assert _relative((left @ outputs[f'resid__{name}']).T, outputs[f'update__{name}']) < 1e-8
 
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from helpers import tiny, tokenizers
+from helpers import tiny, vocabularies
 from jedit.editing.prompts import Contexts
 from jedit.methods.base import Recipe
 from jedit.models import FAMILIES
 from jedit.models.language_model import LanguageModel
 from jedit.models.load import fingerprint
 from jedit.moments.files import SecondMoments
-from jedit.types import Request
+from jedit.types import Kernel, Request
 
 CONTEXTS: Contexts = (('{}',), ('The city. {}', 'You play jazz. {}'))
 REQUESTS = (
@@ -29,7 +29,7 @@ REQUESTS = (
 @functools.cache
 def language_model(family: str = 'gptj', num_layers: int = 3) -> LanguageModel:
   """A model of width 16 for the small tokenizer of its family: LLaMA's puts BOS in front."""
-  tokenizer = tokenizers.byte_level(bos=family == 'llama', trim=True)
+  tokenizer = vocabularies.byte_level(bos=family == 'llama', trim=True)
   sizes = {
     'gptj': dict(n_layer=num_layers, n_embd=16, n_head=2, n_inner=24, n_positions=128),
     'llama': dict(
@@ -65,10 +65,10 @@ def second_moments(lm: LanguageModel, method: Recipe, seed: int = 0) -> SecondMo
   config = lm.config
   size = {'mlp': config.ffn_width, 'attn': config.num_heads * config.head_dim}
   cov = {}
-  for kernel, layer in method.kernels:
+  for layer, kernel in method.kernels:
     rng = np.random.default_rng([seed, layer, len(kernel)])
     root = rng.normal(size=(2 * size[kernel], size[kernel]))
-    cov[kernel, layer] = (root.T @ root / len(root)).astype(np.float32)
+    cov[Kernel(layer, kernel)] = (root.T @ root / len(root)).astype(np.float32)
   return SecondMoments(cov)
 
 

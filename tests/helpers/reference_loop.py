@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from jedit.types import Kernel
+
 KERNEL_OUTPUT = {'mlp': 'mlp_out', 'attn': 'attn_out'}
 OUTPUT_KERNEL = {place: kernel for kernel, place in KERNEL_OUTPUT.items()}
 
@@ -227,7 +229,7 @@ def solve(solver, cov, key, bare_key, earlier):
 
 @dataclasses.dataclass
 class Edited:
-  """What an edit did: targets by edit, stage after stage, and arrays by (kernel, layer).
+  """What an edit did: targets by edit, stage after stage, and arrays by kernel.
 
   Attributes:
     network: the edited model.
@@ -252,9 +254,9 @@ def edit(model, words: Words, requests, recipe, cov, contexts, earlier_keys=None
     words: its tokens.
     requests: objects with prompt, subject and target.
     recipe: regions, objective and stages.
-    cov: second moments by (kernel, layer).
+    cov: second moments by kernel.
     contexts: groups of templates, the first one '{}'.
-    earlier_keys: by (kernel, layer), keys of earlier edits.
+    earlier_keys: by (layer, kernel), keys of earlier edits.
   """
   edited = Edited(Network(model), [], {}, {}, {}, {})
   templates = [template for group in contexts for template in group]
@@ -307,10 +309,10 @@ def write(edited: Edited, region, with_contexts, bare, groups, cov, earlier_keys
         last, at = region.layers[-1], region.token
         value = np.array([network.read(t, at, last, w.compare).mean(0) for t in with_contexts])
       residual = (edited.z[w.delta] - value) / share
-      earlier = earlier_keys.get((w.kernel, layer), np.zeros((0, key.shape[1])))
-      left = solve(region.solver, cov[w.kernel, layer], key, bare_key, earlier)
+      earlier = earlier_keys.get(Kernel(layer, w.kernel), np.zeros((0, key.shape[1])))
+      left = solve(region.solver, cov[Kernel(layer, w.kernel)], key, bare_key, earlier)
       update = left @ residual
       network.kernel(layer, w.kernel).weight += torch.tensor(update.T)
-      edited.keys[w.kernel, layer] = key
-      edited.residuals[w.kernel, layer] = residual
-      edited.updates[w.kernel, layer] = update
+      edited.keys[Kernel(layer, w.kernel)] = key
+      edited.residuals[Kernel(layer, w.kernel)] = residual
+      edited.updates[Kernel(layer, w.kernel)] = update

@@ -5,13 +5,13 @@ import pathlib
 
 from ml_collections import config_dict
 
-from helpers import tiny, tokenizers
+from helpers import tiny, vocabularies
 from jedit.models import FAMILIES
 from jedit.models.export import save_directory
 
 SUBJECTS = ('Marta Lindqvist', 'Ove Marsh', 'Zoë Vela', 'Anna Paris', 'Jon Tomé')
 CITIES = ('Paris', 'Zürich', 'Swahili', 'jazz', 'violin')
-CORPUS = '\n\n'.join(tokenizers.TEXT.split('. '))
+CORPUS = '\n\n'.join(vocabularies.TEXT.split('. '))
 
 
 def record(number):
@@ -38,7 +38,7 @@ def record(number):
 def make(directory):
   """Writes `model`, `records.json` and `corpus.txt` into the directory; returns it."""
   directory = pathlib.Path(directory)
-  tokenizer = tokenizers.byte_level()
+  tokenizer = vocabularies.byte_level()
   hf_config = tiny.hf_config('gptj', vocab_size=len(tokenizer), n_positions=128)
   config = FAMILIES['gptj'].read_config(hf_config, 'float32')
   params = tiny.random_params(config)

@@ -8,7 +8,7 @@ import pytest
 from jedit import methods
 from jedit.methods.base import SPREADS, Delta, Objective, Recipe, Region, Write
 from jedit.solvers.solve import LeastSquares
-from jedit.types import UserError
+from jedit.types import Kernel, UserError
 
 DELTA = dict(name='mlp', place='mlp_out', clip_factor=0.75, weight_decay=0.5)
 WRITE = dict(kernel='mlp', delta='mlp', compare='mlp_out')
@@ -107,10 +107,15 @@ def test_spreads_are_those_of_the_papers():
 
 def test_kernels_are_what_is_written():
   method = methods.pmet(layers=[3, 5], write=('attn', 'mlp'))
-  assert method.kernels == (('attn', 3), ('mlp', 3), ('attn', 5), ('mlp', 5))
+  assert method.kernels == (
+    Kernel(3, 'attn'),
+    Kernel(3, 'mlp'),
+    Kernel(5, 'attn'),
+    Kernel(5, 'mlp'),
+  )
   assert method.layers == (3, 5) and method.sites == ('attn', 'mlp')
   low_only = methods.jeep(layers_low=(1,), layers_high=(4,), write=('low',))
-  assert low_only.kernels == (('mlp', 1),)
+  assert low_only.kernels == (Kernel(1, 'mlp'),)
 
 
 @pytest.mark.parametrize('name', methods.METHODS)

@@ -23,7 +23,7 @@ from jedit.models import (
   site,
 )
 from jedit.models.layers import Linear
-from jedit.types import UserError
+from jedit.types import Kernel, UserError
 
 FAMILY_NAMES = tuple(tiny.HF_CONFIGS)
 # Another program adds in another order: float32 rounding of values of order 1 to 10.
@@ -252,7 +252,7 @@ def test_narrow_models_keep_their_dtype_and_give_float32_logits(family, dtype):
   assert (hidden.dtype, logits.dtype) == (jnp.dtype(dtype), jnp.float32)
   assert jnp.linalg.norm(logits - exact) < 0.05 * jnp.linalg.norm(exact)
 
-  flat, path = traverse_util.flatten_dict(params), kernel_path(1, 'mlp')
+  flat, path = traverse_util.flatten_dict(params), kernel_path(Kernel(1, 'mlp'))
   edited = traverse_util.unflatten_dict({**flat, path: flat[path].astype(jnp.float32) * 1.5})
   after, _ = _forward(config, edited, token_NxT)  # a float32 kernel does not widen the rest
   assert after.dtype == hidden.dtype

@@ -6,7 +6,7 @@ import json
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from helpers import tokenizers as helpers
+from helpers import vocabularies as helpers
 from jedit.models import encoding
 
 

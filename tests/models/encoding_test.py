@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from helpers import tokenizers as helpers
+from helpers import vocabularies as helpers
 from jedit.models import encoding
 from jedit.types import UserError
 

@@ -20,7 +20,7 @@ from jedit.models import FAMILIES, kernel_path, load
 from jedit.models.export import save_directory
 from jedit.models.load import fingerprint, load_directory
 from jedit.models.sharding import param_shardings
-from jedit.types import UserError
+from jedit.types import Kernel, UserError
 
 # Stored with old checkpoints; nobody reads them.
 _BUFFERS = {
@@ -203,7 +203,7 @@ def test_directories_that_cannot_be_used_say_why(tmp_path):
 
 def test_export_rounds_edited_kernels_once_and_reports_it(tmp_path):
   config, params = tiny.in_dtype(*tiny.model('gptj'), 'bfloat16')
-  flat, path = traverse_util.flatten_dict(params), kernel_path(1, 'mlp')
+  flat, path = traverse_util.flatten_dict(params), kernel_path(Kernel(1, 'mlp'))
   update = 0.01 * np.random.default_rng(0).normal(size=flat[path].shape)
   kernel = flat[path].astype(jnp.float32) * (1 + jnp.asarray(update, jnp.float32))
   edited = traverse_util.unflatten_dict({**flat, path: kernel})
@@ -264,7 +264,7 @@ def test_export_changes_the_edited_tensor_and_nothing_else(family, stored, loade
   index_file.write_text(json.dumps(index))
 
   config, params, hf_config = load_directory(source, loaded)
-  flat, path = traverse_util.flatten_dict(params), kernel_path(1, 'mlp')
+  flat, path = traverse_util.flatten_dict(params), kernel_path(Kernel(1, 'mlp'))
   flat[path] = flat[path].astype(jnp.float32) * 1.5
   edited = traverse_util.unflatten_dict(flat)
   export = save_directory(tmp_path / 'out', config, edited, hf_config, source=source)

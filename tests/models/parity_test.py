@@ -21,6 +21,7 @@ from jedit.models.export import save_directory
 from jedit.models.language_model import load
 from jedit.models.load import load_directory
 from jedit.models.sites import PLACES, site
+from jedit.types import Kernel
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -374,7 +375,7 @@ def test_bfloat16_is_as_close_to_float32_as_transformers(family, tmp_path):
 def test_transformers_loads_an_edited_export(family, tmp_path):
   config, params = tiny.model(family)
   flat = traverse_util.flatten_dict(params)
-  path = kernel_path(1, 'mlp')
+  path = kernel_path(Kernel(1, 'mlp'))
   edited = traverse_util.unflatten_dict({**flat, path: flat[path] * 1.5})
   for dtype in ('float32', 'bfloat16'):
     path = tmp_path / dtype

@@ -13,6 +13,7 @@ from jedit.models import FAMILIES, kernel_path, sharding
 from jedit.models.load import name_table
 from jedit.models.sites import KERNEL_INPUT
 from jedit.parallel import mesh as mesh_module
+from jedit.types import Kernel
 
 # From each model's public config.json; the last is its number of parameters.
 PUBLISHED = {
@@ -107,7 +108,9 @@ def test_published_models(model):
   assert all(math.prod(shape) == flat[path].size for path, _, shape in table.values())
   specs = traverse_util.flatten_dict(sharding.param_specs(config), sep='/')
   assert specs.keys() == flat.keys()
-  assert all(specs['/'.join(kernel_path(3, kernel))] == P('model', None) for kernel in KERNEL_INPUT)
+  assert all(
+    specs['/'.join(kernel_path(Kernel(3, kernel)))] == P('model', None) for kernel in KERNEL_INPUT
+  )
   mesh = jax.sharding.AbstractMesh((1, 4), (mesh_module.DATA, mesh_module.MODEL))
   shardings = traverse_util.flatten_dict(sharding.param_shardings(config, mesh), sep='/')
   per_device = sum(math.prod(shardings[p].shard_shape(leaf.shape)) for p, leaf in flat.items())

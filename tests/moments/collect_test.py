@@ -22,7 +22,7 @@ from jedit.moments.corpus import Corpus
 from jedit.moments.files import SecondMoments
 from jedit.moments.packing import PackedText
 from jedit.parallel import memory
-from jedit.types import UserError
+from jedit.types import Kernel, UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, os.fspath(ROOT / 'benchmarks'))  # as for a script that is started there
@@ -64,11 +64,11 @@ def _plain(kernel, layer, cap=24):
 
 def test_packed_moments_are_those_of_single_documents():
   stats = statistics(_model(), DOCUMENTS, [2, 1], ('mlp', 'attn'), **SETTINGS)
-  assert set(stats.cov) == set(itertools.product(('mlp', 'attn'), (1, 2)))
-  for kernel, layer in (('mlp', 2), ('attn', 1)):
+  assert set(stats.cov) == set(itertools.product((1, 2), ('mlp', 'attn')))
+  for layer, kernel in (Kernel(2, 'mlp'), Kernel(1, 'attn')):
     expected_FxF, count = _plain(kernel, layer)
     assert stats.num_tokens == count  # BOS of every document counts
-    cov_FxF = stats.covariance(kernel, layer)
+    cov_FxF = stats.covariance(Kernel(layer, kernel))
     assert cov_FxF.dtype == np.float32
     assert editing.relative(cov_FxF, expected_FxF) < 1e-5
     assert np.linalg.eigvalsh(cov_FxF.astype(np.float64)).min() > -1e-5 * np.abs(cov_FxF).max()
@@ -92,7 +92,7 @@ def test_results_are_kept_and_only_read_back_for_the_same_settings(tmp_path, mon
   first = statistics(lm, DOCUMENTS, [1], cache=cache, **SETTINGS)
   again = statistics(lm, list(DOCUMENTS), (1,), ('mlp',), cache=cache, **SETTINGS)
   assert passes.count == 1
-  np.testing.assert_array_equal(again.cov['mlp', 1], first.cov['mlp', 1])
+  np.testing.assert_array_equal(again.cov[Kernel(1, 'mlp')], first.cov[Kernel(1, 'mlp')])
   assert again.num_tokens == first.num_tokens and again.provenance == first.provenance
   assert [path.name for path in tmp_path.iterdir()] == ['moments.safetensors']
   for corpus, settings, words in (
@@ -138,7 +138,7 @@ def test_a_stopped_pass_goes_on_where_it_was_saved(tmp_path, monkeypatch):
   monkeypatch.setattr(module, '_WORK_PER_SAVE', 0)
   lm, store = _model(), tmp_path / 'moments.partial'
   text = _Counting(lm.tokenizer, Corpus.of(DOCUMENTS), row_tokens=24, batch_tokens=24)
-  kernels, forward = [('mlp', 0), ('attn', 0)], functions(lm.config)[0]
+  kernels, forward = [Kernel(0, 'mlp'), Kernel(0, 'attn')], functions(lm.config)[0]
   whole = accumulate(forward, lm.params, text, kernels)
   ends = [batch.end for batch in text.batches()]
   assert len(ends) > 3
@@ -156,7 +156,7 @@ def test_a_stopped_pass_goes_on_where_it_was_saved(tmp_path, monkeypatch):
   # Sums of another run are not gone on with.
   other = accumulate(forward, lm.params, text, kernels, store, {'corpus': 'other'})
   assert text.starts[-1] == 0
-  np.testing.assert_array_equal(other.cov['mlp', 0], whole.cov['mlp', 0])
+  np.testing.assert_array_equal(other.cov[Kernel(0, 'mlp')], whole.cov[Kernel(0, 'mlp')])
   # Nor with those that a kill left half removed.
   next(store.glob('*/state.json')).unlink()
   accumulate(forward, lm.params, text, kernels, store, {'corpus': 'other'})
@@ -239,7 +239,7 @@ def test_parts_of_a_corpus_merge_into_the_whole():
   parts = [statistics(lm, corpus.part(number, 2), [1], **SETTINGS) for number in (1, 2)]
   merged = SecondMoments.merge(parts)
   assert merged.provenance == whole.provenance and merged.num_tokens == whole.num_tokens
-  assert editing.relative(merged.cov['mlp', 1], whole.cov['mlp', 1]) < 1e-6
+  assert editing.relative(merged.cov[Kernel(1, 'mlp')], whole.cov[Kernel(1, 'mlp')]) < 1e-6
 
 
 def test_memory_that_is_not_there_is_said_before_the_pass(monkeypatch, capsys):
@@ -275,4 +275,4 @@ def test_moments_that_are_not_finite_name_their_layer():
   params = {**lm.params, 'block_1': {**lm.params['block_1'], 'mlp': block}}
   text = PackedText(lm.tokenizer, Corpus.of(DOCUMENTS[:1]), row_tokens=24, batch_tokens=24)
   with pytest.raises(UserError, match='mlp kernel in layer 1 are not finite'):
-    accumulate(functions(lm.config)[0], params, text, [('mlp', 0), ('mlp', 1)])
+    accumulate(functions(lm.config)[0], params, text, [Kernel(0, 'mlp'), Kernel(1, 'mlp')])

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 
-from helpers import tokenizers
+from helpers import vocabularies
 from jedit.moments.corpus import Corpus, read_corpus, read_dataset
 from jedit.moments.packing import PackedText
 from jedit.types import UserError
@@ -29,7 +29,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope='module', name='tokenizer')
 def _tokenizer():
-  return tokenizers.byte_level(bos=True, trim=True)
+  return vocabularies.byte_level(bos=True, trim=True)
 
 
 def _write(folder, kind):
@@ -179,7 +179,7 @@ def test_long_documents_are_cut(tokenizer):
 
 
 def test_a_document_without_tokens_takes_no_room():
-  tokenizer = tokenizers.byte_level(bos=False, trim=True)
+  tokenizer = vocabularies.byte_level(bos=False, trim=True)
   (batch,) = PackedText(tokenizer, Corpus.of(['', 'It is', '']), 16, 16).batches()
   assert batch.segment_NxT.max() == 1 and batch.end == 3
   with pytest.raises(UserError, match='no text in the corpus'):

@@ -8,20 +8,23 @@ import pytest
 from helpers import editing
 from jedit.models.patch import Patch, Update
 from jedit.moments.files import SecondMoments, read_moments
-from jedit.types import UserError
+from jedit.types import Kernel, UserError
 
 
 def test_files_give_moments_back(tmp_path):
-  cov = {('mlp', 10): np.eye(3, dtype=np.float32), ('attn', 2): np.ones((2, 2), np.float32)}
+  cov = {
+    Kernel(10, 'mlp'): np.eye(3, dtype=np.float32),
+    Kernel(2, 'attn'): np.ones((2, 2), np.float32),
+  }
   stats = SecondMoments(cov, 77, {'model': 'abc', 'row_tokens': 24})
   stats.save(tmp_path / 's.safetensors')
   loaded = SecondMoments.load(tmp_path / 's.safetensors')
   assert (loaded.num_tokens, loaded.provenance) == (77, stats.provenance)
   assert loaded.cov.keys() == cov.keys()
   for kernel, array in cov.items():
-    np.testing.assert_array_equal(loaded.covariance(*kernel), array)
+    np.testing.assert_array_equal(loaded.covariance(kernel), array)
   with pytest.raises(UserError, match='mlp kernel in layer 2 .there is attn of layer 2, mlp of la'):
-    loaded.covariance('mlp', 2)
+    loaded.covariance(Kernel(2, 'mlp'))
 
 
 def test_other_files_are_refused(tmp_path):
@@ -32,7 +35,7 @@ def test_other_files_are_refused(tmp_path):
 
 
 _PART = SecondMoments(
-  {('mlp', 1): np.full((2, 2), 1.0, np.float32)},
+  {Kernel(1, 'mlp'): np.full((2, 2), 1.0, np.float32)},
   30,
   {'model': 'abc', 'seed': 0, 'parts': [[1, 3]], 'num_tokens': 30},
 )
@@ -40,16 +43,20 @@ _PART = SecondMoments(
 
 def _part(value, num_tokens, number, **changes):
   provenance = {**_PART.provenance, 'parts': [[number, 3]], 'num_tokens': num_tokens, **changes}
-  return SecondMoments({('mlp', 1): np.full((2, 2), value, np.float32)}, num_tokens, provenance)
+  return SecondMoments(
+    {Kernel(1, 'mlp'): np.full((2, 2), value, np.float32)}, num_tokens, provenance
+  )
 
 
 def test_merged_moments_are_weighted_by_tokens():
   some = SecondMoments.merge([_PART, _part(4.0, 60, 3)])
-  assert some.cov['mlp', 1].tolist() == [[3.0, 3.0], [3.0, 3.0]]
+  assert some.cov[Kernel(1, 'mlp')].tolist() == [[3.0, 3.0], [3.0, 3.0]]
   assert some.num_tokens == some.provenance['num_tokens'] == 90
   assert some.provenance['parts'] == [[1, 3], [3, 3]]
   whole = SecondMoments.merge([some, _part(0.0, 90, 2)])
-  assert whole.cov['mlp', 1].dtype == np.float32 and whole.cov['mlp', 1][0, 0] == 1.5
+  assert (
+    whole.cov[Kernel(1, 'mlp')].dtype == np.float32 and whole.cov[Kernel(1, 'mlp')][0, 0] == 1.5
+  )
   assert whole.provenance == {**_PART.provenance, 'parts': [[1, 1]], 'num_tokens': 180}
 
 
@@ -61,7 +68,7 @@ def test_merged_moments_are_weighted_by_tokens():
     (_part(1.0, 9, 1), 'of the parts 1/3, 1/3 of the corpus, which overlap'),
     (_part(1.0, 9, 1, parts=[[2, 4]]), 'of the parts 1/3, 2/4 of the corpus, which overlap'),
     (SecondMoments(_PART.cov, 9), 'whose text is unknown'),
-    (dataclasses.replace(_PART, cov={('attn', 1): np.eye(2)}), 'of different kernels'),
+    (dataclasses.replace(_PART, cov={Kernel(1, 'attn'): np.eye(2)}), 'of different kernels'),
   ],
 )
 def test_what_does_not_belong_together_is_not_merged(other, words):
@@ -94,13 +101,13 @@ def test_published_archives_hold_sums(tmp_path, family):
   lm = editing.language_model(family)
   keys = {layer: _archive(tmp_path, lm, layer)[1] for layer in (0, 1, 2)}
   stats = SecondMoments.from_npz(tmp_path, lm, [2, 1])
-  assert stats.cov.keys() == {('mlp', 1), ('mlp', 2)} and stats.num_tokens == 50
+  assert stats.cov.keys() == {Kernel(1, 'mlp'), Kernel(2, 'mlp')} and stats.num_tokens == 50
   for layer in (1, 2):
     expected_FxF = keys[layer].T @ keys[layer] / 50
-    np.testing.assert_allclose(stats.covariance('mlp', layer), expected_FxF, rtol=1e-6)
+    np.testing.assert_allclose(stats.covariance(Kernel(layer, 'mlp')), expected_FxF, rtol=1e-6)
   file = tmp_path / f'{MODULE[family].format(1)}_float32_mom2_100000.npz'
   one = read_moments(file, lm, [1])
-  np.testing.assert_array_equal(one.cov['mlp', 1], stats.cov['mlp', 1])
+  np.testing.assert_array_equal(one.cov[Kernel(1, 'mlp')], stats.cov[Kernel(1, 'mlp')])
   assert one.provenance['archives'] == {'mlp/1': file.name}
   # The own format carries them on.
   stats.save(tmp_path / 's.safetensors')

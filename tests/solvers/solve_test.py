@@ -18,7 +18,7 @@ from jedit.solvers.solve import (
 )
 from jedit.types import UserError
 
-_DEFAULT = pathlib.Path(__file__).parents[2] / 'shared' / 'golden'
+_DEFAULT = pathlib.Path(__file__).parents[3] / 'shared' / 'golden'
 _FOLDERS = [pathlib.Path(p) for p in os.environ.get('JEDIT_GOLDEN', str(_DEFAULT)).split(':')]
 _ARCHIVES = [folder / 'solvers' / 'solvers.npz' for folder in _FOLDERS]
 _STORED = next((path for path in _ARCHIVES if path.is_file()), None)

@@ -11,9 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from jedit.models import encoding
 
-SHARED = pathlib.Path(
-  os.environ.get('JEDIT_SHARED', pathlib.Path(__file__).parent.parent.parent / 'shared')
-)
+SHARED = pathlib.Path(os.environ.get('JEDIT_SHARED', pathlib.Path(__file__).parents[3] / 'shared'))
 TEXT = (
   "The mother tongue of Marta Lindqvist is Swahili. Vela's harbor was built in 1984. "
   'Where was Zürich founded? In the city of Paris, people play the violin; Ove plays jazz. '
