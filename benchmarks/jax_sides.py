@@ -331,7 +331,7 @@ def questions(record) -> list[tuple[str, tuple[str, str]]]:
   """Each prompt with the new and the true object."""
   request = record.request
   prompts = [request.text, *record.paraphrase_prompts, *record.neighborhood_prompts]
-  return [(prompt, (request.target, request.target_true)) for prompt in prompts]
+  return [(prompt, (request.target_new, request.target_true)) for prompt in prompts]
 
 
 def matmul_ceiling(dtype: str) -> float:

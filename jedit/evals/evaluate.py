@@ -293,15 +293,15 @@ def _prompts(record: Record) -> dict[str, tuple[list[Row], str | None, str | Non
   return {
     'efficacy': (
       [Row(request.prompt, request.subject)],
-      request.target,
+      request.target_new,
       request.target_true,
     ),
     'paraphrase': (
       [Row(prompt) for prompt in record.paraphrase_prompts],
-      request.target,
+      request.target_new,
       request.target_true,
     ),
-    'neighborhood': ([Row(prompt) for prompt in neighborhood], stays, request.target),
+    'neighborhood': ([Row(prompt) for prompt in neighborhood], stays, request.target_new),
   }
 
 

@@ -190,7 +190,7 @@ def _free_generation(lm: 'LanguageModel', records: Sequence[Record]) -> list[flo
   """100 or 0 for each record; see the head of the module."""
   if not records:
     return []
-  asked = [Row(r.request.prompt, r.request.subject, r.request.target) for r in records]
+  asked = [Row(r.request.prompt, r.request.subject, r.request.target_new) for r in records]
   encoded = encode_many(lm.tokenizer, asked, lm.config.position_limit)
   stop = () if lm.tokenizer.eos_token_id is None else (lm.tokenizer.eos_token_id,)
   prompts = [list(row.ids[: row.target_start]) for row in encoded]
@@ -207,7 +207,7 @@ def _free_generation(lm: 'LanguageModel', records: Sequence[Record]) -> list[flo
     answer = list(ids[:-1] if has_ended else ids)
     before = lm.tokenizer.decode(prompt)
     said = lm.tokenizer.decode([*prompt, *answer])[len(before) :].lstrip()
-    target = record.request.target.strip()
+    target = record.request.target_new.strip()
     rest = said[len(target) :].lstrip(' ')
     ends = rest.startswith(_SENTENCE_ENDS) if rest else has_ended
     values.append(100.0 * (said.startswith(target) and ends))

@@ -97,4 +97,4 @@ def project(config: ModelConfig, params: Any, state: jax.Array, projection: str)
 
 def known_answer(request: Request) -> str:
   """What the model says today: the true object; the target of a request that has no other."""
-  return request.target if request.target_true is None else request.target_true
+  return request.target_new if request.target_true is None else request.target_true

@@ -268,7 +268,7 @@ def _worst(table: Table, records: Sequence[Record]) -> Grid:
   rows = []
   for r in np.lexsort((shift_R, mean_R))[:_WORST]:
     request = records[r].request
-    change = ' → '.join(filter(None, (request.target_true, request.target)))
+    change = ' → '.join(filter(None, (request.target_true, request.target_new)))
     values = [float(value_R[r]) for value_R in parts.values()]
     rows.append((str(records[r].case_id), request.text, change, *values))
   return Grid(('record', 'prompt', 'object', *parts), rows)

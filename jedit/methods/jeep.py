@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
-from jedit.methods.base import Delta, Objective, Recipe, Region, Write
-from jedit.solvers.solve import LeastSquares
+from jedit.methods.base import Delta, KernelUpdate, Region, as_layers
+from jedit.methods.objective import Objective
+from jedit.methods.recipe import Recipe
+from jedit.solvers import LeastSquares
 from jedit.types import UserError
 
 # By form: where the low and the high δ sit, and what each region's residual is taken against.
@@ -29,8 +31,8 @@ def jeep(
   kl_factor: float = 0.0625,
   decay_form: str = 'released',
   stop_probability: float | None = 0.9,
-  spread_low: str = 'sqrt',
-  spread_high: str = 'even',
+  schedule_low: str = 'sqrt',
+  schedule_high: str = 'even',
   form: str = 'mlp',
   high_kernel: str = 'mlp',
   optimise: Sequence[str] = ('low', 'high'),
@@ -41,14 +43,14 @@ def jeep(
 
   Args:
     layers_low, layers_high: the two regions, ascending.
-    cov_weight_low, cov_weight_high: λ of `jedit.solvers.closed_form.least_squares` in each region.
+    cov_weight_low, cov_weight_high: λ of `jedit.solvers.least_squares` in each region.
     clip_factor_low, clip_factor_high, weight_decay_low, weight_decay_high: see
       `jedit.methods.base.Delta`.
-    learning_rate, num_steps, kl_factor: see `jedit.methods.base.Objective`.
+    learning_rate, num_steps, kl_factor: see `jedit.methods.objective.Objective`.
     decay_form: 'released', or 'norm' as eq. 11 writes it.
     stop_probability: mean target probability that ends an edit's optimisation (released code;
       not in the paper: None).
-    spread_low, spread_high: 'sqrt' and 'even' as in the paper.
+    schedule_low, schedule_high: 'sqrt' and 'even' as in the paper.
     form: 'mlp' has both δ and both residuals on MLP outputs; 'hidden' on block outputs, eq. 8
       taken literally; 'released' puts the high δ on the attention output but takes its residual
       against the MLP output, as the released code does.
@@ -72,25 +74,25 @@ def jeep(
   if high_kernel == 'attn':
     high_places = ('attn_out', 'attn_out')
 
-  def region(name, layers, token, places, kernel, clip, decay, spread, cov_weight) -> Region:
+  def region(name, layers, token, places, kernel, clip, decay, schedule, cov_weight) -> Region:
     return Region(
       name=name,
-      layers=tuple(layers),
+      layers=as_layers(layers),
       token=token,
       deltas=(Delta(name, places[0], clip, decay),),
-      writes=(Write(kernel, name, places[1]),) if name in write else (),
-      spread=spread,
+      updates=(KernelUpdate(kernel, name, places[1]),) if name in write else (),
+      schedule=schedule,
       solver=LeastSquares(cov_weight),
     )
 
   regions = {
     'low': region(
       'low', layers_low, 'subject_last', low_places, 'mlp',
-      clip_factor_low, weight_decay_low, spread_low, cov_weight_low,
+      clip_factor_low, weight_decay_low, schedule_low, cov_weight_low,
     ),
     'high': region(
       'high', layers_high, 'prompt_last', high_places, high_kernel,
-      clip_factor_high, weight_decay_high, spread_high, cov_weight_high,
+      clip_factor_high, weight_decay_high, schedule_high, cov_weight_high,
     ),
   }  # fmt: skip
   names = tuple(name for name in ('low', 'high') if name in optimise)

@@ -1,8 +1,8 @@
-"""Fine-tuning as an editor: FT, FT-L and FT-W, the baselines of the ROME and MEMIT papers.
+"""Training of fine-tuning baselines.
 
 Adam lowers the loss of the targets by changing some weights of one or more layers and nothing
-else. The blocks below them see the same rows in every epoch: they are run once, and a step starts
-from their output. What was trained is handed back as a patch of dense updates.
+else. The blocks below them see the same rows in every epoch: they run once, and a step starts from
+their output.
 
 The released codes go through the requests in the order they are given, in every epoch the same;
 nothing is shuffled and nothing drawn.
@@ -10,9 +10,8 @@ nothing is shuffled and nothing drawn.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,158 +19,53 @@ import numpy as np
 import optax
 from flax import struct, traverse_util
 
-from jedit.editing.provenance import describe
 from jedit.io.progress import Progress
-from jedit.models import functions, kernel_path
+from jedit.models import Model, kernel_path
 from jedit.models.encoding import Encoded, Row, encode_many, pad
 from jedit.models.language_model import LanguageModel
-from jedit.models.patch import Patch, Update
+from jedit.models.patch import Update
 from jedit.parallel.mesh import fetch, num_row_shards, place_rows
 from jedit.parallel.shapes import bucket, group_by_length, round_up
 from jedit.types import Kernel, Request, UserError
 
-# What is trained in a layer, as the start of the parameters' paths.
+if TYPE_CHECKING:
+  from jedit.methods.fine_tuning import FineTuning
+
+# Prefixes of the paths of the parameters that are trained in a layer.
 PARAMETERS: Mapping[str, Callable[[int], tuple[str, ...]]] = {
   'block': lambda layer: kernel_path(Kernel(layer, 'mlp'))[:1],
-  'mlp_out': lambda layer: kernel_path(Kernel(layer, 'mlp'))[
-    :-1
-  ],  # the kernel, and its bias if any
+  'mlp_out': lambda layer: kernel_path(Kernel(layer, 'mlp'))[:-1],  # and its bias, if any
   'mlp_kernel': lambda layer: kernel_path(Kernel(layer, 'mlp')),
 }
-LOSS_POSITIONS = ('released', 'paper')
-MEANS = ('edits', 'tokens')
-WEIGHT_DECAYS = ('released', 'paper')
 
-# Tokens run in vain, over all epochs, that a compiled program of their own is worth.
+# Add a compiled shape once padding would waste more than this many tokens over all epochs.
 _PADDING_PER_PROGRAM = 2**17
 
 Array = jax.Array | np.ndarray  # batches are made on the host and traced on the device
 
 
-@dataclasses.dataclass(frozen=True)
-class FineTuning:
-  """A fine-tuning baseline; the constructors are in `jedit.methods.fine_tuning`.
-
-  Attributes:
-    name: for tables and files.
-    trained_layers: ascending layer numbers.
-    parameters: 'block' trains all weights of these layers (norms and biases too), 'mlp_out' the
-      MLP's output projection (in the released codes: kernel and bias), 'mlp_kernel' its kernel.
-    learning_rate: of Adam (β 0.9 and 0.999, ε 1e-8).
-    num_epochs: the most passes over all requests ("steps" in the released settings).
-    batch_size: requests of a step; a last batch that is smaller is trained on, too.
-    stop_loss: a batch below this loss takes no step, and training ends after an epoch whose mean
-      loss, weighted by requests, is below it.
-    loss_position: 'released' reads every target token from the one prediction at the end of the
-      prompt, as the ROME and MEMIT codes do; 'paper' is the likelihood of the target, each token
-      predicted after the ones before it (so does the JEEP code). The same for targets of one token.
-    mean_over: 'edits' averages over the target tokens of each request and then over requests;
-      'tokens' over all target tokens of the batch (the JEEP code).
-    weight_decay: L2 coefficient w, added to the gradient as w · weight before Adam. 'paper' is
-      MEMIT's power law of the number of edits; 'released' is 0, because the released code tests
-      the law for a type that its loader does not produce.
-    norm_bound: no weight ends further than this from where it began (FT-L, "FT+L": every step is
-      projected back into the L∞ ball); None leaves them free.
-  """
-
-  name: str
-  trained_layers: tuple[int, ...]
-  parameters: str
-  learning_rate: float = 5e-4
-  num_epochs: int = 25
-  batch_size: int = 64
-  stop_loss: float = 0.01
-  loss_position: str = 'released'
-  mean_over: str = 'edits'
-  weight_decay: float | str = 'released'
-  norm_bound: float | None = None
-
-  # What callers ask of every method: fine-tuning needs no second moments.
-  kernels: ClassVar[tuple[Kernel, ...]] = ()
-  layers: ClassVar[tuple[int, ...]] = ()
-  sites: ClassVar[tuple[str, ...]] = ()
-  uses_moments: ClassVar[bool] = False
-
-  def __post_init__(self) -> None:
-    layers = self.trained_layers
-    if not layers or any(not isinstance(layer, int) or layer < 0 for layer in layers):
-      raise UserError(f'layers is {layers!r}; give at least one layer number, counted from 0.')
-    if list(layers) != sorted(set(layers)):
-      raise UserError(f'layers is {layers!r}; list each layer once, in ascending order.')
-    choices: dict[str, Sequence[str]] = {
-      'parameters': tuple(PARAMETERS),
-      'loss_position': LOSS_POSITIONS,
-      'mean_over': MEANS,
-    }
-    for field, values in choices.items():
-      if getattr(self, field) not in values:
-        raise UserError(f'{field} is {getattr(self, field)!r}; choose one of {", ".join(values)}.')
-    for field in ('num_epochs', 'batch_size'):
-      value = getattr(self, field)
-      if not isinstance(value, int) or value < 1:
-        raise UserError(f'{field} is {value!r}; give a whole number of at least 1.')
-    for field in ('learning_rate', 'norm_bound'):
-      value = getattr(self, field)
-      if value is None and field == 'norm_bound':
-        continue
-      if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f'{field} is {value!r}; give a number above 0.')
-    for field in ('stop_loss', 'weight_decay'):
-      value = getattr(self, field)
-      if field == 'weight_decay' and value in WEIGHT_DECAYS:
-        continue
-      if not isinstance(value, int | float) or not 0 <= value < math.inf:
-        named = f', or {" or ".join(WEIGHT_DECAYS)}' if field == 'weight_decay' else ''
-        raise UserError(f'{field} is {value!r}; give a number of at least 0{named}.')
-
-  def decay(self, num_edits: int) -> float:
-    """The coefficient w of `weight_decay`; the law gives 1.17 for one edit, 3.9e-4 for 10,000."""
-    if isinstance(self.weight_decay, str):
-      law = math.exp(0.15589562) * num_edits**-0.87028798
-      return law if self.weight_decay == 'paper' else 0.0
-    return float(self.weight_decay)
-
-  def check_layers(self, num_layers: int) -> None:
-    """Raises UserError if a layer lies outside a model of `num_layers` layers."""
-    if self.trained_layers[-1] >= num_layers:
-      raise UserError(
-        f'layers is {self.trained_layers!r}, but the model has layers 0 to {num_layers - 1}; '
-        'choose layers inside it.'
-      )
-
-  def check_edits(self, num_edits: int, key_sizes: Mapping[str, int]) -> None:
-    """Any number of edits can be trained on."""
-
-
-def fine_tune(
-  lm: LanguageModel, requests: Sequence[Request], method: FineTuning, *, seed: int = 0
-) -> Patch:
-  """Trains the layers of `method` until the model says the targets.
+def train(
+  lm: LanguageModel, requests: Sequence[Request], method: 'FineTuning'
+) -> tuple[dict[str, Update], list[float]]:
+  """Trains the layers of `method` until the model predicts the targets.
 
   Args:
     lm: the model; it is not changed.
     requests: facts to write, trained on in this order.
-    method: what is trained and how.
-    seed: goes into the provenance like that of every editor; nothing here is drawn.
+    method: settings.
 
   Returns:
-    The patch, to be applied with `lm.apply`; float32, whatever the model's dtype. Its provenance
-    has the mean loss of every epoch, in nats per target token.
+    Dense updates by parameter path, and the mean loss of every epoch in nats per target token.
 
   Raises:
-    UserError: for no requests, layers outside the model, a loss or weight that is not finite.
+    UserError: for a loss or weight that is not finite.
   """
-  requests = list(requests)
-  if not requests:
-    raise UserError('There is nothing to edit; give at least one request.')
-  method.check_layers(lm.config.num_layers)
-  rows = [Row(r.prompt, r.subject, r.target) for r in requests]
+  rows = [Row(r.prompt, r.subject, r.target_new) for r in requests]
   texts = encode_many(lm.tokenizer, rows, lm.config.position_limit)
-  run, read_out = functions(lm.config)
-  first = method.trained_layers[0]
+  model = lm.model
   batches = []
-  for batch in _batches(texts, method, num_row_shards(lm.params)):
-    hidden_NxTxD = _below(run, first, lm.params, place_rows(lm.params, batch.arrays))
+  for batch in _batches(texts, method, num_row_shards(model)):
+    hidden_NxTxD = _below(model, method.trained_layers[0], place_rows(model, batch.arrays))
     # Kept on the host: one batch fits the device, all of them may not.
     arrays = dataclasses.replace(batch.arrays, hidden_NxTxD=fetch(hidden_NxTxD))
     batches.append(dataclasses.replace(batch, arrays=arrays))
@@ -187,8 +81,8 @@ def fine_tune(
   decay = method.decay(len(requests))
 
   def step(trained: Any, moments: Any, arrays: _Arrays) -> tuple[Any, Any, jax.Array]:
-    placed = place_rows(lm.params, arrays)
-    return _step(run, read_out, method, decay, lm.params, trained, moments, placed)
+    placed = place_rows(model, arrays)
+    return _step(model, method, decay, trained, moments, placed)
 
   trained, losses = _train(step, method, trained, batches, requests)
 
@@ -198,8 +92,7 @@ def fine_tune(
     if not np.isfinite(change).all():
       raise UserError(f'The change of {"/".join(path)} is not finite; lower learning_rate.')
     updates['/'.join(path)] = Update(dense=change)
-  provenance = {**describe(lm, requests, method, seed), 'epoch_losses': losses}
-  return Patch(updates, provenance)
+  return updates, losses
 
 
 @struct.dataclass
@@ -235,7 +128,7 @@ class _Batch:
   arrays: _Arrays
 
 
-def _batches(texts: Sequence[Encoded], method: FineTuning, row_shards: int) -> list[_Batch]:
+def _batches(texts: Sequence[Encoded], method: 'FineTuning', row_shards: int) -> list[_Batch]:
   """Cuts the rows in batches, in order; every batch has the same number of rows and labels.
 
   Rows come in multiples of `row_shards`, the devices that share them.
@@ -280,7 +173,7 @@ def _batches(texts: Sequence[Encoded], method: FineTuning, row_shards: int) -> l
 
 def _train(
   step: Callable,
-  method: FineTuning,
+  method: 'FineTuning',
   trained: Any,
   batches: Sequence[_Batch],
   requests: Sequence[Request],
@@ -316,13 +209,13 @@ def _checked_loss(
     bad = [requests[batch.first + int(n)] for n in np.flatnonzero(is_bad_N)]
     others = f' (and of {len(bad) - 1} others in its batch)' if len(bad) > 1 else ''
     raise UserError(
-      f'The loss of record {bad[0].case_id} ({bad[0].text!r} -> {bad[0].target!r}){others} is not '
+      f'The loss of record {bad[0].case_id} ({bad[0].text!r} -> {bad[0].target_new!r}){others} is not '
       f'finite in epoch {epoch}; lower learning_rate, or leave the record out.'
     )
   return float(loss_N.sum())
 
 
-def _adam(method: FineTuning, decay: float) -> optax.GradientTransformation:
+def _adam(method: 'FineTuning', decay: float) -> optax.GradientTransformation:
   """Adam with the L2 term in the gradient, as torch.optim.Adam has it (AdamW keeps it apart)."""
   return optax.chain(
     optax.add_decayed_weights(decay),
@@ -330,10 +223,10 @@ def _adam(method: FineTuning, decay: float) -> optax.GradientTransformation:
   )
 
 
-@functools.partial(jax.jit, static_argnames=('forward', 'first'))
-def _below(forward: Callable, first: int, params, batch: _Arrays) -> jax.Array:
+@functools.partial(jax.jit, static_argnames='first')
+def _below(model: Model, first: int, batch: _Arrays) -> jax.Array:
   """Input of block `first`, which no step changes."""
-  return forward(params, batch.token_NxT, stop=first, position_NxT=_positions(batch))[0]
+  return model(batch.token_NxT, stop=first, position_NxT=_positions(batch))[0]
 
 
 def _positions(batch: _Arrays) -> jax.Array:
@@ -343,15 +236,13 @@ def _positions(batch: _Arrays) -> jax.Array:
 
 @functools.partial(
   jax.jit,
-  static_argnames=('forward', 'head', 'method', 'decay'),
+  static_argnames=('method', 'decay'),
   donate_argnames=('trained', 'moments'),
 )
 def _step(
-  forward: Callable,
-  head: Callable,
-  method: FineTuning,
+  model: Model,
+  method: 'FineTuning',
   decay: float,
-  params,
   trained,
   moments,
   batch: _Arrays,
@@ -359,10 +250,9 @@ def _step(
   """One Adam step, unless the loss is low already (or is not a number).
 
   Args:
-    forward, head: of the model.
-    method: what is trained and how.
+    model: the model, with all parameters.
+    method: settings.
     decay: L2 coefficient.
-    params: of the model, all of them.
     trained: float32 weights by path, which take the place of those in `params`.
     moments: of Adam.
     batch: rows.
@@ -370,18 +260,17 @@ def _step(
   Returns:
     New weights and moments, and the share of each row in the loss before the step.
   """
-  flat = traverse_util.flatten_dict(dict(params))
+  flat = traverse_util.flatten_dict(dict(model.params))
 
   def loss(trained):
-    merged = traverse_util.unflatten_dict({**flat, **trained})
-    hidden_NxTxD, _ = forward(
-      merged,
+    merged = model.replace(params=traverse_util.unflatten_dict({**flat, **trained}))
+    hidden_NxTxD, _ = merged(
       hidden_NxTxD=batch.hidden_NxTxD,
       start=method.trained_layers[0],
       position_NxT=_positions(batch),
     )
     read_NxQxD = jnp.take_along_axis(hidden_NxTxD, batch.read_at_NxQ[..., None], axis=1)
-    logp_NxQxV = jax.nn.log_softmax(head(merged, read_NxQxD))
+    logp_NxQxV = jax.nn.log_softmax(merged.head(read_NxQxD))
     logp_NxQxJ = jnp.take_along_axis(logp_NxQxV, batch.label_NxQxJ, axis=-1)
     loss_N = -(batch.weight_NxQxJ * logp_NxQxJ).sum((1, 2))
     return loss_N.sum(), loss_N
