@@ -21,7 +21,7 @@ from flax import traverse_util
 import jedit
 from jedit.editing.prompts import Contexts, EditRows, encode_edits
 from jedit.methods import pmet
-from jedit.models import FAMILIES, ModelConfig, init_params
+from jedit.models import FAMILIES, Model, ModelConfig, init_params
 from jedit.models.encoding import load_tokenizer
 from jedit.models.export import save_directory
 from jedit.testbeds.tokenizer import save_tokenizer, train_tokenizer
@@ -172,8 +172,8 @@ def prepare(
   save_tokenizer(train_tokenizer(texts, vocab_size, 'gptj'), os.fspath(directory), 'gptj')
   tokenizer = load_tokenizer(directory)
   if is_stored:
-    params = random_params(preset.config, seed)
-    save_directory(directory / 'model', preset.config, params, preset.hf_config, source=directory)
+    model = Model(random_params(preset.config, seed), config=preset.config)
+    save_directory(directory / 'model', model, preset.hf_config, source=directory)
     directory = directory / 'model'
   material = Material(
     preset=preset,

@@ -18,7 +18,7 @@ from jax_sides import matmul_ceiling, peak_memory
 from material import PRESETS, random_params
 
 from jedit.experiments.compile_timer import CompileClock
-from jedit.models import functions, site
+from jedit.models import Model, site
 from jedit.models.encoding import load_tokenizer, pad
 from jedit.models.export import save_directory
 from jedit.models.load import load_directory
@@ -56,8 +56,7 @@ def prepare(directory: pathlib.Path, preset: str, num_tokens: int, seed: int) ->
   (directory / _TEXTS).write_text(json.dumps(texts))
   save_directory(
     directory / 'model',
-    sizes.config,
-    random_params(sizes.config, seed),
+    Model(random_params(sizes.config, seed), config=sizes.config),
     sizes.hf_config,
     source=directory,
   )
@@ -79,7 +78,7 @@ class Engine:
     self.layers = PRESETS[preset].layers
     self.tokenizer = load_tokenizer(directory)
     mesh = make_mesh()
-    self.config, self.params, _ = load_directory(directory / 'model', PRESETS[preset].dtype, mesh)
+    self.model, _ = load_directory(directory / 'model', PRESETS[preset].dtype, mesh)
     self.text = PackedText(
       self.tokenizer,
       Corpus.of(json.loads((directory / _TEXTS).read_text())),
@@ -89,8 +88,7 @@ class Engine:
     )
 
   def _pass(self) -> Any:
-    run, _ = functions(self.config)
-    return accumulate(run, self.params, self.text, [('mlp', layer) for layer in self.layers])
+    return accumulate(self.model, self.text, [Kernel(layer, 'mlp') for layer in self.layers])
 
   def warm_up(self) -> dict[str, Any]:
     with CompileClock() as clock:
@@ -98,7 +96,7 @@ class Engine:
     return {'compile_seconds': clock.seconds, 'device': jax.devices()[0].device_kind}
 
   def ceiling(self) -> float:
-    return matmul_ceiling(self.config.dtype)
+    return matmul_ceiling(self.model.config.dtype)
 
   def round(self) -> dict[str, Any]:
     with CompileClock() as clock:
@@ -230,17 +228,16 @@ def moved(
   Runs in a process that was started with data · model fake devices.
   """
   mesh = make_mesh(data, model)
-  config, params, _ = load_directory(directory / 'model', PRESETS[preset].dtype, mesh)
-  run, _ = functions(config)
+  lm, _ = load_directory(directory / 'model', PRESETS[preset].dtype, mesh)
   layers = PRESETS[preset].layers
   names = tuple(site(layer, KERNEL_INPUT['mlp']) for layer in layers)
-  products = products_of(run, names, stop=layers[-1] + 1)
-  tokens = place_rows(params, [np.zeros((num_rows, 512), np.int32)] * 3)
+  products = products_of(names, stop=layers[-1] + 1)
+  tokens = place_rows(lm, [np.zeros((num_rows, 512), np.int32)] * 3)
   sums = {}
-  for name, part in jax.eval_shape(products, params, *tokens).items():
+  for name, part in jax.eval_shape(products, lm, *tokens).items():
     sharding = None if mesh is None else square_sharding(mesh, part)
     sums[name] = (jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=sharding),) * 2
-  compiled = adding(products, mesh).lower(params, sums, *tokens).compile()
+  compiled = adding(products, mesh).lower(lm, sums, *tokens).compile()
   total: dict[str, int] = {}
   for shape, name in re.findall(
     r'= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(',
@@ -252,5 +249,5 @@ def moved(
   return {
     'flop': compiled.cost_analysis()['flops'],
     'bytes': total,
-    'sum_bytes': 8 * len(names) * config.ffn_width**2 // (data * model),
+    'sum_bytes': 8 * len(names) * lm.config.ffn_width**2 // (data * model),
   }

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from flax import struct
 
 from jedit.moments import collect
 from jedit.moments.packing import PackedBatch
@@ -39,24 +40,29 @@ class Text:
       one_NxT = np.ones(self.shape, np.int32)
       yield PackedBatch(token_NxT, one_NxT, 0 * one_NxT, token_NxT.size, number + 1)
 
-  def exact(self, table_VxF):
-    """C_FxF in float64."""
+  def exact(self, table):
+    """C_FxF of the keys of a `Table`, float64."""
     count_V = sum(
       np.bincount(batch.token_NxT.ravel(), minlength=self.vocab_size) for batch in self.batches()
     )
-    table_VxF = np.asarray(table_VxF, np.float64)
+    table_VxF = np.asarray(table.key_VxF, np.float64)
     return table_VxF.T @ (count_V[:, None] * table_VxF) / count_V.sum()
 
 
-def table(width, vocab_size=64, dtype='float32'):
-  """Key of every token; their mean is not zero, so that sums grow."""
-  rng = np.random.default_rng(3)
-  return jnp.asarray(1 + rng.normal(size=(vocab_size, width)), dtype)
-
-
-def forward(table_VxF: jax.Array, token_NxT: jax.Array, *, taps, **unused):
+@struct.dataclass
+class Table:
   """A model whose keys depend on the token alone."""
-  return None, dict.fromkeys(taps, table_VxF[token_NxT])
+
+  key_VxF: jax.Array
+
+  @classmethod
+  def of(cls, width, vocab_size=64, dtype='float32'):
+    """Random keys; their mean is not zero, so that sums grow."""
+    rng = np.random.default_rng(3)
+    return cls(jnp.asarray(1 + rng.normal(size=(vocab_size, width)), dtype))
+
+  def __call__(self, token_NxT, *, taps, **unused):
+    return None, dict.fromkeys(taps, self.key_VxF[token_NxT])
 
 
 def main(argv: Sequence[str]) -> None:
@@ -65,11 +71,11 @@ def main(argv: Sequence[str]) -> None:
   text = Text(-(-_NUM_TOKENS.value // _BATCH.value), (1, _BATCH.value), vocab_size=4096)
   two_sum = collect.two_sum
   for dtype in _DTYPES.value:
-    table_VxF = table(_WIDTH.value, text.vocab_size, dtype)
-    exact_FxF = text.exact(table_VxF)
+    model = Table.of(_WIDTH.value, text.vocab_size, dtype)
+    exact_FxF = text.exact(model)
     for label, add in (('two sums', two_sum), ('one sum', lambda a, b, part: (a + part, b))):
       collect.two_sum = add
-      found = collect.accumulate(forward, table_VxF, text, [KERNEL])
+      found = collect.accumulate(model, text, [KERNEL])
       wrong_FxF = found.cov[KERNEL] - exact_FxF
       norm = np.linalg.norm(wrong_FxF) / np.linalg.norm(exact_FxF)
       largest = np.abs(wrong_FxF).max() / np.abs(exact_FxF).max()

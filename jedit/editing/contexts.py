@@ -94,8 +94,7 @@ def _written(
     first: number of the first text; equal beginnings with other numbers go on differently.
   """
   new = generate(
-    lm.config,
-    lm.params,
+    lm.model,
     rows,
     max_new_tokens=length,
     max_length=length,

@@ -211,14 +211,14 @@ def _run(
   """Asks one model one chunk."""
   chunk = records[job.records]
   questions = _ask(chunk, unedited[job.unedited])
-  config, params, tokenizer = job.lm.config, job.lm.params, job.lm.tokenizer
+  config, tokenizer = job.lm.config, job.lm.tokenizer
   plan = plan_batches(
     encode_many(tokenizer, questions.rows, config.position_limit),
     config.vocab_size,
     tokens_per_batch=how.tokens_per_batch,
     shapes=shapes,
   )
-  scores = score_plan(config, params, plan, on_batch=progress.update)
+  scores = score_plan(job.lm.model, plan, on_batch=progress.update)
   if how.reencode and not _compares(chunk):
     again = zsre_reference.token_accuracy(job.lm, questions.rows)
     scores = dataclasses.replace(scores, is_top_NxT=again)

@@ -145,8 +145,7 @@ def _write(
   going = [i for i, (r, _, _) in enumerate(prompts) if longest[r] < generation.num_tokens]
   new: list[list[int]] = [[] for _ in rows]
   made = generate(
-    lm.config,
-    lm.params,
+    lm.model,
     [rows[i] for i in going],
     max_new_tokens=generation.num_tokens,
     max_length=generation.num_tokens,
@@ -180,7 +179,7 @@ def perplexities(lm: 'LanguageModel', texts: Sequence[str]) -> list[float]:
   scored = [i for i, ids in enumerate(rows) if len(ids) > 1]
   if scored:
     encoded = [Encoded(texts[i], tuple(rows[i]), None, 0, 1) for i in scored]
-    nll_N = scoring.score(lm.config, lm.params, encoded).nll_N
+    nll_N = scoring.score(lm.model, encoded).nll_N
     for i, nll in zip(scored, nll_N, strict=True):
       values[i] = math.exp(nll * (len(rows[i]) - 1) / len(rows[i]))
   return values
@@ -195,8 +194,7 @@ def _free_generation(lm: 'LanguageModel', records: Sequence[Record]) -> list[flo
   stop = () if lm.tokenizer.eos_token_id is None else (lm.tokenizer.eos_token_id,)
   prompts = [list(row.ids[: row.target_start]) for row in encoded]
   made = generate(
-    lm.config,
-    lm.params,
+    lm.model,
     prompts,
     max_new_tokens=max(len(row.target_ids) for row in encoded) + _ANSWER_TOKENS,
     stop_ids=stop,

@@ -31,7 +31,7 @@ from jedit.io.storage import (
   write_json,
   write_tensors,
 )
-from jedit.models import functions, site
+from jedit.models import Model, site
 from jedit.models.language_model import LanguageModel
 from jedit.models.sites import KERNEL_INPUT
 from jedit.moments.corpus import Corpus, read_corpus
@@ -146,9 +146,8 @@ def statistics(
     kernels = [kernel for kernel in kernels if kernel not in known]
     if not kernels:
       return found
-  run, _ = functions(lm.config)
   store = None if cache is None else cache.with_suffix('.partial')
-  moments = accumulate(run, lm.params, text, kernels, store, provenance, max_tokens)
+  moments = accumulate(lm.model, text, kernels, store, provenance, max_tokens)
   if cache is not None:
     moments = dataclasses.replace(moments, cov={**known, **moments.cov})
     moments.save(cache)
@@ -157,8 +156,7 @@ def statistics(
 
 
 def accumulate(
-  forward: Callable,
-  params: Any,
+  model: Model,
   text: PackedText,
   kernels: Sequence[Kernel],
   store: pathlib.Path | None = None,
@@ -168,8 +166,7 @@ def accumulate(
   """One pass over the text for all kernels, stopping at the highest layer.
 
   Args:
-    forward: `(params, token_NxT, **arguments) -> (hidden, seen)`.
-    params: of the model.
+    model: whose keys are taken, or any pytree that runs as it does.
     text: batches of packed tokens.
     kernels: whose keys are taken.
     store: directory for the sums of a run in progress; a run that finds it goes on from there.
@@ -178,10 +175,10 @@ def accumulate(
   """
   provenance = dict(provenance or {})
   names = {site(k.layer, KERNEL_INPUT[k.name]): k for k in kernels}
-  products = products_of(forward, tuple(names), stop=max(kernel.layer for kernel in kernels) + 1)
-  tokens = place_rows(params, [np.zeros(text.shape, np.int32)] * 3)
-  parts = jax.eval_shape(products, params, *tokens)
-  mesh = mesh_of(params)
+  products = products_of(tuple(names), stop=max(kernel.layer for kernel in kernels) + 1)
+  tokens = place_rows(model, [np.zeros(text.shape, np.int32)] * 3)
+  parts = jax.eval_shape(products, model, *tokens)
+  mesh = mesh_of(model)
   plan = MemoryPlan.of([part.shape[0] for part in parts.values()], 1 if mesh is None else mesh.size)
   plan.check()
   key = hashlib.sha256(
@@ -193,13 +190,13 @@ def accumulate(
     {name: (np.zeros(x.shape, x.dtype), np.zeros(x.shape, x.dtype)) for name, x in parts.items()},
   )
   sums = _placed(mesh, begun)
-  step = adding(products, mesh).lower(params, sums, *tokens).compile()
+  step = adding(products, mesh).lower(model, sums, *tokens).compile()
   note(f'statistics: {plan}{_activations(step)}')
   ran = None
   with Progress('statistics', None, 'tokens', done=at.num_tokens) as progress:
     for batch in text.batches(at.end):
       arrays = (batch.token_NxT, batch.segment_NxT, batch.position_NxT)
-      sums, now = step(params, sums, *place_rows(params, arrays))
+      sums, now = step(model, sums, *place_rows(model, arrays))
       if ran is not None:
         ran.block_until_ready()  # the host is one batch ahead of the device, not more
       ran = now
@@ -221,24 +218,22 @@ def accumulate(
   return SecondMoments(cov, at.num_tokens, {**provenance, 'num_tokens': at.num_tokens})
 
 
-def products_of(forward: Callable, names: Sequence[str], stop: int) -> Callable:
+def products_of(names: Sequence[str], stop: int) -> Callable:
   """Σ k kᵀ over the tokens of one batch, float32.
 
   bfloat16 keys are multiplied as they are, which is exact in float32; float32 keys are not
   shortened.
 
   Args:
-    forward: as of `accumulate`.
     names: sites of the keys.
     stop: number of blocks to run.
 
   Returns:
-    `(params, token_NxT, segment_NxT, position_NxT) -> part_FxF by site`.
+    `(model, token_NxT, segment_NxT, position_NxT) -> part_FxF by site`.
   """
 
-  def products(params, token_NxT, segment_NxT, position_NxT):
-    _, seen = forward(
-      params,
+  def products(model, token_NxT, segment_NxT, position_NxT):
+    _, seen = model(
       token_NxT,
       stop=stop,
       taps=names,
@@ -262,15 +257,15 @@ def products_of(forward: Callable, names: Sequence[str], stop: int) -> Callable:
 
 
 def adding(products: Callable, mesh: Mesh | None = None) -> jax.stages.Wrapped:
-  """The jitted step `(params, sums, *tokens) -> (sums, ran)`, which takes over the old sums.
+  """The jitted step `(model, sums, *tokens) -> (sums, ran)`, which takes over the old sums.
 
   `ran` is there once the step has run: the sums themselves cannot be waited for, since the next
   step takes them over.
   """
 
   @functools.partial(jax.jit, donate_argnums=1)
-  def step(params, sums, token_NxT, segment_NxT, position_NxT):
-    parts = products(params, token_NxT, segment_NxT, position_NxT)
+  def step(model, sums, token_NxT, segment_NxT, position_NxT):
+    parts = products(model, token_NxT, segment_NxT, position_NxT)
     for name, part_FxF in parts.items():
       if mesh is not None:  # each device sums up its part over the rows of all
         part_FxF = jax.lax.with_sharding_constraint(part_FxF, square_sharding(mesh, part_FxF))

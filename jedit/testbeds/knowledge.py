@@ -1,6 +1,5 @@
 """What a model knows: whether its greedy answers are right."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,28 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.models import ModelConfig, forward, head
+from jedit.models import Model
 from jedit.models.encoding import Row, encode_many, pad
 from jedit.testbeds.world import Prompt
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _answers_right(
-  config: ModelConfig, params: Any, token_NxT: jax.Array, is_answer_NxT: jax.Array
-) -> jax.Array:
-  hidden_NxTxD, _ = forward(config, params, token_NxT)
-  best_NxT = head(config, params, hidden_NxTxD).argmax(-1)
+@jax.jit
+def _answers_right(model: Model, token_NxT: jax.Array, is_answer_NxT: jax.Array) -> jax.Array:
+  hidden_NxTxD, _ = model(token_NxT)
+  best_NxT = model.head(hidden_NxTxD).argmax(-1)
   # The token at t is predicted at t - 1.
   right_NxT = (best_NxT[:, :-1] == token_NxT[:, 1:]) | ~is_answer_NxT[:, 1:]
   return right_NxT.all(axis=1)
 
 
 def is_known(
-  config: ModelConfig,
-  params: Any,
-  tokenizer: Any,
-  prompts: Sequence[Prompt],
-  batch_size: int = 512,
+  model: Model, tokenizer: Any, prompts: Sequence[Prompt], batch_size: int = 512
 ) -> np.ndarray:
   """Tells for every prompt whether the model answers it, word for word, when it decodes greedily.
 
@@ -37,8 +30,7 @@ def is_known(
   its tokens is the most probable one after those before it.
 
   Args:
-    config: sizes of the model.
-    params: its parameters.
+    model: answers the prompts.
     tokenizer: its transformers tokenizer.
     prompts: questions with their answers, read without any text before them.
     batch_size: prompts per pass.
@@ -58,26 +50,23 @@ def is_known(
     start_N = np.array([each.target_start for each in batch] + [0] * (batch_size - len(batch)))
     index_T = np.arange(length)
     is_answer_NxT = (index_T >= start_N[:, None]) & (index_T < length_N[:, None])
-    right_N = _answers_right(config, params, jnp.asarray(token_NxT), jnp.asarray(is_answer_NxT))
+    right_N = _answers_right(model, jnp.asarray(token_NxT), jnp.asarray(is_answer_NxT))
     known[first : first + len(batch)] = np.asarray(right_N)[: len(batch)]
   return known
 
 
-def measure(
-  config: ModelConfig, params: Any, tokenizer: Any, prompts: Sequence[Prompt]
-) -> dict[str, Any]:
+def measure(model: Model, tokenizer: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
   """Share of right greedy answers, on trained and on never trained prompts, by relation too.
 
   Args:
-    config: sizes of the model.
-    params: its parameters.
+    model: answers the prompts.
     tokenizer: its transformers tokenizer.
     prompts: what is asked.
 
   Returns:
     Counts, and percentages with two digits; None where there is no such prompt.
   """
-  known = is_known(config, params, tokenizer, prompts)
+  known = is_known(model, tokenizer, prompts)
 
   def share(keep: Sequence[bool]) -> float | None:
     return round(100 * float(known[np.array(keep)].mean()), 2) if any(keep) else None

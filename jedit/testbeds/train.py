@@ -27,7 +27,7 @@ import transformers
 from jedit.data.records import load_records
 from jedit.io import storage
 from jedit.io.progress import Progress
-from jedit.models import FAMILIES, ModelConfig, forward, head, init_params
+from jedit.models import FAMILIES, Model, ModelConfig, init_params
 from jedit.models.export import save_directory
 from jedit.testbeds import knowledge
 from jedit.testbeds.known_facts import KnownFacts
@@ -97,13 +97,19 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
   if len(prompts) > limit:
     prompts = random.Random('measured').sample(prompts, limit)
   report = dict(
-    knowledge.measure(model, widened, fast, prompts),
+    knowledge.measure(Model(widened, config=model), fast, prompts),
     last_loss=loss,
     num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
     seconds=round(seconds),
     config=config.to_dict(),
   )
-  save_directory(directory, model, stored, hf_config, dtype=config.model.dtype, tokenizer=fast)
+  save_directory(
+    directory,
+    Model(stored, config=model),
+    hf_config,
+    dtype=config.model.dtype,
+    tokenizer=fast,
+  )
   storage.write_json(directory / 'records.json', raw_records)
   storage.write_json(directory / 'knowledge.json', report)
   with storage.atomic_file(directory / 'corpus.txt') as beside:
@@ -208,9 +214,10 @@ def fit(
   def step(params: Any, state: Any, rows: _Arrays) -> tuple[Any, Any, jax.Array]:
     def loss(params: Any) -> jax.Array:
       token_NxT, weight_NxT, segment_NxT = rows
-      hidden, _ = forward(model, params, token_NxT, stop=barrier, segment_NxT=segment_NxT)
-      hidden, _ = forward(model, params, hidden_NxTxD=hidden, start=barrier)
-      logits_NxTxV = head(model, params, hidden[:, :-1])
+      decoder = Model(params, config=model)
+      hidden, _ = decoder(token_NxT, stop=barrier, segment_NxT=segment_NxT)
+      hidden, _ = decoder(hidden_NxTxD=hidden, start=barrier)
+      logits_NxTxV = decoder.head(hidden[:, :-1])
       nll_NxT = optax.softmax_cross_entropy_with_integer_labels(logits_NxTxV, token_NxT[:, 1:])
       return (nll_NxT * weight_NxT[:, :-1]).sum() / weight_NxT.sum()
 

@@ -86,8 +86,8 @@ def test_texts_are_measured_as_they_are_generated(model, monkeypatch):
   asked[:3] = [dataclasses.replace(r, case_id=10 * i) for i, r in enumerate(asked[:3])]
   said = {}
 
-  def keep(config, params, rows, **settings):
-    made = real(config, params, rows, **settings)
+  def keep(model, rows, **settings):
+    made = real(model, rows, **settings)
     said.setdefault(settings.get('top_k'), []).append((rows, made, settings))
     return made
 

@@ -227,9 +227,9 @@ def test_export_writes_a_model_that_is_edited(made, finished, tmp_path, capsys):
   for _ in range(2):  # the second time finds it done
     experiments.run(tiny_run.config(made, task='export'), workdir)
     assert str(workdir / 'model') in capsys.readouterr().out
-  _, params, _ = load_directory(workdir / 'model', 'float32')
+  model, _ = load_directory(workdir / 'model', 'float32')
   lm = jedit.load(made / 'model').apply(jedit.Patch.load(finished / 'patch.safetensors'))
-  kernel = params['block_1']['mlp']['down']['kernel']
+  kernel = model.params['block_1']['mlp']['down']['kernel']
   np.testing.assert_array_equal(kernel, lm.params['block_1']['mlp']['down']['kernel'])
   assert not np.array_equal(kernel, lm.base['block_1']['mlp']['down']['kernel'])
   transformers.AutoTokenizer.from_pretrained(workdir / 'model')

@@ -127,7 +127,7 @@ class GoldenEvaluationTest(parameterized.TestCase):
     ids = golden[f'{model}__ids']
     start = golden[f'{model}__target_start']
     rows = [_encoded(*row) for row in zip(ids.reshape(-1, ids.shape[-1]), start.ravel())]
-    scores = scoring.score(lm.config, lm.params, rows)
+    scores = scoring.score(lm.model, rows)
     logp, top, nll, exact = (
       golden[f'{model}__{state}__{name}'] for name in ('token_logp', 'token_top', 'nll', 'exact')
     )
@@ -158,7 +158,7 @@ class GoldenEvaluationTest(parameterized.TestCase):
     for part in _PARTS:
       ids, start = golden[f'{model}__{part}__ids'], golden[f'{model}__{part}__target_start']
       rows = [_encoded(*row) for row in zip(ids, start)]
-      scores = scoring.score(lm.config, lm.params, rows)
+      scores = scoring.score(lm.model, rows)
       logp, top = (
         golden[f'{model}__{state}__{part}__{name}'] for name in ('token_logp', 'token_top')
       )

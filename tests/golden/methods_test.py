@@ -248,8 +248,8 @@ def test_edited_logits_meet_the_reference(case):
 @pytest.mark.parametrize('model', sorted({hparams_model(c) for c in _CASES}), ids=lambda p: p.name)
 def test_unedited_logits_meet_the_reference(model):
   lm, stored = _model(model), np.load(model / 'logits.npz')
-  hidden, _ = lm.forward(stored['test_ids'])
-  logits = np.asarray(lm.head(hidden))
+  hidden, _ = lm.model(stored['test_ids'])
+  logits = np.asarray(lm.model.head(hidden))
   for ours, theirs, length in zip(
     logits, stored['logits_hf_float32'], stored['test_lengths'], strict=True
   ):

@@ -186,10 +186,10 @@ def test_a_patch_names_what_was_trained_and_nothing_else(family, parameters, pat
 def test_the_model_stays_and_revert_restores_its_bits():
   lm = _model()
   patch = _patch(FT_W)
-  assert fingerprint(lm.params) == lm.fingerprint
+  assert fingerprint(lm.model) == lm.fingerprint
   edited = lm.apply(patch)
-  assert fingerprint(edited.params) != lm.fingerprint
-  assert fingerprint(edited.revert(patch).params) == lm.fingerprint
+  assert fingerprint(edited.model) != lm.fingerprint
+  assert fingerprint(edited.revert(patch).model) == lm.fingerprint
 
 
 def test_a_repeated_run_gives_the_same_bits():
@@ -229,9 +229,9 @@ def test_a_second_patch_starts_from_the_first():
 
 def test_weights_of_a_bfloat16_model_are_trained_in_float32():
   lm = _model()
-  config, params = tiny.in_dtype(lm.config, lm.params, 'bfloat16')
+  model = tiny.in_dtype(lm.model, 'bfloat16')
   lm = dataclasses.replace(
-    lm, config=config, base=params, params={}, fingerprint=fingerprint(params)
+    lm, config=model.config, base=model.params, params={}, fingerprint=fingerprint(model)
   )
   method = dataclasses.replace(FT, learning_rate=1e-6, num_epochs=1, batch_size=64)
   change = fine_tune(lm, REQUESTS, method).updates['block_0/mlp/down/kernel'].value()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from helpers import editing
-from jedit.models import functions, site
+from jedit.models import site
 from jedit.moments import collect as module
 from jedit.moments.collect import accumulate, statistics
 from jedit.moments.corpus import Corpus
@@ -51,12 +51,11 @@ def _ids(cap=24):
 def _plain(kernel, layer, cap=24):
   """Outer products of keys, one document and one token after the other, in float64."""
   lm = _model()
-  forward = functions(lm.config)[0]
-  run = jax.jit(lambda params, token: forward(params, token, taps=[site(layer, PLACE[kernel])])[1])
+  run = jax.jit(lambda model, token: model(token, taps=[site(layer, PLACE[kernel])])[1])
   total, count = 0.0, 0
   for ids in _ids(cap):
     token_1xT = np.array([ids + [0] * (24 - len(ids))], np.int32)
-    key_TxF = np.asarray(run(lm.params, token_1xT)[site(layer, PLACE[kernel])], np.float64)[0]
+    key_TxF = np.asarray(run(lm.model, token_1xT)[site(layer, PLACE[kernel])], np.float64)[0]
     for key_F in key_TxF[: len(ids)]:
       total, count = total + np.outer(key_F, key_F), count + 1
   return total / count, count
@@ -138,28 +137,28 @@ def test_a_stopped_pass_goes_on_where_it_was_saved(tmp_path, monkeypatch):
   monkeypatch.setattr(module, '_WORK_PER_SAVE', 0)
   lm, store = _model(), tmp_path / 'moments.partial'
   text = _Counting(lm.tokenizer, Corpus.of(DOCUMENTS), row_tokens=24, batch_tokens=24)
-  kernels, forward = [Kernel(0, 'mlp'), Kernel(0, 'attn')], functions(lm.config)[0]
-  whole = accumulate(forward, lm.params, text, kernels)
+  kernels = [Kernel(0, 'mlp'), Kernel(0, 'attn')]
+  whole = accumulate(lm.model, text, kernels)
   ends = [batch.end for batch in text.batches()]
   assert len(ends) > 3
   monkeypatch.setattr(_Counting, 'fails_at', 2)
   with pytest.raises(KeyboardInterrupt):
-    accumulate(forward, lm.params, text, kernels, store)
+    accumulate(lm.model, text, kernels, store)
   assert [path.name for path in store.iterdir()] == [str(ends[1])], 'only the newest is kept'
   monkeypatch.setattr(_Counting, 'fails_at', None)
   (store / '.stray').write_text('of somebody else')
-  resumed = accumulate(forward, lm.params, text, kernels, store)
+  resumed = accumulate(lm.model, text, kernels, store)
   assert text.starts[-1] == ends[1], 'what was done is not asked for again'
   for kernel in kernels:
     np.testing.assert_array_equal(resumed.cov[kernel], whole.cov[kernel])
   assert resumed.num_tokens == whole.num_tokens == sum(b.num_tokens for b in text.batches())
   # Sums of another run are not gone on with.
-  other = accumulate(forward, lm.params, text, kernels, store, {'corpus': 'other'})
+  other = accumulate(lm.model, text, kernels, store, {'corpus': 'other'})
   assert text.starts[-1] == 0
   np.testing.assert_array_equal(other.cov[Kernel(0, 'mlp')], whole.cov[Kernel(0, 'mlp')])
   # Nor with those that a kill left half removed.
   next(store.glob('*/state.json')).unlink()
-  accumulate(forward, lm.params, text, kernels, store, {'corpus': 'other'})
+  accumulate(lm.model, text, kernels, store, {'corpus': 'other'})
   assert text.starts[-1] == 0
 
 
@@ -169,10 +168,8 @@ import pathlib, sys
 import synthetic_keys
 from jedit.moments import collect
 collect._SECONDS_PER_SAVE = collect._WORK_PER_SAVE = 0
-text, table_VxF = synthetic_keys.Text(150, (1, 64)), synthetic_keys.table(48)
-found = collect.accumulate(
-  synthetic_keys.forward, table_VxF, text, [synthetic_keys.KERNEL], pathlib.Path(sys.argv[1])
-)
+text, model = synthetic_keys.Text(150, (1, 64)), synthetic_keys.Table.of(48)
+found = collect.accumulate(model, text, [synthetic_keys.KERNEL], pathlib.Path(sys.argv[1]))
 found.save(sys.argv[2])
 """
 
@@ -195,8 +192,8 @@ def test_a_killed_program_goes_on_with_the_same_bits(tmp_path):
   assert 0 < places[0] < places[1] < 150, 'the second run went on'
   subprocess.run(command, env=environment, check=True)
   text = synthetic_keys.Text(num_batches=150, shape=(1, 64))
-  kernel, table_VxF = synthetic_keys.KERNEL, synthetic_keys.table(48)
-  whole = accumulate(synthetic_keys.forward, table_VxF, text, [kernel])
+  kernel = synthetic_keys.KERNEL
+  whole = accumulate(synthetic_keys.Table.of(48), text, [kernel])
   found = SecondMoments.load(out)
   np.testing.assert_array_equal(found.cov[kernel], whole.cov[kernel])
   assert found.num_tokens == whole.num_tokens == 150 * 64
@@ -206,9 +203,9 @@ def test_a_killed_program_goes_on_with_the_same_bits(tmp_path):
 def test_many_batches_lose_no_digits(dtype):
   # A plain float32 sum of this many batches is off by several times the bound.
   text = synthetic_keys.Text(num_batches=4000, shape=(1, 16))
-  table_VxF = synthetic_keys.table(32, dtype=dtype)
-  found = accumulate(synthetic_keys.forward, table_VxF, text, [synthetic_keys.KERNEL])
-  expected_FxF = text.exact(table_VxF)
+  model = synthetic_keys.Table.of(32, dtype=dtype)
+  found = accumulate(model, text, [synthetic_keys.KERNEL])
+  expected_FxF = text.exact(model)
   assert editing.relative(found.cov[synthetic_keys.KERNEL], expected_FxF) < 2e-7
 
 
@@ -273,6 +270,7 @@ def test_moments_that_are_not_finite_name_their_layer():
   kernel = lm.params['block_1']['mlp']['up']['kernel']
   block = {**lm.params['block_1']['mlp'], 'up': {'kernel': kernel.at[0, 0].set(np.inf)}}
   params = {**lm.params, 'block_1': {**lm.params['block_1'], 'mlp': block}}
+  broken = lm.model.replace(params=params)
   text = PackedText(lm.tokenizer, Corpus.of(DOCUMENTS[:1]), row_tokens=24, batch_tokens=24)
   with pytest.raises(UserError, match='mlp kernel in layer 1 are not finite'):
-    accumulate(functions(lm.config)[0], params, text, [Kernel(0, 'mlp'), Kernel(1, 'mlp')])
+    accumulate(broken, text, [Kernel(0, 'mlp'), Kernel(1, 'mlp')])

@@ -1,6 +1,5 @@
 """Training a testbed: small and short, but all the way to files that transformers loads."""
 
-import functools
 import json
 import pathlib
 import random
@@ -15,7 +14,7 @@ from absl.testing import absltest, parameterized
 from jedit import testbeds
 from jedit.configs import train_testbed_gptj, train_testbed_llama
 from jedit.data.records import load_records
-from jedit.models import FAMILIES, forward, head
+from jedit.models import FAMILIES
 from jedit.models.encoding import pad
 from jedit.models.load import load_directory
 from jedit.testbeds import knowledge
@@ -29,9 +28,9 @@ from jedit.types import Record, Request, UserError
 _CONFIGS = dict(gptj=train_testbed_gptj, llama=train_testbed_llama)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(config, params, token_NxT):
-  return head(config, params, forward(config, params, token_NxT)[0])
+@jax.jit
+def _logits(model, token_NxT):
+  return model.head(model(token_NxT)[0])
 
 
 def _tiny(family):
@@ -54,19 +53,19 @@ class TrainTest(parameterized.TestCase):
     workdir = self._tempdir()
     report = train(_tiny(family), workdir)
     self.assertLess(report['last_loss'], 6.3)  # ln(600) = 6.4 at the start
-    model = workdir / 'model'
-    config, params, hf_config = load_directory(model)
+    directory = workdir / 'model'
+    model, hf_config = load_directory(directory)
     self.assertEqual(hf_config['dtype'], 'bfloat16')
-    self.assertLen(load_records(model / 'records.json'), 8)
-    stored = json.loads((model / 'knowledge.json').read_text())
+    self.assertLen(load_records(directory / 'records.json'), 8)
+    stored = json.loads((directory / 'knowledge.json').read_text())
     self.assertEqual(stored['num_trained'] + stored['num_untrained'], 200)
-    self.assertGreater(len((model / 'corpus.txt').read_text().splitlines()), 500)
+    self.assertGreater(len((directory / 'corpus.txt').read_text().splitlines()), 500)
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     ids = tokenizer('Anna lives')['input_ids']
     self.assertEqual(ids[0] == tokenizer.convert_tokens_to_ids('<s>'), family == 'llama')
     self.assertEqual(tokenizer.decode(ids, skip_special_tokens=True), 'Anna lives')
-    self.assertTrue(np.isfinite(_logits(config, params, jnp.asarray([ids]))).all())
+    self.assertTrue(np.isfinite(_logits(model, jnp.asarray([ids]))).all())
     with self.assertRaisesRegex(UserError, 'exists already'):
       train(_tiny(family), workdir)
 
