@@ -14,6 +14,7 @@ from material import Material
 
 import jedit
 from jedit.editing.edit import find_targets
+from jedit.editing.region import Objective
 from jedit.editing.schedule import Targets, choose_batch_size
 from jedit.editing.target import safe_norm
 from jedit.editing.update import Kernel
@@ -21,7 +22,6 @@ from jedit.evals import metrics
 from jedit.evals.generation import Generation
 from jedit.evals.scoring import plan_batches
 from jedit.experiments.compile_timer import CompileClock
-from jedit.methods.base import Objective
 from jedit.models import AddAt, site
 from jedit.models.encoding import Row, encode_many, pad
 from jedit.models.layers import matmul_precision

@@ -79,6 +79,11 @@ class Request:
     return 'The request' if self.case_id is None else f'The request of record {self.case_id}'
 
   @property
+  def label(self) -> str:
+    """The request in a sentence."""
+    return f'record {self.case_id} ({self.text!r} -> {self.target_new!r})'
+
+  @property
   def text(self) -> str:
     """The prompt with the subject filled in."""
     return self.prompt.replace('{}', self.subject)

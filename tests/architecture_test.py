@@ -23,7 +23,6 @@ ROOMS = (
   'jedit.models',
   'jedit.data',
   'jedit.moments',
-  'jedit.methods.base jedit.methods.objective jedit.methods.schedule',
   'jedit.editing',
   'jedit.methods',
   'jedit.evals',

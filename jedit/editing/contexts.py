@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from jedit.editing.method import Method
 from jedit.editing.prompts import BARE, Contexts, check_contexts
-from jedit.methods.base import Method
 from jedit.models.generate import generate
 from jedit.models.language_model import LanguageModel
 from jedit.types import UserError
@@ -32,7 +32,7 @@ def contexts_of(
 
 
 def prefixes_of(method: Method) -> str | None:
-  """The kind of contexts that a method wants sampled, of `PREFIXES`; None for one that uses none."""
+  """Kind of contexts that a method wants sampled, of `PREFIXES`; None if it uses none."""
   return getattr(method, 'prefixes', None)
 
 

@@ -12,11 +12,11 @@ from absl import logging
 from jedit.data.records import find_conflicts
 from jedit.editing.context import EditContext, TokenizedRequests
 from jedit.editing.contexts import contexts_of
+from jedit.editing.method import Method
 from jedit.editing.provenance import describe
 from jedit.editing.result import EditResult, sum_seconds
 from jedit.io.memo import Memo
 from jedit.io.progress import Timers
-from jedit.methods.base import Method
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import merge
 from jedit.moments.files import SecondMoments

@@ -94,7 +94,7 @@ def loss(
     decay = decay + placed.delta.weight_decay * norm
   terms = Terms(
     nll=nll_factor * row_nll_P.mean(),
-    kl=objective.kl_factor * kl,
+    kl=jnp.asarray(objective.kl_factor * kl),
     decay=decay,
     probability=jnp.exp(-row_nll_P).mean(),
     is_all_top=jnp.all(is_top_PxJ | ~mask_PxJ),

@@ -2,8 +2,8 @@
 
 from flax import struct
 
-from jedit.methods.base import Delta
-from jedit.methods.objective import Objective
+from jedit.editing.objective import Objective
+from jedit.editing.region import Delta
 from jedit.models import site
 
 

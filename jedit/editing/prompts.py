@@ -36,12 +36,6 @@ class EditRows:
     """Tokens of the target after the first context."""
     return self.with_target[0].target_ids
 
-  @property
-  def label(self) -> str:
-    """The edit in a sentence."""
-    request = self.request
-    return f'record {request.case_id} ({request.text!r} -> {request.target_new!r})'
-
 
 def check_contexts(contexts: Iterable[Iterable[str]]) -> Contexts:
   """Contexts as tuples: groups of templates, each with a `{}` that takes the prompt.

@@ -39,7 +39,7 @@ def digest_requests(requests: Sequence[Request]) -> str:
 
 
 def describe_settings(value: Any) -> Any:
-  """Settings as plain values; dataclasses name their class, since solvers may differ in no field."""
+  """Settings as plain values, with the class of every dataclass: solvers may differ in it alone."""
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
     fields = {f.name: describe_settings(getattr(value, f.name)) for f in dataclasses.fields(value)}
     return {'kind': type(value).__name__, **fields}

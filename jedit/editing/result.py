@@ -65,9 +65,7 @@ class EditResult:
     return f'EditResult({self.patch!r}{batches}{f", {seconds}" if seconds else ""})'
 
   def _repr_html_(self) -> str:
-    return (
-      f'<pre>{html.escape(repr(self))}</pre>' if self.patch is None else self.patch._repr_html_()
-    )
+    return f'<pre>{html.escape(repr(self))}</pre>'
 
   def pack(self) -> Stored:
     """Patch and keys, for a memo."""

@@ -12,10 +12,10 @@ import numpy as np
 from jedit.editing.blocks import Block, cut_blocks, row_batch, window_start
 from jedit.editing.problem import Problem
 from jedit.editing.prompts import EditRows
+from jedit.editing.region import TOKENS
 from jedit.editing.target import TRACE_COLUMNS, Slots, State, enter, run_steps
 from jedit.io.memo import Memo, Stored, digest
 from jedit.io.progress import Progress
-from jedit.methods.base import TOKENS
 from jedit.models import Model, ModelConfig
 from jedit.parallel.memory import free_bytes
 from jedit.parallel.mesh import fetch, least_over_processes, num_row_shards
@@ -234,8 +234,8 @@ def _check_finite(
     for part in ('delta', 'init'):
       is_bad_B |= ~np.isfinite(result[f'{part}/{placed.name}']).all(axis=-1)
     if is_bad_B.any():
-      edit = rows[block.indices[int(is_bad_B.argmax())]]
+      request = rows[block.indices[int(is_bad_B.argmax())]].request
       raise UserError(
-        f'The target of {edit.label} is not finite at {placed.name!r} in layer {placed.layer}; '
+        f'The target of {request.label} is not finite at {placed.name!r} in layer {placed.layer}; '
         'lower learning_rate or clip_factor, or leave the record out.'
       )

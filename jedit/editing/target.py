@@ -1,7 +1,7 @@
 """Target optimisation: the hidden state at which the model predicts the new object.
 
 Edits are independent: the loss is written for one and vmapped; the optimiser, the stop rules and
-the trace act on [B, ...] outside. Edits occupy slots, so that one that stops makes room for another.
+the trace act on [B, ...] outside. Edits occupy slots: one that stops makes room for another.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 
 from jedit.editing.blocks import Block, RowBatch
 from jedit.editing.loss import kl_logp, loss
+from jedit.editing.objective import Number
 from jedit.editing.problem import Problem
 from jedit.editing.window import Window, cut_window
-from jedit.methods.objective import Number
 from jedit.models import Model
 from jedit.parallel.mesh import mesh_of, over_rows, place_rows
 

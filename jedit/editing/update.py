@@ -7,9 +7,9 @@ import numpy as np
 
 from jedit.editing.layerwise import LayerwiseForward
 from jedit.editing.prompts import Contexts, EditRows, position
+from jedit.editing.region import Region
+from jedit.editing.schedule import SCHEDULES
 from jedit.io.progress import Progress, Timers
-from jedit.methods.base import Region
-from jedit.methods.schedule import SCHEDULES
 from jedit.models import Model
 from jedit.models.patch import Update, patched
 from jedit.models.sites import KERNEL_INPUT, kernel_path
@@ -161,7 +161,7 @@ def update_region(
             raise _unsolvable(cause, kernel, rows) from cause
           change = Update.from_factors(left_FxB, residual_BxD)
           path = '/'.join(kernel_path(kernel))
-          model = model.replace(params=patched(model.params, {path: change}))
+          model = dataclasses.replace(model, params=patched(model.params, {path: change}))
         updates[path], keys[kernel], residuals[kernel] = change, key_BxF, residual_BxD
         solve_errors[kernel] = error
       progress.update()
@@ -179,15 +179,16 @@ def _context_weights(contexts: Contexts, average: str) -> np.ndarray:
 def _check_residual(residual_BxD: np.ndarray, kernel: Kernel, rows: Sequence[EditRows]) -> None:
   is_bad_B = ~np.isfinite(residual_BxD).all(axis=-1)
   if is_bad_B.any():
+    request = rows[int(is_bad_B.argmax())].request
     raise UserError(
-      f'The residual of {rows[int(is_bad_B.argmax())].label} at {kernel.label} is not finite; '
+      f'The residual of {request.label} at {kernel.label} is not finite; '
       'lower clip_factor or learning_rate. No model was changed.'
     )
 
 
 def _unsolvable(error: UnsolvableError, kernel: Kernel, rows: Sequence[EditRows]) -> UserError:
   """The error with layer and records, for users."""
-  records = ' and '.join(rows[number].label for number in error.edits)
+  records = ' and '.join(rows[number].request.label for number in error.edits)
   nearest = f' (most alike: {records})' if records else ''
   return UserError(
     f'The solve of {kernel.label} over {len(rows)} edits failed: '

@@ -68,7 +68,7 @@ def cut_window(model: Model, problem: Problem, rows: RowBatch, *, window: int, p
 
 
 def _run_rows(model: Model, problem: Problem, token_NxT, start_N, window: int, past: int):
-  """Full forward pass of whole rows: hidden states of the window, earlier keys and values, sites."""
+  """Forward pass of whole rows: hidden states of the window, earlier keys and values, sites."""
   first, layers = problem.first_layer, range(problem.first_layer, model.config.num_layers)
   below_NxTxD, _ = model(token_NxT, stop=first)
   sites = tuple(placed.site for placed in problem.deltas)

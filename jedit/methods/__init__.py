@@ -8,8 +8,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from jedit.editing.method import Method
 from jedit.methods.alphaedit import alphaedit
-from jedit.methods.base import Method
 from jedit.methods.emmet import emmet
 from jedit.methods.fine_tuning import FineTuning, ft, ft_l, ft_w
 from jedit.methods.jeep import jeep

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from jedit.methods.base import Delta, KernelUpdate
-from jedit.methods.objective import Objective
+from jedit.editing.objective import Objective
+from jedit.editing.region import Delta, KernelUpdate
 from jedit.methods.recipe import Recipe, single_region
 from jedit.solvers import NullSpace
 
@@ -26,9 +26,9 @@ def alphaedit(
 
   Args:
     layers: edited layers, ascending; δ sits at the last.
-    threshold, ridge: see `jedit.solvers.solve.NullSpace`.
-    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.methods.objective.Objective`.
-    clip_factor, weight_decay: see `jedit.methods.base.Delta`.
+    threshold, ridge: see `NullSpace`.
+    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `Objective`.
+    clip_factor, weight_decay: see `Delta`.
     schedule: 'even' or 'sqrt'.
   """
   return single_region(

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from jedit.methods.base import Delta, KernelUpdate
-from jedit.methods.objective import Objective
+from jedit.editing.objective import Objective
+from jedit.editing.region import Delta, KernelUpdate
 from jedit.methods.recipe import Recipe, single_region
 from jedit.solvers import EqualityConstrained
 
@@ -29,8 +29,8 @@ def emmet(
     layers: edited layers, ascending; the released default is one.
     cov_weight, cov_ridge, key_ridge: see `EqualityConstrained`; both ridges 0 is the
       paper's eq. 14, which is singular for more edits than keys have dimensions.
-    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.methods.objective.Objective`.
-    clip_factor, weight_decay: see `jedit.methods.base.Delta`.
+    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `Objective`.
+    clip_factor, weight_decay: see `Delta`.
     schedule: 'even' or 'sqrt'; of no effect for one layer.
   """
   return single_region(

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from jedit.editing.context import EditContext
 from jedit.editing.provenance import describe
+from jedit.editing.region import as_layers, check_layers
 from jedit.editing.result import EditResult
-from jedit.methods.base import as_layers, check_layers
 from jedit.methods.training import PARAMETERS, train
 from jedit.models import ModelConfig
 from jedit.models.patch import Patch

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from jedit.methods.base import Delta, KernelUpdate, Region, as_layers
-from jedit.methods.objective import Objective
+from jedit.editing.objective import Objective
+from jedit.editing.region import Delta, KernelUpdate, Region, as_layers
 from jedit.methods.recipe import Recipe
 from jedit.solvers import LeastSquares
 from jedit.types import UserError
@@ -43,10 +43,10 @@ def jeep(
 
   Args:
     layers_low, layers_high: the two regions, ascending.
-    cov_weight_low, cov_weight_high: λ of `jedit.solvers.least_squares` in each region.
+    cov_weight_low, cov_weight_high: λ of `LeastSquares` in each region.
     clip_factor_low, clip_factor_high, weight_decay_low, weight_decay_high: see
-      `jedit.methods.base.Delta`.
-    learning_rate, num_steps, kl_factor: see `jedit.methods.objective.Objective`.
+      `Delta`.
+    learning_rate, num_steps, kl_factor: see `Objective`.
     decay_form: 'released', or 'norm' as eq. 11 writes it.
     stop_probability: mean target probability that ends an edit's optimisation (released code;
       not in the paper: None).

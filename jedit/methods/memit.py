@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from jedit.methods.base import Delta, KernelUpdate
-from jedit.methods.objective import Objective
+from jedit.editing.objective import Objective
+from jedit.editing.region import Delta, KernelUpdate
 from jedit.methods.recipe import Recipe, single_region
 from jedit.solvers import LeastSquares
 
@@ -25,9 +25,9 @@ def memit(
 
   Args:
     layers: edited layers, ascending; δ sits at the last.
-    cov_weight: λ of `jedit.solvers.least_squares`.
-    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.methods.objective.Objective`.
-    clip_factor, weight_decay: see `jedit.methods.base.Delta`.
+    cov_weight: λ of `LeastSquares`.
+    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `Objective`.
+    clip_factor, weight_decay: see `Delta`.
     schedule: 'even', or 'sqrt' as PMET.
   """
   return single_region(

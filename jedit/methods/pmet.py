@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from jedit.methods.base import Delta, KernelUpdate
-from jedit.methods.objective import Objective
+from jedit.editing.objective import Objective
+from jedit.editing.region import Delta, KernelUpdate
 from jedit.methods.recipe import Recipe, single_region
 from jedit.solvers import LeastSquares
 
@@ -30,11 +30,11 @@ def pmet(
 
   Args:
     layers: edited layers, ascending; δ sit at the last.
-    cov_weight: λ of `jedit.solvers.least_squares`.
+    cov_weight: λ of `LeastSquares`.
     learning_rate, num_steps, kl_factor, nll_factor, decay_form, stop_loss: see
-      `jedit.methods.objective.Objective`.
+      `Objective`.
     nll_switch: the released code's adaptive loss factor; False is the paper's eq. 10.
-    clip_factor, weight_decay: of each δ; see `jedit.methods.base.Delta`.
+    clip_factor, weight_decay: of each δ; see `Delta`.
     schedule: 'sqrt' (eq. 13), or 'even' for the ablation.
     optimise: which δ exist; ('mlp',) is the ablation without the attention δ.
     write: which kernels are written, in order; ('attn', 'mlp') also writes attention.

@@ -12,13 +12,13 @@ from typing import Any
 from jedit.editing.blocks import Block
 from jedit.editing.context import EditContext
 from jedit.editing.contexts import PREFIXES
+from jedit.editing.objective import Objective, check_choice
 from jedit.editing.problem import PlacedDelta, Problem
 from jedit.editing.provenance import describe, describe_settings, digest_requests
+from jedit.editing.region import Delta, KernelUpdate, Region, as_layers, check_layers
 from jedit.editing.result import Details, EditResult
 from jedit.editing.slots import Targets, optimise_targets
 from jedit.editing.update import RegionUpdate, update_region
-from jedit.methods.base import Delta, KernelUpdate, Region, as_layers, check_layers
-from jedit.methods.objective import Objective, check_choice
 from jedit.models import Model, ModelConfig
 from jedit.models.patch import Patch
 from jedit.solvers import Solver

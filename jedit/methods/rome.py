@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from jedit.methods.base import Delta, KernelUpdate
-from jedit.methods.objective import Objective
+from jedit.editing.objective import Objective
+from jedit.editing.region import Delta, KernelUpdate
 from jedit.methods.recipe import Recipe, single_region
 from jedit.solvers import RankOne
 
@@ -31,9 +31,9 @@ def rome(
       residual is still taken on the bare prompt: see `r_rome`.
     use_cov: False needs no second moments: C is taken as the identity (EasyEdit's settings for
       Llama).
-    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.methods.objective.Objective`.
-    clip_factor, weight_decay: see `jedit.methods.base.Delta`.
-    prefixes: see `jedit.methods.base.Recipe`; 'memit' is a third of the work.
+    learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `Objective`.
+    clip_factor, weight_decay: see `Delta`.
+    prefixes: see `Recipe`; 'memit' is a third of the work.
   """
   return single_region(
     'rome',

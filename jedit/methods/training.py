@@ -209,8 +209,8 @@ def _checked_loss(
     bad = [requests[batch.first + int(n)] for n in np.flatnonzero(is_bad_N)]
     others = f' (and of {len(bad) - 1} others in its batch)' if len(bad) > 1 else ''
     raise UserError(
-      f'The loss of record {bad[0].case_id} ({bad[0].text!r} -> {bad[0].target_new!r}){others} is not '
-      f'finite in epoch {epoch}; lower learning_rate, or leave the record out.'
+      f'The loss of {bad[0].label}{others} is not finite '
+      f'in epoch {epoch}; lower learning_rate, or leave the record out.'
     )
   return float(loss_N.sum())
 
@@ -226,7 +226,7 @@ def _adam(method: 'FineTuning', decay: float) -> optax.GradientTransformation:
 @functools.partial(jax.jit, static_argnames='first')
 def _below(model: Model, first: int, batch: _Arrays) -> jax.Array:
   """Input of block `first`, which no step changes."""
-  return model(batch.token_NxT, stop=first, position_NxT=_positions(batch))[0]
+  return model(jnp.asarray(batch.token_NxT), stop=first, position_NxT=_positions(batch))[0]
 
 
 def _positions(batch: _Arrays) -> jax.Array:
@@ -263,7 +263,7 @@ def _step(
   flat = traverse_util.flatten_dict(dict(model.params))
 
   def loss(trained):
-    merged = model.replace(params=traverse_util.unflatten_dict({**flat, **trained}))
+    merged = dataclasses.replace(model, params=traverse_util.unflatten_dict({**flat, **trained}))
     hidden_NxTxD, _ = merged(
       hidden_NxTxD=batch.hidden_NxTxD,
       start=method.trained_layers[0],

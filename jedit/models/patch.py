@@ -137,6 +137,22 @@ class Patch:
     return cls.unpack(Stored(tensors, metadata))
 
 
+def patch_of(result: Any) -> Patch:
+  """A patch, or that of an edit's result.
+
+  Raises:
+    UserError: for separate batches, which have none in common, and for anything else.
+  """
+  patch = getattr(result, 'patch', result)
+  if patch is None:
+    raise UserError(
+      'The batches were edited separately and have no common patch; take those of result.batches.'
+    )
+  if not isinstance(patch, Patch):
+    raise UserError(f'{type(result).__name__} is not a patch; give what jedit.edit returns.')
+  return patch
+
+
 def merge(patches: Sequence[Patch]) -> Patch:
   """One patch that does what several do one after the other.
 

@@ -11,9 +11,9 @@ from helpers import editing
 from helpers.editing import relative
 from jedit import methods
 from jedit.editing.prompts import encode_edits
+from jedit.editing.region import Region
 from jedit.editing.update import RegionRows, write_region
 from jedit.io.progress import Timers
-from jedit.methods.base import Region
 from jedit.models import functions, kernel_path, site
 from jedit.models.encoding import pad
 from jedit.moments.files import SecondMoments

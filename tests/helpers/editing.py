@@ -7,7 +7,7 @@ import numpy as np
 
 from helpers import tiny, vocabularies
 from jedit.editing.prompts import Contexts
-from jedit.methods.base import Recipe
+from jedit.methods.recipe import Recipe
 from jedit.models import FAMILIES, Model
 from jedit.models.language_model import LanguageModel
 from jedit.models.load import fingerprint

@@ -22,7 +22,7 @@ import jedit
 from helpers.editing import relative
 from jedit import methods
 from jedit.editing.target import TRACE_COLUMNS
-from jedit.methods.base import Recipe
+from jedit.methods.recipe import Recipe
 from jedit.models import kernel_path
 from jedit.solvers.solve import EqualityConstrained, LeastSquares
 

@@ -1,60 +1,20 @@
-"""The protocol of editing methods, and the parts that recipes are made of."""
+"""Regions: the layers, token, deltas and kernels of one part of a recipe."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
 
 from flax import struct
 
-from jedit.methods.objective import Number, check_choice, check_not_negative, check_positive
-from jedit.methods.schedule import SCHEDULES
-from jedit.solvers.solve import Solver
-from jedit.types import Kernel, Request, UserError
-
-if TYPE_CHECKING:
-  from jedit.editing.context import EditContext
-  from jedit.editing.result import EditResult
-  from jedit.models import ModelConfig
+from jedit.editing.objective import Number, check_choice, check_not_negative, check_positive
+from jedit.editing.schedule import SCHEDULES
+from jedit.solvers import Solver
+from jedit.types import Kernel, UserError
 
 TOKENS = ('subject_last', 'prompt_last')
 DELTA_PLACES = ('attn_out', 'mlp_out', 'block_out')
 KERNELS = ('attn', 'mlp')
 KEY_AVERAGES = ('groups', 'flat')
 COMPARED_ON = ('bare', 'contexts')
-
-
-class Method(Protocol):
-  """An editing method: settings that turn requests into a patch.
-
-  Whatever has these members is a method; the driver (`jedit.edit`) looks at nothing else. A method
-  that wants sampled prefix contexts also has `prefixes`, a kind of `jedit.editing.contexts`.
-  """
-
-  @property
-  def name(self) -> str:
-    """Name in tables and files."""
-    ...
-
-  @property
-  def kernels(self) -> tuple[Kernel, ...]:
-    """Kernels whose second moments the method needs; empty if it needs none."""
-    ...
-
-  def check(self, config: 'ModelConfig', num_edits: int) -> None:
-    """Raises UserError if the method cannot write so many edits at once into such a model."""
-    ...
-
-  def edit(self, context: 'EditContext', requests: Sequence[Request]) -> 'EditResult':
-    """Edits all requests in one batch.
-
-    Args:
-      context: model, second moments, tokenised texts and settings of the call.
-      requests: the batch; some or all of `context.requests`.
-
-    Raises:
-      UserError: names the record and layer at fault.
-    """
-    ...
 
 
 def check_layers(layers: tuple[int, ...], num_layers: int | None = None) -> None:
