@@ -18,6 +18,7 @@ from jedit.methods.base import Recipe
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch
 from jedit.moments.files import SecondMoments
+from jedit.solvers import FactorCache
 from jedit.types import Kernel, Request, UserError
 
 _PATCH, _KEYS = 'patch.safetensors', 'keys.safetensors'
@@ -89,6 +90,7 @@ def edit_separately(
       )
   seconds: Mapping[str, float] = timers.seconds  # goes to the first batch
   shared = _shared(groups, stats)
+  factors = None if stats is None else FactorCache(stats)
   for number, part in enumerate(parts):
     folder = _below(store, f'batch-{number:05d}')
     origin = {**describe(lm, requests[part], method, seed), **shared}
@@ -104,6 +106,7 @@ def edit_separately(
         batch_size=batch_size,
         store=folder,
         targets=None if targets is None else targets.part(part),
+        factors=factors,
         details=True,
       )
       patch = _keep(folder, patch, origin)
@@ -150,6 +153,7 @@ def edit_sequentially(
   groups = contexts_of(lm, method, seed, contexts)
   shapes = target_shapes(lm, requests, method, groups) if isinstance(method, Recipe) else None
   earlier: dict[Kernel, np.ndarray] = {}
+  factors = None if stats is None else FactorCache(stats)
   shared = {**_shared(groups, stats), 'accumulate_keys': accumulate_keys}
   for number, part in enumerate(parts):
     folder = _below(store, f'batch-{number:05d}')
@@ -181,6 +185,7 @@ def edit_sequentially(
         store=folder,
         earlier_keys=earlier if accumulate_keys else None,
         targets=targets,
+        factors=factors,
         details=True,
       )
       keys, seconds = details.keys, _sum(timers.seconds, details.seconds)

@@ -33,6 +33,7 @@ from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch, Update
 from jedit.moments.files import SecondMoments
 from jedit.parallel.mesh import num_row_shards
+from jedit.solvers import FactorCache
 from jedit.types import Kernel, Request, UserError
 
 
@@ -49,7 +50,7 @@ class Details:
     updates: by parameter path.
     seconds: by 'targets', 'keys' and 'solve'.
     solve_errors: by kernel, the relative residual ‖A x - b‖ / ‖b‖ of the normal equations,
-      the largest over the edits; see `residual` of the solvers in `jedit.solvers.solve`.
+      the largest over the edits; see `residual` of the solvers in `jedit.solvers`.
   """
 
   contexts: Contexts
@@ -85,6 +86,7 @@ def edit(
   store: pathlib.Path | None = ...,
   earlier_keys: Mapping[Kernel, np.ndarray] | None = ...,
   targets: Targets | None = ...,
+  factors: FactorCache | None = ...,
   details: Literal[False] = ...,
 ) -> Patch: ...
 @overload
@@ -100,6 +102,7 @@ def edit(
   store: pathlib.Path | None = ...,
   earlier_keys: Mapping[Kernel, np.ndarray] | None = ...,
   targets: Targets | None = ...,
+  factors: FactorCache | None = ...,
   details: Literal[True],
 ) -> tuple[Patch, Details]: ...
 def edit(
@@ -114,6 +117,7 @@ def edit(
   store: pathlib.Path | None = None,
   earlier_keys: Mapping[Kernel, np.ndarray] | None = None,
   targets: Targets | None = None,
+  factors: FactorCache | None = None,
   details: bool = False,
 ) -> Patch | tuple[Patch, Details]:
   """Edits all requests in one batch.
@@ -135,6 +139,7 @@ def edit(
     earlier_keys: by kernel, keys [N, F] of earlier edits: they are preserved, too. A
       sequence of edits gives those of `Details.keys`.
     targets: what `find_targets` found for the same requests, method and contexts on this model.
+    factors: a cache made of `stats`, to be shared by several calls.
     details: also returns what was computed on the way.
 
   Returns:
@@ -176,7 +181,7 @@ def edit(
     stages.append(found)
     for region in map(method.region, names):
       written = write_region(
-        run, params, region, rows, groups, found.z, stats, timers, earlier_keys
+        run, params, region, rows, groups, found.z, stats, timers, earlier_keys, factors
       )
       params = written.params
       updates |= written.updates

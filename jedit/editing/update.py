@@ -14,7 +14,7 @@ from jedit.models.patch import Update, patched
 from jedit.models.sites import KERNEL_INPUT, kernel_path
 from jedit.moments.files import SecondMoments
 from jedit.parallel.mesh import num_row_shards
-from jedit.solvers.solve import UnsolvableError, check_error
+from jedit.solvers import FactorCache, UnsolvableError, check_error
 from jedit.types import Kernel, UserError
 
 
@@ -109,6 +109,7 @@ def write_region(
   stats: SecondMoments | None,
   timers: Timers,
   earlier_keys: Mapping[Kernel, np.ndarray] | None = None,
+  factors: FactorCache | None = None,
 ) -> Written:
   """Changes the region's kernels so that its last layer's values move to the targets.
 
@@ -125,7 +126,8 @@ def write_region(
     z: by δ, targets [B, D].
     stats: second moments C of the kernels' keys; None where the solver uses none.
     timers: gets the seconds of 'keys' and 'solve'.
-    earlier_keys: by kernel, keys [N, F] of earlier edits that are to be preserved, too.
+    earlier_keys: by kernel, keys [N, F] of earlier edits to preserve.
+    factors: of `stats`, reused by every call that is handed the same cache.
 
   Raises:
     UserError: if a solve is singular or inexact, or a residual not finite; names the layer, where
@@ -138,10 +140,16 @@ def write_region(
   if not region.writes:
     return Written(params, updates, keys, residuals, solve_errors)
   last, earlier = region.layers[-1], earlier_keys or {}
-  if stats is not None and region.solver.uses_cov:
-    with timers('solve'):
-      for kernel in [Kernel(layer, w.kernel) for layer in region.layers for w in region.writes]:
-        region.solver.prepare(stats.covariance(kernel), len(rows), earlier.get(kernel))
+  if stats is not None and factors is None:
+    factors = FactorCache(stats)
+  if factors is not None and factors.source is not stats:
+    raise UserError('The factor cache belongs to other second moments; make one of these.')
+  kernels = [Kernel(layer, w.kernel) for layer in region.layers for w in region.writes]
+  with timers('solve'):
+    states = {}
+    for kernel in kernels:
+      cov = factors[kernel] if factors is not None and region.solver.uses_cov else None
+      states[kernel] = region.solver.init(cov, len(rows), earlier.get(kernel))
   region_rows = RegionRows(forward, rows, region, contexts, num_row_shards(params))
   with Progress(f'writing {region.name}', len(region.layers), 'layers') as progress:
     for index, layer in enumerate(region.layers):
@@ -161,12 +169,10 @@ def write_region(
         residual_BxD = (z[write.delta].astype(np.float64) - value_BxD) / divisor
         with timers('solve'):
           _check_residual(residual_BxD, kernel, rows)
-          cov_FxF = None
-          if stats is not None and region.solver.uses_cov:
-            cov_FxF = stats.covariance(kernel)
+          state = states.pop(kernel)
           try:
-            left_FxB = region.solver(cov_FxF, key_BxF, bare_key_BxF, earlier.get(kernel))
-            error = region.solver.residual(cov_FxF, key_BxF, left_FxB, earlier.get(kernel))
+            left_FxB = region.solver.solve(state, key_BxF, bare_key_BxF)
+            error = region.solver.residual(state, key_BxF, left_FxB)
             check_error(error)
           except UnsolvableError as cause:
             raise _unsolvable(cause, kernel, rows) from cause

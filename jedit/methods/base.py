@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
-from jedit.solvers.solve import Solver
+from jedit.solvers import Solver
 from jedit.types import Kernel, UserError
 
 TOKENS = ('subject_last', 'prompt_last')

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from jedit.methods.base import Delta, Objective, Recipe, Region, Write
-from jedit.solvers.solve import EqualityConstrained, LeastSquares, NullSpace, RankOne, Solver
+from jedit.solvers import EqualityConstrained, LeastSquares, NullSpace, RankOne, Solver
 
 _NAME = 'edited'
 
@@ -30,7 +30,7 @@ def memit(
 
   Args:
     layers: edited layers, ascending; δ sits at the last.
-    cov_weight: λ of `jedit.solvers.closed_form.least_squares`.
+    cov_weight: λ of `jedit.solvers.LeastSquares`.
     learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.methods.base.Objective`.
     clip_factor, weight_decay: see `jedit.methods.base.Delta`.
     spread: 'even', or 'sqrt' as PMET.
@@ -70,7 +70,7 @@ def pmet(
 
   Args:
     layers: edited layers, ascending; δ sit at the last.
-    cov_weight: λ of `jedit.solvers.closed_form.least_squares`.
+    cov_weight: λ of `jedit.solvers.LeastSquares`.
     learning_rate, num_steps, kl_factor, nll_factor, decay_form, stop_loss: see
       `jedit.methods.base.Objective`.
     nll_switch: the released code's adaptive loss factor; False is the paper's eq. 10.
@@ -239,7 +239,7 @@ def alphaedit(
 
   Args:
     layers: edited layers, ascending; δ sits at the last.
-    threshold, ridge: see `jedit.solvers.solve.NullSpace`.
+    threshold, ridge: see `jedit.solvers.NullSpace`.
     learning_rate, num_steps, kl_factor, decay_form, stop_loss: see `jedit.methods.base.Objective`.
     clip_factor, weight_decay: see `jedit.methods.base.Delta`.
     spread: 'even' or 'sqrt'.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jedit.methods.base import Delta, Objective, Recipe, Region, Write
-from jedit.solvers.solve import LeastSquares
+from jedit.solvers import LeastSquares
 from jedit.types import UserError
 
 # By form: where the low and the high δ sit, and what each region's residual is taken against.
@@ -41,7 +41,7 @@ def jeep(
 
   Args:
     layers_low, layers_high: the two regions, ascending.
-    cov_weight_low, cov_weight_high: λ of `jedit.solvers.closed_form.least_squares` in each region.
+    cov_weight_low, cov_weight_high: λ of `jedit.solvers.LeastSquares` in each region.
     clip_factor_low, clip_factor_high, weight_decay_low, weight_decay_high: see
       `jedit.methods.base.Delta`.
     learning_rate, num_steps, kl_factor: see `jedit.methods.base.Objective`.

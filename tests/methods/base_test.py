@@ -7,7 +7,7 @@ import pytest
 
 from jedit import methods
 from jedit.methods.base import SPREADS, Delta, Objective, Recipe, Region, Write
-from jedit.solvers.solve import LeastSquares
+from jedit.solvers import LeastSquares
 from jedit.types import Kernel, UserError
 
 DELTA = dict(name='mlp', place='mlp_out', clip_factor=0.75, weight_decay=0.5)
