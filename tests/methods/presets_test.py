@@ -8,7 +8,7 @@ import pytest
 import jedit
 from jedit import configs
 from jedit.methods import presets
-from jedit.solvers.solve import EqualityConstrained, NullSpace, RankOne
+from jedit.solvers import EqualityConstrained, NullSpace, RankOne
 
 DOCS = pathlib.Path(__file__).parents[2] / 'docs' / 'presets.md'
 
