@@ -1,7 +1,7 @@
 """Runs the experiment that a config describes.
 
   python -m jedit.main                                        # configs/quickstart.py
-  python -m jedit.main --config=configs/NAME.py --workdir=DIR
+  python -m jedit.main --config=configs/edit.py:memit,gpt2-xl --workdir=DIR
   python -m jedit.main --config.data.num_edits=200            # change any field of the config
   python -m jedit.main --config=configs/NAME.py --help        # list the fields and their values
 
@@ -14,7 +14,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -58,8 +58,7 @@ def load_config(path: str) -> config_dict.ConfigDict:
   """
   file, *argument = path.split(':', 1)
   if not os.path.isfile(file):
-    shipped = ', '.join(sorted(shipped.name for shipped in _SHIPPED.glob('*.py')))
-    raise UserError(f'There is no config file {file!r}; {_SHIPPED} has {shipped}.')
+    raise UserError(f'There is no config file {file!r}{_instead(pathlib.Path(file))}.')
   try:
     spec = importlib.util.spec_from_file_location('config', file)
     if spec is None or spec.loader is None:
@@ -67,12 +66,33 @@ def load_config(path: str) -> config_dict.ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(*argument)
+  except UserError:
+    raise
   except Exception as error:  # a config is a program and may raise anything
     reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
     raise UserError(f'Cannot use config file {file} ({reason}).') from error
   if not isinstance(config, config_dict.ConfigDict):
     raise UserError(f'get_config() of {file} returns {type(config).__name__}; return a ConfigDict.')
   return config
+
+
+def _instead(file: pathlib.Path) -> str:
+  """What to write instead of a config that does not exist: earlier versions had one per preset."""
+  from jedit.methods import presets  # slow to import
+
+  task, _, testbed = file.stem.partition('_testbed_')
+  moved = {
+    f'{method}_{model}'.replace('-', '_').replace('gptj_6b', 'gptj'): f'edit.py:{method},{model}'
+    for method, model in presets.names()
+  }
+  if testbed and task in ('probe', 'sweep', 'train'):
+    moved[file.stem] = f'{task}.py:{testbed}'
+  if file.stem in moved:
+    is_there = (file.parent / 'edit.py').is_file()
+    folder = file.parent if is_there else _SHIPPED
+    return f' any more; write --config={folder / moved[file.stem]}'
+  shipped = ', '.join(sorted(shipped.name for shipped in _SHIPPED.glob('*.py')))
+  return f'; {_SHIPPED} has {shipped}'
 
 
 def _fields(config: config_dict.ConfigDict, prefix: str = '') -> dict[str, Any]:
@@ -99,8 +119,7 @@ def override(config: config_dict.ConfigDict, argv: Sequence[str]) -> config_dict
       try:
         config_path.get_type(match[1], config)
       except Exception as error:  # KeyError, AttributeError, ValueError, ... by kind of mistake
-        close = difflib.get_close_matches(match[1], names, n=1)
-        hint = f'did you mean {close[0]}?' if close else '--help lists the fields.'
+        hint = _hint(match[1], names)
         raise UserError(f'The config has no field {match[1]!r}; {hint}') from error
   own_flags = flags.FlagValues()
   try:
@@ -116,6 +135,16 @@ def override(config: config_dict.ConfigDict, argv: Sequence[str]) -> config_dict
     if len(kinds) == 1 and not all(isinstance(item, (*kinds, int)) for item in value):
       raise UserError(f'The config field {name} is {value!r}; give a tuple like {names[name]!r}.')
   return own_flags.config
+
+
+def _hint(name: str, names: Iterable[str]) -> str:
+  """The field that was meant by `name`, which does not exist."""
+  from jedit.experiments.config import RENAMED  # slow to import
+
+  close = difflib.get_close_matches(name, names, n=1)
+  if name in RENAMED:
+    return f'it is {RENAMED[name]} now.'
+  return f'did you mean {close[0]}?' if close else '--help lists the fields.'
 
 
 def _parse(argv: Sequence[str]) -> tuple[config_dict.ConfigDict, str]:
@@ -138,14 +167,14 @@ def _parse(argv: Sequence[str]) -> tuple[config_dict.ConfigDict, str]:
     fields = '\n'.join(f'  --config.{name}={value}' for name, value in _fields(config).items())
     print(f'{__doc__}\n{flags.FLAGS.main_module_help()}\n\nFields of {_CONFIG.value}:\n{fields}')
     sys.exit(0)
-  file, *argument = _CONFIG.value.split(':')
+  file, *argument = re.split('[:,]', _CONFIG.value)
   name = '_'.join([pathlib.Path(file).stem, *argument])
   return config, _WORKDIR.value or os.path.join('runs', name)
 
 
 def main(args: tuple[config_dict.ConfigDict, str]) -> None:
-  """Hands the config and the workdir to the runner."""
-  logging.set_verbosity(logging.WARNING)  # jax tells of every kind of device it does not find
+  """Hands the config and the workdir to `jedit.experiments`."""
+  logging.set_verbosity(logging.WARNING)  # jax reports every kind of device that it does not find
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     cache = pathlib.Path('~/.cache/jedit/xla').expanduser()
     jax.config.update('jax_compilation_cache_dir', str(cache))
@@ -154,8 +183,6 @@ def main(args: tuple[config_dict.ConfigDict, str]) -> None:
     mesh.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if not mesh.is_first_process():
       sys.stdout = open(os.devnull, 'w')  # one process speaks; errors are everybody's
-  # Says that PyTorch is missing, which nothing here needs.
-  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   from jedit import experiments  # slow to import, so that mistakes in flags are answered at once
 
   experiments.run(*args)
@@ -163,6 +190,8 @@ def main(args: tuple[config_dict.ConfigDict, str]) -> None:
 
 def run() -> None:
   """Entry point: `main`, with the user's mistakes as one sentence on stderr and exit code 2."""
+  # The advice is that PyTorch is missing, which nothing here needs.
+  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   try:
     app.run(main, flags_parser=_parse)
   except UserError as error:

@@ -50,7 +50,7 @@ def load_selection(settings: Settings) -> list[Record]:
 
 def describe_selection(settings: Settings, records: Sequence[Record]) -> str:
   """Which records were edited and measured, how and when, as one sentence."""
-  data, edit = settings.data, settings.edit
+  data, size = settings.data, settings.edit.edits_per_batch
   chosen = {
     'first': 'the first ones in file order',
     'random': f'drawn without replacement with seed {settings.seed}',
@@ -58,11 +58,11 @@ def describe_selection(settings: Settings, records: Sequence[Record]) -> str:
   if data.unique_subjects:
     chosen += ', of each subject only the first'
   order = {
-    'together': 'edited in one batch and measured afterwards',
-    'separate': f'edited in chunks of {edit.size} from the original model, each measured on its '
-    'own records',
-    'sequential': f'edited in batches of {edit.size} one after the other, all measured in the end',
-  }[edit.mode]
+    'together': 'edited in one batch and evaluated afterwards',
+    'separate': f'edited in batches of {size} on the original model, each evaluated on its own '
+    'records',
+    'sequential': f'edited in batches of {size} one after the other, all evaluated in the end',
+  }[settings.edit.mode]
   return f'Selection: {len(records)} of {_records_file(settings).name}, {chosen}; {order}.'
 
 
