@@ -29,6 +29,7 @@ from jedit.types import UserError
 
 FOLDER = pathlib.Path(__file__).parents[2] / 'configs'
 CONFIGS = sorted(FOLDER.glob('*.py'))
+PAGES = [FOLDER.parent / 'README.md', *sorted((FOLDER.parent / 'docs').glob('*.md'))]
 # One argument for each config that needs one.
 ARGUMENTS = {
   'edit': ('memit,gpt2-xl', 'jeep,gptj-6b-zsre', 'pmet,testbed-llama'),
@@ -75,6 +76,17 @@ def test_a_config_begins_with_its_command(path):
   fields = flat(_load(path, commands[-1] if commands else '').to_dict())
   for name in re.findall(r'--config\.([\w.]+)=', header):
     assert name in fields
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
+def test_the_commands_of_the_documentation_work(page):
+  text = page.read_text().replace('\\\n', ' ')
+  for line in re.findall(r'--config=configs/.*', text):
+    for name in re.findall(r'--config=(configs/[^\s`):]+(?::[^\s`)]+)?)', line):
+      if 'NAME' not in name:
+        fields = flat(load_config(str(FOLDER.parent / name)).to_dict())
+        changed = re.findall(r'--config\.([\w.]+)=', line)
+        assert set(changed) <= set(fields), (name, changed)
 
 
 def test_no_config_repeats_another():
