@@ -20,7 +20,6 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
-from ml_collections.config_flags import config_path
 
 from jedit import configs
 from jedit.parallel import mesh
@@ -30,7 +29,7 @@ _SHIPPED = pathlib.Path(list(configs.__path__)[0])
 _CONFIG = flags.DEFINE_string(
   'config',
   str(_SHIPPED / 'quickstart.py'),
-  'Python file whose get_config() describes the run; what follows a colon is handed to it.',
+  'Python file whose get_config() returns the config; the text after a colon is its argument.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory for the results; runs/<name of the config> by default.'
@@ -38,23 +37,23 @@ _WORKDIR = flags.DEFINE_string(
 _COORDINATOR = flags.DEFINE_string(
   'coordinator',
   None,
-  'For a run of several processes, each started with the same command: host:port of the first '
-  'one, or auto where the cluster tells (Slurm, TPU).',
+  'host:port of the first of several processes, each started with the same command; auto on '
+  'clusters that provide it (Slurm, TPU).',
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'How many there are; not with --coordinator=auto.', lower_bound=1
+  'num_processes', None, 'Number of processes; not with --coordinator=auto.', lower_bound=1
 )
 _PROCESS_ID = flags.DEFINE_integer(
-  'process_id', None, 'Which of them this is, from 0; not with --coordinator=auto.', lower_bound=0
+  'process_id', None, 'Number of this process, from 0; not with --coordinator=auto.', lower_bound=0
 )
 _HELP = ('--help', '-help', '-h', '-?', '--helpshort', '--helpfull')
 
 
 def load_config(path: str) -> config_dict.ConfigDict:
-  """Runs the config file `path`, or `path:argument` where its get_config takes an argument.
+  """The config of `path`, or of `path:argument` for a get_config with an argument.
 
   Raises:
-    UserError: where there is no such file, or it raises, or it returns no ConfigDict.
+    UserError: for a file that does not exist, raises, or returns no ConfigDict.
   """
   file, *argument = path.split(':', 1)
   if not os.path.isfile(file):
@@ -77,7 +76,7 @@ def load_config(path: str) -> config_dict.ConfigDict:
 
 
 def _instead(file: pathlib.Path) -> str:
-  """What to write instead of a config that does not exist: earlier versions had one per preset."""
+  """The config to write instead of a missing one; earlier versions had a file per preset."""
   from jedit.methods import presets  # slow to import
 
   task, _, testbed = file.stem.partition('_testbed_')
@@ -114,13 +113,9 @@ def override(config: config_dict.ConfigDict, argv: Sequence[str]) -> config_dict
   """
   names = _fields(config)
   for arg in argv[1:]:
-    match = re.match(r'--?(?:no)?config\.([^=]*)', arg)
-    if match:
-      try:
-        config_path.get_type(match[1], config)
-      except Exception as error:  # KeyError, AttributeError, ValueError, ... by kind of mistake
-        hint = _hint(match[1], names)
-        raise UserError(f'The config has no field {match[1]!r}; {hint}') from error
+    given = re.match(r'--?(?:no)?config\.([^=]*)', arg)
+    if given and not any(f'{name}.'.startswith(f'{given[1]}.') for name in names):
+      raise UserError(f'The config has no field {given[1]!r}; {_hint(given[1], names)}')
   own_flags = flags.FlagValues()
   try:
     config_flags.DEFINE_config_dict('config', config, flag_values=own_flags, sys_argv=list(argv))
@@ -138,7 +133,7 @@ def override(config: config_dict.ConfigDict, argv: Sequence[str]) -> config_dict
 
 
 def _hint(name: str, names: Iterable[str]) -> str:
-  """The field that was meant by `name`, which does not exist."""
+  """The field probably meant by `name`."""
   from jedit.experiments.config import RENAMED  # slow to import
 
   close = difflib.get_close_matches(name, names, n=1)
@@ -167,8 +162,8 @@ def _parse(argv: Sequence[str]) -> tuple[config_dict.ConfigDict, str]:
     fields = '\n'.join(f'  --config.{name}={value}' for name, value in _fields(config).items())
     print(f'{__doc__}\n{flags.FLAGS.main_module_help()}\n\nFields of {_CONFIG.value}:\n{fields}')
     sys.exit(0)
-  file, *argument = re.split('[:,]', _CONFIG.value)
-  name = '_'.join([pathlib.Path(file).stem, *argument])
+  file, *argument = _CONFIG.value.split(':')
+  name = '_'.join([pathlib.Path(file).stem, *argument]).replace(',', '_')
   return config, _WORKDIR.value or os.path.join('runs', name)
 
 
@@ -182,8 +177,8 @@ def main(args: tuple[config_dict.ConfigDict, str]) -> None:
   if _COORDINATOR.value is not None:
     mesh.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if not mesh.is_first_process():
-      sys.stdout = open(os.devnull, 'w')  # one process speaks; errors are everybody's
-  from jedit import experiments  # slow to import, so that mistakes in flags are answered at once
+      sys.stdout = open(os.devnull, 'w')  # one process prints; all report errors
+  from jedit import experiments  # slow; mistakes in flags come first
 
   experiments.run(*args)
 
