@@ -28,7 +28,7 @@ ROOMS = (
   'jedit.evals',
   'jedit.probes',
   'jedit.testbeds',
-  'jedit.experiments.schema jedit.experiments.compile_timer',
+  'jedit.experiments.schema jedit.experiments.config jedit.experiments.compile_timer',
   'jedit.experiments.workdir',
   'jedit.experiments.probing jedit.experiments.sweep',
   'jedit.reports',

@@ -1,11 +1,8 @@
 r"""JEEP (arXiv:2412.17872), table 4: its ablations on LLaMA-7B.
 
 python -m jedit.main --config=configs/paper/jeep_table4.py:testbed-llama
-python -m jedit.main --config=configs/paper/jeep_table4.py --config.model.path=LLAMA_DIRECTORY \
-  --config.data.records=multi_counterfact.json --config.statistics.corpus=WIKIPEDIA_TEXT
+python -m jedit.main --config=configs/paper/jeep_table4.py --config.statistics.corpus=CORPUS
 """
-
-from ml_collections import config_dict
 
 from jedit.configs.paper import common
 
@@ -22,7 +19,7 @@ _VARIANTS = (
 )
 
 
-def get_config(scale: str = '') -> config_dict.ConfigDict:
+def get_config(scale=''):
   e = common.Experiment(scale, ('llama-7b',))
   cells = [(name, e.method('jeep', **fields)) for name, fields, _ in _VARIANTS]
   return e.config(cells, _SOURCE, {name: row for name, _, row in _VARIANTS})

@@ -147,7 +147,7 @@ def patch(
         moments,
         contexts=templates,
         seed=settings.seed,
-        batch_size=settings.edit.batch_size or None,
+        batch_size=settings.edit.target_batch_size or None,
         store=_targets_store(settings, workdir),
         details=True,
       )
@@ -174,10 +174,10 @@ def separate_patches(
       [record.request for record in records],
       method,
       moments,
-      size=settings.edit.size,
+      size=settings.edit.edits_per_batch,
       contexts=templates,
       seed=settings.seed,
-      batch_size=settings.edit.batch_size or None,
+      batch_size=settings.edit.target_batch_size or None,
       store=workdir / _BATCHES,
       targets_store=_targets_store(settings, workdir),
     ):
@@ -208,11 +208,11 @@ def _sequence(
       [record.request for record in records],
       settings.required_method,
       moments,
-      size=settings.edit.size,
+      size=settings.edit.edits_per_batch,
       accumulate_keys=settings.edit.accumulate_keys,
       contexts=templates,
       seed=settings.seed,
-      batch_size=settings.edit.batch_size or None,
+      batch_size=settings.edit.target_batch_size or None,
       store=workdir / _BATCHES,
     ):
       patches.append(batch.patch)

@@ -7,7 +7,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from jedit.experiments.schema import Settings, read_settings
+from jedit.experiments.config import read_settings
+from jedit.experiments.schema import Settings
 from jedit.experiments.workdir import flat
 from jedit.io.storage import to_json
 from jedit.types import UserError

@@ -10,11 +10,11 @@ from typing import Any
 
 import ml_collections
 
-from jedit.configs import train_testbed_gptj  # type: ignore[attr-defined]
 from jedit.evals.evaluate import check_texts
 from jedit.experiments import inputs, probing, stages, sweep
-from jedit.experiments.schema import Settings, read_settings
-from jedit.experiments.workdir import Workdir, flat
+from jedit.experiments.config import read_settings, read_training
+from jedit.experiments.schema import Settings
+from jedit.experiments.workdir import Workdir
 from jedit.io import storage
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch
@@ -30,7 +30,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> N
   """Does what `config.task` says and writes the results to `workdir`.
 
   Args:
-    config: as in configs/; see `jedit.experiments.schema` for the fields.
+    config: as in configs/; `jedit.experiments.schema` has the fields.
     workdir: a directory to be, or that of the same config, whose run then goes on.
 
   Raises:
@@ -75,7 +75,7 @@ def _checked_records(lm: LanguageModel, settings: Settings) -> list[Record]:
   method, edit = settings.required_method, settings.edit
   method.check_layers(lm.config.num_layers)
   records = inputs.load_selection(settings)
-  at_once = len(records) if edit.mode == 'together' else min(edit.size, len(records))
+  at_once = len(records) if edit.mode == 'together' else min(edit.edits_per_batch, len(records))
   method.check_edits(at_once, lm.config.key_sizes)
   check_texts(lm, records)
   return records
@@ -217,20 +217,15 @@ def _probe(config: ml_collections.ConfigDict, path: str) -> None:
 
 def _train(config: ml_collections.ConfigDict, path: str) -> None:
   """Trains a testbed; its model directory is then a `model.path` for the other tasks."""
-  known, given = flat(train_testbed_gptj.get_config().to_dict()), flat(config.to_dict())
-  for name in [*given, *known]:
-    if name not in known:
-      raise UserError(f'A config for training has no field {name!r}; it has {", ".join(known)}.')
-    if name not in given:
-      raise UserError(f'The config lacks {name!r}, which training needs; add it.')
-  workdir = Workdir(path, config.to_dict())
+  complete = read_training(config.to_dict())
+  workdir = Workdir(path, complete.to_dict())
   made = workdir / 'model' / 'knowledge.json'
   if made.is_file():
     knows = storage.read_json(made)
     print(f'{made.parent} is trained already: {knows["trained"]}% of trained prompts are right.')
     return
-  train(config, path)
-  workdir.begin({'seed': config.seed})
+  train(complete, path)
+  workdir.begin({'seed': complete.seed})
 
 
 TASKS: Mapping[str, Callable[[ml_collections.ConfigDict, str], None]] = {

@@ -55,7 +55,7 @@ def summarize(
     'model': settings.model.name,
     'dataset': settings.dataset,
     'num_edits': num_edits,
-    'edits_per_model': min(settings.edit.size, num_edits) if is_separate else num_edits,
+    'edits_per_model': min(settings.edit.edits_per_batch, num_edits) if is_separate else num_edits,
     **table.to_summary(),
     'selection': selection,
     'update_norm': float(np.mean([_norm(patch) for patch in patches])) if patches else None,

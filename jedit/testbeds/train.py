@@ -44,7 +44,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
   """Trains a testbed and writes it to `workdir/model`.
 
   Args:
-    config: as in `configs/train_testbed_gptj.py`.
+    config: the fields of `jedit.testbeds.settings.Training`, as in `configs/train.py`.
     workdir: gets the directory `model`: weights, config and tokenizer for transformers;
       records.json, corpus.txt (one document per line) and knowledge.json besides.
 

@@ -15,12 +15,11 @@ import transformers
 import jedit
 from helpers import tiny_run
 from jedit import experiments
-from jedit.configs import train_testbed_gptj
 from jedit.editing import contexts
 from jedit.evals import evaluate
 from jedit.experiments import inputs, stages, tasks
 from jedit.experiments.compile_timer import CompileClock
-from jedit.experiments.schema import read_settings
+from jedit.experiments.config import default_config, read_settings
 from jedit.experiments.workdir import Workdir
 from jedit.io import jsonl, storage
 from jedit.models.load import load_directory
@@ -238,7 +237,7 @@ def test_export_writes_a_model_that_is_edited(made, finished, tmp_path, capsys):
 
 
 def test_train_hands_its_config_to_the_trainer_once(tmp_path, monkeypatch, capsys):
-  config = train_testbed_gptj.get_config()
+  config = default_config('train')
   calls = []
 
   def train(config, workdir):

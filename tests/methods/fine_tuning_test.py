@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import json
 
 import jax
@@ -11,7 +10,6 @@ import pytest
 from flax import traverse_util
 
 from helpers import editing, tiny
-from jedit import methods
 from jedit.methods import ft, ft_l, ft_w
 from jedit.methods.fine_tune import FineTuning, fine_tune
 from jedit.models.language_model import LanguageModel
@@ -315,38 +313,3 @@ def test_decay_follows_the_law_of_the_paper_or_is_off():
 def test_no_second_moments_are_needed():
   for method in (FT_W, FT, FT_L):
     assert method.kernels == method.layers == method.sites == ()
-
-
-# Typed from the released settings: layer, learning rate, loss to stop at, bound.
-PUBLISHED = {
-  'ft_w_gptj': (21, 5e-4, 0.01, None),
-  'ft_w_llama_7b': (23, 5e-5, 0.1, None),
-  'ft_gptj': (21, 5e-4, 0.01, None),
-  'ft_gpt2_xl': (1, 5e-4, 0.01, None),
-  'ft_l_gptj': (0, 5e-4, 0.01, 5e-5),
-  'ft_l_gpt2_xl': (0, 5e-4, 0.01, 5e-4),
-  'ft_l_gpt2_large': (0, 5e-4, 0.01, 1e-3),
-  'ft_l_gpt2_medium': (0, 5e-4, 0.01, 2e-3),
-}
-
-
-@pytest.mark.parametrize('stem', PUBLISHED)
-def test_a_preset_has_the_published_figures(stem):
-  config = importlib.import_module(f'jedit.configs.{stem}').get_config()
-  layer, learning_rate, stop_loss, norm_bound = PUBLISHED[stem]
-  method = methods.get(**config.method.to_dict())
-  assert method == FineTuning(
-    name=stem[: 4 if stem.startswith(('ft_w', 'ft_l')) else 2],
-    trained_layers=(layer,),
-    parameters='block' if stem.startswith('ft_w') else 'mlp_out',
-    learning_rate=learning_rate,
-    num_epochs=25,
-    batch_size=64,
-    stop_loss=stop_loss,
-    loss_position='paper' if 'llama' in stem else 'released',
-    mean_over='tokens' if 'llama' in stem else 'edits',
-    weight_decay='released',
-    norm_bound=norm_bound,
-  )
-  # ROME's tables edit one record at a time, MEMIT's and JEEP's all of them.
-  assert config.edit.mode == ('together' if stem.startswith('ft_w') else 'separate')

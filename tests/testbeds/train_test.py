@@ -12,7 +12,7 @@ import transformers
 from absl.testing import absltest, parameterized
 
 from jedit import testbeds
-from jedit.configs import train_testbed_gptj, train_testbed_llama
+from jedit.configs import train as train_config
 from jedit.data.records import load_records
 from jedit.models import FAMILIES
 from jedit.models.encoding import pad
@@ -25,8 +25,6 @@ from jedit.testbeds.train import fit, hugging_face_config, train
 from jedit.testbeds.world import World
 from jedit.types import Record, Request, UserError
 
-_CONFIGS = dict(gptj=train_testbed_gptj, llama=train_testbed_llama)
-
 
 @jax.jit
 def _logits(model, token_NxT):
@@ -34,7 +32,7 @@ def _logits(model, token_NxT):
 
 
 def _tiny(family):
-  c = _CONFIGS[family].get_config()
+  c = train_config.get_config(family)
   c.world.update(num_subjects=160, num_edited=8)
   c.model.update(num_layers=2, width=32, num_heads=2, num_kv_heads=2, ffn_width=64, vocab_size=600)
   c.model.rotary_dim = 8
