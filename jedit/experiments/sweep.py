@@ -10,7 +10,7 @@ from typing import Any
 from jedit.experiments.schema import Settings, read_settings
 from jedit.experiments.workdir import CONFIG_FILE, FREE, SUMMARY_FILE, flat
 from jedit.io import storage
-from jedit.io.log import to_json
+from jedit.io.storage import to_json
 from jedit.reports.comparison import Axis
 from jedit.types import UserError
 

@@ -12,11 +12,11 @@ from jedit.evals.estimates import summarize_values
 from jedit.evals.samples import Sample
 from jedit.evals.table import Table
 from jedit.io import storage, tables
-from jedit.io.log import format_seconds
 from jedit.io.tables import Cell
 from jedit.models.patch import Patch
 from jedit.reports import figures, html
 from jedit.types import Record
+from jedit.units import format_seconds
 
 _STAGES = ('statistics', 'contexts', 'targets', 'keys', 'solve', 'edit', 'evaluate', 'samples')
 _WORST = 10
