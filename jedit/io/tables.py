@@ -25,10 +25,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> pd.DataFrame:
 
 def to_text(frame: pd.DataFrame) -> str:
   """Aligned columns for a terminal; `mean ± ci95`."""
+  first, *others = frame.columns
   words = frame.map(lambda cell: _words(cell, ' ±', NOTHING, align=True))
-  words = words.set_axis([f' {name}' for name in frame.columns], axis=1)  # two spaces between them
-  words = words.set_index(words.columns[0]).rename_axis(index=None, columns=frame.columns[0])
-  lines = words.to_string().splitlines()
+  words = words.set_index(first).rename_axis(index=None, columns=first)
+  widths = [len(name) + 1 for name in others]  # two spaces between long names
+  lines = words.to_string(col_space=widths).splitlines()
   return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:]])
 
 
