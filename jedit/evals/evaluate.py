@@ -234,16 +234,15 @@ def _run(
     {part: _part_scores(scores, *rows) for part, rows in parts.items()} for parts in texts.parts
   ]
   if options.generation is not None:
-    for each, generated in zip(
-      evidence, generate_texts(lm, chosen, options.generation), strict=True
-    ):
-      each |= {} if generated is None else {metrics.TEXTS: generated}
+    generated = generate_texts(lm, chosen, options.generation)
+    for each, of_record in zip(evidence, generated, strict=True):
+      each |= {} if of_record is None else {metrics.TEXTS: of_record}
   return ChunkResult(metrics.all_values(evidence), scores.exact_N[texts.unedited], plan.shapes)
 
 
 def _part_scores(scores: Scores, wanted: np.ndarray, other: np.ndarray | None) -> PartScores:
   if other is None:
-    return PartScores(scores.token_acc_N[wanted])
+    return PartScores(scores.token_acc_N[wanted], scores.nll_N[wanted])
   return PartScores(scores.exact_N[wanted], scores.nll_N[wanted], scores.nll_N[other])
 
 

@@ -52,12 +52,12 @@ class PartScores:
     acc_P: per prompt, 1 or 0 (every token of the wanted object on top) where a record compares two
       objects, else the share of the object's tokens on top; nan where the model gave none.
     wanted_nll_P: nats per token of the object that this part wants.
-    other_nll_P: nats per token of the object it is compared with.
-      Both are None where a record has a single object.
+    other_nll_P: nats per token of the object it is compared with; None where a record has a single
+      object.
   """
 
   acc_P: np.ndarray
-  wanted_nll_P: np.ndarray | None = None
+  wanted_nll_P: np.ndarray
   other_nll_P: np.ndarray | None = None
 
 
@@ -257,7 +257,7 @@ def _compared(compare: Callable[[Any, Any], np.ndarray]) -> Callable[[PartScores
   """Percent of a comparison of two objects, mean over prompts; None for a single object."""
 
   def value(scores: PartScores) -> float | None:
-    if scores.wanted_nll_P is None or scores.other_nll_P is None:
+    if scores.other_nll_P is None:
       return None
     return 100 * mean_of_defined(compare(scores.wanted_nll_P, scores.other_nll_P))
 

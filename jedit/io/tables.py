@@ -40,9 +40,10 @@ def to_html(frame: pd.DataFrame, kind: str = '') -> str:
     frame: of cells.
     kind: CSS class of the table; 'text' for cells of prose.
   """
-  words = frame.map(lambda cell: _words(cell, ' ± ', NOTHING))
+  words = [lambda cell: _words(cell, ' ± ', NOTHING)] * len(frame.columns)
   with pd.option_context('display.max_colwidth', None):
-    return f'<div class="wide">{words.to_html(index=False, border=0, classes=kind)}</div>'
+    page = frame.to_html(index=False, border=0, classes=kind, formatters=words, na_rep=NOTHING)
+  return f'<div class="wide">{page}</div>'
 
 
 def to_latex(frame: pd.DataFrame) -> str:

@@ -240,36 +240,43 @@ def _curves(
 def _draw(
   curves: Mapping[str, Mapping[float, Mapping[str, Any]]], columns: Sequence[str], field: str
 ) -> figures.Panels:
-  """A panel for each of the metrics and one for the norm of the change."""
+  """A panel for each of the metrics and one for the norm of the change, where runs have them."""
   every = [x for points in curves.values() for x in points]
   xscale = 'log' if max(every) > 10 * min(every) > 0 else 'linear'
-  columns = [*columns, _NORM]
-  panels = figures.Panels(-(-len(columns) // _PANELS), _PANELS)
-  for i, column in enumerate(columns):
-    lines = {}
-    for name, points in curves.items():
-      found = {x: _curve_value(summary, column) for x, summary in points.items()}
-      found = {x: value for x, value in found.items() if value and value['mean'] is not None}
-      values = [value for value in found.values() if value]
-      if values:  # runs of older versions have no norm
-        lines[name] = list(found), [v['mean'] for v in values], [v['ci95'] for v in values]
+  lines = {column: _lines(curves, column) for column in (*columns, _NORM)}
+  lines = {column: each for column, each in lines.items() if each}
+  panels = figures.Panels(max(1, -(-len(lines) // _PANELS)), _PANELS)
+  for i, (column, each) in enumerate(lines.items()):
     row, place = divmod(i, _PANELS)
-    labels: dict[str, Any] = {'title': column}
-    labels['xlabel'] = field if i + _PANELS >= len(columns) else ''
-    if lines:
-      labels['xscale'] = xscale
-    if lines and column == _NORM:
-      labels['yscale'] = 'log'
-    elif lines and metrics.entry(column).unit == metrics.PERCENT:
-      labels |= {'ylabel': '' if place else '%', 'ylim': (-4, 104)}
-    panels.lines(row, place, lines, **labels)
-  for axes in panels.axes.flat[len(columns) :]:
+    is_lowest = i + _PANELS >= len(lines)
+    labels = {'title': column, 'xscale': xscale, 'xlabel': field if is_lowest else ''}
+    limits: dict[str, Any] = {}
+    if column == _NORM:
+      limits = {'yscale': 'log'}
+    elif metrics.entry(column).unit == metrics.PERCENT:
+      limits = {'ylabel': '' if place else '%', 'ylim': (-4, 104)}
+    panels.lines(row, place, each, **labels, **limits)
+  for axes in panels.axes.flat[len(lines) :]:
     axes.set_visible(False)
   panels.plain_log_ticks()
   return panels
 
 
-def _curve_value(summary: Mapping[str, Any], column: str) -> Mapping[str, Any] | None:
+def _lines(
+  curves: Mapping[str, Mapping[float, Mapping[str, Any]]], column: str
+) -> dict[str, figures.Line]:
+  """The curve of each series, at the points that have a value."""
+  lines: dict[str, figures.Line] = {}
+  for name, points in curves.items():
+    found = [(x, _curve_value(summary, column)) for x, summary in points.items()]
+    known = [(x, value['mean'], value['ci95']) for x, value in found if value['mean'] is not None]
+    if known:
+      x, mean, ci95 = zip(*known, strict=True)
+      lines[name] = x, mean, ci95
+  return lines
+
+
+def _curve_value(summary: Mapping[str, Any], column: str) -> Mapping[str, Any]:
   if column == _NORM:
     return {'mean': summary.get('update_norm'), 'ci95': 0.0}
-  return _after(summary, column)
+  return _after(summary, column) or {'mean': None}

@@ -180,7 +180,7 @@ def write_page(
   frame = _metrics_frame(summary)
   tables.write(workdir / 'metrics', frame)
   names = list(summary['metrics'])
-  note = f'Mean over records ± half width of the 95% interval; n values; {metrics.units(names)}.'
+  note = f'Means over n records ± half width of the 95% interval; {metrics.units(names)}.'
   sentences = [*_sentences(summary), *_undefined(summary), *summary['notes']]
   parts = [html.paragraph(note), tables.to_html(frame), *map(html.paragraph, sentences)]
   parts += [html.heading('Shift of probabilities'), _shifts(workdir, table)]

@@ -14,7 +14,8 @@ DOCS = pathlib.Path(__file__).parents[2] / 'docs' / 'metrics.md'
 
 
 def _parts(wanted, other, acc):
-  return metrics.PartScores(np.array(acc, float), np.array(wanted, float), np.array(other, float))
+  other = other if other is None else np.array(other, float)
+  return metrics.PartScores(np.array(acc, float), np.array(wanted, float), other)
 
 
 class MetricsTest(absltest.TestCase):
@@ -114,14 +115,14 @@ class MetricsTest(absltest.TestCase):
 
 class RegistryTest(absltest.TestCase):
   def test_a_single_object_has_accuracies_alone(self):
-    values = metrics.record_values({'efficacy': metrics.PartScores(np.array([1, 0.5]))})
+    values = metrics.record_values({'efficacy': _parts([1.0, 2.0], None, [1, 0.5])})
     self.assertEqual(values, {'efficacy_acc': 75})
     self.assertEqual(metrics.find('efficacy', values), 'efficacy_acc')
     self.assertEqual(metrics.rates(values), ['efficacy_acc'])
 
   def test_records_without_the_evidence_are_nan(self):
     texts = metrics.GeneratedTexts(('a b c d',), ('d',), True)
-    scores = metrics.PartScores(np.array([1.0]))
+    scores = _parts([1.0], None, [1])
     values = metrics.all_values([{'efficacy': scores}, {'efficacy': scores, 'texts': texts}])
     self.assertEqual(list(values), ['efficacy_acc', 'free_generation_acc'])  # no words, no snippets
     np.testing.assert_array_equal(values['free_generation_acc'], [np.nan, 100])

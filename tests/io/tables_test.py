@@ -75,7 +75,7 @@ def test_html_escapes():
 
 
 def test_html_keeps_long_texts_whole():
-  text = 'word ' * 100 + 'end'
+  text = 'word ' * 100 + 'and\r\n\ta new line'
   assert text in tables.to_html(tables.table(['text'], [(text,)]), 'text')
 
 

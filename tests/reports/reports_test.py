@@ -148,7 +148,8 @@ def test_runs_are_compared(made, edited, capsys):
 def test_runs_of_several_seeds_are_summed_up(made, edited, capsys):
   config = tiny_run.config(made)
   config.method = dict(name='ft_w', layers=(1,), num_epochs=1)
-  config.seed = 1  # draws other unedited questions
+  config.seed = 1  # draws other unedited prompts
+  config.evaluation.store = str(made / 'store.jsonl')  # changes no result
   experiments.run(config, made / 'seed_1')
   config.method.num_epochs = 2  # another experiment
   experiments.run(config, made / 'epochs_2')
