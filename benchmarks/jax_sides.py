@@ -27,7 +27,7 @@ from jedit.models.encoding import Row, encode_many, pad
 from jedit.models.layers import matmul_precision
 
 GENERATED_TOKENS = 100  # of a text, with its prompt
-METRICS = (*metrics.SUCCESS, *metrics.MAGNITUDE, *metrics.ACCURACY)
+METRICS = [name for name, each in metrics.METRICS.items() if each.evidence in metrics.PARTS]
 PLACES = {'attn': 'attn_out', 'mlp': 'mlp_out'}
 
 

@@ -11,9 +11,8 @@ from jedit.editing.batches import edit_separately, edit_sequentially
 from jedit.editing.contexts import contexts_of, prefixes_of
 from jedit.editing.edit import edit as edit_requests
 from jedit.editing.prompts import Contexts
-from jedit.evals.evaluate import evaluate as evaluate_records
+from jedit.evals import metrics
 from jedit.evals.evaluate import evaluate_apart
-from jedit.evals.metrics import GENERATION
 from jedit.evals.samples import Sample, sample_texts
 from jedit.evals.table import Table
 from jedit.experiments import probing
@@ -231,7 +230,7 @@ def _add_parts(workdir: Workdir, seconds: Mapping[str, float]) -> None:
 
 
 def evaluate(
-  parts: Sequence[tuple[slice, LanguageModel]],
+  parts: Sequence[tuple[slice, Sequence[Patch]]],
   lm: LanguageModel,
   records: Sequence[Record],
   questions: Sequence[Question],
@@ -240,24 +239,23 @@ def evaluate(
 ) -> Table:
   """The metrics of all records before and after, and whether unedited answers stay.
 
-  Each part of the records is asked of its own model; one model for all is the usual case. Finished
-  chunks stay in `evaluation.jsonl`, which the cells of a sweep share: what the unedited model says
-  of the same records is measured once.
+  Each part of the records is measured on the model with its patches; one part for all is the usual
+  case. Finished chunks stay in `evaluation.jsonl`, which the cells of a sweep share: the unedited
+  model is measured once on the same records.
   """
   files = [workdir / name for name in (_RECORDS, _UNEDITED, _EVALUATION)]
   if not all(file.is_file() for file in files):
     with workdir.stage('evaluate'):
       generation, notes = load_generation(settings, records)
-      how: dict[str, Any] = {
-        'unedited': questions,
-        'generation': generation,
-        'reencode': settings.evaluation.reencode,
-        'store': settings.evaluation.store or workdir / CHUNKS_FILE,
-      }
-      if len(parts) == 1:
-        table = evaluate_records(parts[0][1], records, before=lm, **how)
-      else:
-        table = evaluate_apart(parts, records, lm, **how)
+      table = evaluate_apart(
+        parts,
+        records,
+        lm,
+        unedited=questions,
+        generation=generation,
+        reencode=settings.evaluation.reencode,
+        store=settings.evaluation.store or workdir / CHUNKS_FILE,
+      )
     write_jsonl(workdir / _UNEDITED, _unedited_rows(table, questions))
     write_jsonl(workdir / _RECORDS, table.to_records())
     storage.write_json(workdir / _EVALUATION, {'notes': [*table.notes, *notes]})
@@ -303,7 +301,9 @@ def _read_table(records: pathlib.Path, unedited: pathlib.Path, evaluation: pathl
   rows = _read_rows(records, ('case_id', 'before', 'after'))
   questions = _read_rows(unedited, ('before', 'after'))
   notes = storage.read_json(evaluation)['notes']
-  generated = [not set(row['after']).isdisjoint(GENERATION) for row in rows]
+  generated = [
+    any(metrics.entry(name).evidence == metrics.TEXTS for name in row['after']) for row in rows
+  ]
   return Table(
     case_ids=tuple(row['case_id'] for row in rows),
     after=_columns(rows, 'after'),

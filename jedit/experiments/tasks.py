@@ -14,13 +14,12 @@ from jedit.evals.evaluate import check_texts
 from jedit.experiments import inputs, probing, stages, sweep
 from jedit.experiments.config import read_settings, read_training
 from jedit.experiments.schema import Settings
-from jedit.experiments.workdir import Workdir
+from jedit.experiments.workdir import SUMMARY_FILE, Workdir
 from jedit.io import storage
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch
 from jedit.probes.contrast import check_objects
 from jedit.reports import comparison, probes, summary
-from jedit.reports.comparison import SUMMARY_FILE
 from jedit.reports.published import read_published
 from jedit.testbeds.train import train
 from jedit.types import Record, UserError
@@ -169,7 +168,7 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
       print(f'Cell {number} of {len(cells)}: {name}', flush=True)
       _edit_model(lm, cell_settings, workdir)
     summaries[name] = storage.read_json(workdir / SUMMARY_FILE)
-  storage.write_json(whole / comparison.SWEEP_FILE, summaries)
+  storage.write_json(whole / sweep.SWEEP_FILE, summaries)
   title = f'{len(cells)} runs on {first.model.name}'
   provenance = storage.read_json(whole / 'provenance.json')
   samples = [stages.finished_samples(workdir) for _, workdir in opened.values()]
@@ -177,18 +176,18 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
   text = comparison.write(
     whole.path, 'sweep', title, summaries, provenance, published, texts, axis=axis
   )
-  print(f'\n{text}\n\nThe files are in {whole.path}; open run.html there.')
+  print(f'\n{text}\n\nThe files are in {whole.path}; open report.html there.')
 
 
 def _compare(config: ml_collections.ConfigDict, path: str) -> None:
   """Finished runs side by side."""
   settings, workdir = _open(config.to_dict(), path)
-  summaries, configs = comparison.read_runs(settings.compared)
+  summaries, configs = sweep.read_runs(settings.compared)
   workdir.begin({})
   title = f'{len(summaries)} runs compared'
   provenance = {'workdirs': settings.compared}
   text = comparison.write(workdir.path, 'compare', title, summaries, provenance, configs=configs)
-  print(f'\n{text}\n\nThe files are in {workdir.path}; open run.html there.')
+  print(f'\n{text}\n\nThe files are in {workdir.path}; open report.html there.')
 
 
 def _probe(config: ml_collections.ConfigDict, path: str) -> None:
@@ -258,16 +257,20 @@ def _measure(
   workdir: Workdir,
 ) -> None:
   """Evaluates each part of the records on its patched model, generates texts, reports both."""
-  edited = [(part, _apply(lm, patches)) for part, patches in parts]
   questions = inputs.unedited_questions(settings, records)
-  table = stages.evaluate(edited, lm, records, questions, settings, workdir)
-  part, model = edited[0]
-  samples = stages.samples(model, lm, records[part], settings, workdir)
-  patches = [patch for _, each in parts for patch in each]
-  selection = inputs.describe_selection(settings, records)
-  found = summary.summarize(settings, patches, table, selection, workdir.seconds)
-  storage.write_json(workdir / SUMMARY_FILE, found)
-  missing = summary.write_page(workdir.path, found, table, records, samples)
-  print(
-    '\n'.join(filter(None, (summary.as_text(found, table, samples, str(workdir.path)), missing)))
+  table = stages.evaluate(parts, lm, records, questions, settings, workdir)
+  part, first = parts[0]
+  samples = stages.samples(_apply(lm, first), lm, records[part], settings, workdir)
+  found = summary.summarize(
+    [patch for _, patches in parts for patch in patches],
+    table,
+    model=settings.model.name,
+    dataset=settings.dataset,
+    selection=inputs.describe_selection(settings, records),
+    mode=settings.edit.mode,
+    edits_per_batch=settings.edit.size,
+    seconds=workdir.seconds,
   )
+  storage.write_json(workdir / SUMMARY_FILE, found)
+  summary.write_page(workdir.path, found, table, records, samples)
+  print(summary.as_text(found, table, samples, str(workdir.path)))
