@@ -70,7 +70,7 @@ def second_moments(
       lm,
       documents,
       layers=layers,
-      sites=sites,
+      kernels=sites,
       row_tokens=wanted.row_tokens or None,
       batch_tokens=wanted.batch_tokens,
       max_document_tokens=wanted.max_document_tokens or None,
