@@ -16,10 +16,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From the bottom up: a module imports only from lines above its own. A name stands for itself
 # and everything below it; names on one line may import each other, without cycles.
 ROOMS = (
-  'jedit.types jedit.configs',
-  'jedit.parallel.mesh jedit.parallel.shapes',
+  'jedit.types jedit.units jedit.configs',
+  'jedit.parallel',
   'jedit.io',
-  'jedit.parallel.memory',
   'jedit.solvers',
   'jedit.models',
   'jedit.data',

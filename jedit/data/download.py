@@ -1,21 +1,19 @@
 """The public data files: found in a directory, or downloaded there with a checksum."""
 
-import hashlib
-import http.client
 import os
 import pathlib
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+import pooch
 
 from jedit.io import storage
-from jedit.io.log import Progress
+from jedit.io.progress import Progress
 from jedit.types import UserError
 
 # The hosts of ROME and MEMIT serve the same files; the second is the default of most codes.
 ROOTS = ('https://memit.baulab.info/data/dsets', 'https://rome.baulab.info/data/dsets')
 
-# SHA-256 where a public mirror states it. What a file had when it came is kept beside it.
+# SHA-256 where a public mirror states it; that of every download is kept beside the file.
 FILES: Mapping[str, str | None] = {
   'counterfact.json': 'd017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f',
   'multi_counterfact.json': None,
@@ -27,12 +25,13 @@ FILES: Mapping[str, str | None] = {
 }
 
 _CHECKSUMS = 'checksums.json'
+_TIMEOUT = (10, 30)  # seconds to connect, seconds without a byte
+_RETRIES = 2  # of each address
 _BLOCK = 2**20  # bytes
-_TIMEOUT = 30  # seconds without a byte
 
 
 def default_directory() -> pathlib.Path:
-  """Where files are kept unless somebody says otherwise."""
+  """The directory of the files of a run that names none."""
   return pathlib.Path.home() / '.cache' / 'jedit' / 'data'
 
 
@@ -42,19 +41,17 @@ def fetch(
   *,
   mirrors: Sequence[str] = (),
   sha256: str | None = None,
-  opener: Callable[..., Any] = urllib.request.urlopen,
 ) -> pathlib.Path:
   """A public file in a local directory, downloaded if it is not there.
 
-  A file that is there is checked against the checksum of its download, if it was one; a file that
-  was put there by hand is taken as it is unless `sha256` says what it must be.
+  A downloaded file is compared with its checksum again; a file that was put there by hand is
+  taken as it is unless `sha256` is given.
 
   Args:
     name: one of `FILES`.
     directory: where the files lie; None takes `default_directory()`.
     mirrors: addresses to try before `ROOTS`; the file's name is appended.
-    sha256: what the file must have; None takes what is known about a download.
-    opener: opens an address, as `urllib.request.urlopen`.
+    sha256: checksum that the file must have; None takes the one known of a download.
 
   Returns:
     The file.
@@ -70,20 +67,19 @@ def fetch(
   kept = storage.read_json(sums) if sums.is_file() else {}
   if file.is_file():
     wanted = sha256 or kept.get(name)
-    if wanted is not None and _sha256(file) != wanted:
+    if wanted is not None and pooch.file_hash(os.fspath(file)) != wanted:
       raise UserError(
         f'{file} does not have the SHA-256 {wanted}; remove it to download it again, or give '
         'another directory.'
       )
     return file
-  wanted = sha256 or FILES[name]
   failures = []
   for root in [*mirrors, *ROOTS]:
     address = f'{root.rstrip("/")}/{name}'
     try:
-      found = _download(address, file, wanted, opener)
-    except (OSError, http.client.HTTPException, _NotWhole) as error:
-      failures.append(f'{address}: {getattr(error, "reason", None) or error}')
+      found = _download(address, file, sha256 or FILES[name])
+    except _Failure as error:
+      failures.append(f'{address}: {error}')
       continue
     storage.write_json(sums, {**kept, name: found})
     return file
@@ -93,41 +89,55 @@ def fetch(
   )
 
 
-class _NotWhole(Exception):
-  """What arrived is not the file."""
+class _Failure(Exception):
+  """An address that does not give the file."""
 
 
-def _download(
-  address: str, file: pathlib.Path, wanted: str | None, opener: Callable[..., Any]
-) -> str:
+def _download(address: str, file: pathlib.Path, wanted: str | None) -> str:
   """Writes the file once it is whole; returns its SHA-256."""
-  digest = hashlib.sha256()
-  with opener(address, timeout=_TIMEOUT) as answer:
-    length = answer.headers.get('Content-Length')
-    total = int(length) if length else None
-    size = 0
-    with storage.atomic_file(file) as beside:
-      with open(beside, 'wb') as out, Progress(f'download {file.name}', total, 'bytes') as progress:
-        while block := _read(answer):
-          out.write(block)
-          digest.update(block)
-          size += len(block)
-          progress.update(len(block))
-      if total is not None and size != total:
-        raise _NotWhole(f'{size} of {total} bytes arrived')
-      if wanted is not None and digest.hexdigest() != wanted:
-        raise _NotWhole(f'its SHA-256 is {digest.hexdigest()}, not {wanted}')
-  return digest.hexdigest()
+  from requests.exceptions import RequestException  # here, because it takes a while
+
+  pooch.get_logger().setLevel('WARNING')
+  with (
+    storage.atomic_file(file) as beside,
+    Progress(f'download {file.name}', None, 'bytes') as shown,
+  ):
+    source = pooch.create(
+      path=beside.parent,
+      base_url='',
+      registry={beside.name: None},  # checked below, in our words
+      urls={beside.name: address},
+      retry_if_failed=_RETRIES,
+    )
+    downloader = pooch.HTTPDownloader(_Bar(shown), chunk_size=_BLOCK, timeout=_TIMEOUT)
+    try:
+      source.fetch(beside.name, downloader=downloader)
+    except RequestException as error:
+      reason = getattr(error.args[0], 'reason', None) if error.args else None
+      raise _Failure(str(reason or error)) from error
+    found = pooch.file_hash(os.fspath(beside))
+    if wanted not in (None, found):
+      raise _Failure(f'its SHA-256 is {found}, not {wanted}')
+  return found
 
 
-def _read(answer: Any) -> bytes:
-  """The next bytes; a broken connection is no trouble of the file that they are written to."""
-  try:
-    return answer.read(_BLOCK)
-  except OSError as error:
-    raise _NotWhole(f'the connection broke ({error})') from error
+class _Bar:
+  """Our progress with the interface of tqdm that pooch calls.
 
+  pooch sets `total`, counts every block as a full one, and fills the bar after a reset.
+  """
 
-def _sha256(file: pathlib.Path) -> str:
-  with open(file, 'rb') as stream:
-    return hashlib.file_digest(stream, 'sha256').hexdigest()
+  total = 0
+
+  def __init__(self, progress: Progress):
+    self._progress = progress
+
+  def update(self, count: int) -> None:
+    left = self.total - self._progress.done
+    self._progress.update(min(count, left) if self.total else count, total=self.total)
+
+  def reset(self) -> None:
+    pass
+
+  def close(self) -> None:
+    pass

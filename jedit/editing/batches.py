@@ -11,8 +11,8 @@ from jedit.editing.contexts import contexts_of
 from jedit.editing.edit import check_method, edit, find_targets, target_shapes
 from jedit.editing.prompts import Contexts
 from jedit.editing.provenance import describe
-from jedit.io.log import Timers, to_json
-from jedit.io.storage import read_tensors, write_tensors
+from jedit.io.progress import Timers
+from jedit.io.storage import read_tensors, to_json, write_tensors
 from jedit.methods import Method
 from jedit.methods.base import Recipe
 from jedit.models.language_model import LanguageModel

@@ -24,7 +24,7 @@ from jedit.editing.prompts import (
 from jedit.editing.provenance import describe
 from jedit.editing.schedule import Targets, choose_batch_size, optimise_targets
 from jedit.editing.update import write_region
-from jedit.io.log import Timers
+from jedit.io.progress import Timers
 from jedit.methods import Method
 from jedit.methods.base import Recipe
 from jedit.methods.fine_tune import FineTuning, fine_tune

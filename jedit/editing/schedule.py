@@ -21,7 +21,7 @@ from jedit.editing.target import (
   State,
   TargetOptimiser,
 )
-from jedit.io.log import Progress
+from jedit.io.progress import Progress
 from jedit.io.storage import read_tensors, write_tensors
 from jedit.methods.base import TOKENS, Objective
 from jedit.models import ModelConfig

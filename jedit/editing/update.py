@@ -8,7 +8,7 @@ import numpy as np
 
 from jedit.editing.layerwise import ClimbingRows
 from jedit.editing.prompts import Contexts, EditRows, position
-from jedit.io.log import Progress, Timers
+from jedit.io.progress import Progress, Timers
 from jedit.methods.base import SPREADS, Region
 from jedit.models.patch import Update, patched
 from jedit.models.sites import KERNEL_INPUT, kernel_path

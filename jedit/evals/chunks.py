@@ -13,7 +13,8 @@ import numpy as np
 
 from jedit.evals.generation import Generation
 from jedit.evals.table import Values
-from jedit.io.log import JsonlWriter, read_jsonl, to_json
+from jedit.io.jsonl import JsonlWriter, read_jsonl
+from jedit.io.storage import to_json
 from jedit.types import Record
 
 if TYPE_CHECKING:

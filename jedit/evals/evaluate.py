@@ -15,7 +15,7 @@ from jedit.evals.generation import Generation
 from jedit.evals.generation import measure as measure_texts
 from jedit.evals.scoring import Scores, plan_batches, score_plan
 from jedit.evals.table import Table, Values
-from jedit.io.log import Progress
+from jedit.io.progress import Progress
 from jedit.models.encoding import Row, encode_many
 from jedit.types import Record, UserError
 

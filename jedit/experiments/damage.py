@@ -1,7 +1,6 @@
 """Watches what a sequence of edits does to the model, and says when to stop."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +9,9 @@ import jax.numpy as jnp
 
 from jedit.evals.evaluate import evaluate
 from jedit.experiments.schema import Edit
-from jedit.io import storage
-from jedit.io.log import quiet, read_jsonl, to_json
+from jedit.io.jsonl import read_jsonl, write_jsonl
+from jedit.io.progress import quiet
+from jedit.io.storage import to_json
 from jedit.models.language_model import LanguageModel
 from jedit.types import Record
 
@@ -73,8 +73,7 @@ class DamageMonitor:
       'neighborhood': self._neighborhood(lm),
     }
     self.rows.append(to_json(row))
-    with storage.atomic_file(self._file) as beside:
-      beside.write_text(''.join(json.dumps(row) + '\n' for row in self.rows), encoding='utf-8')
+    write_jsonl(self._file, self.rows)
     return self.rows[-1]
 
   def _neighborhood(self, lm: LanguageModel) -> float | None:

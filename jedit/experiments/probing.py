@@ -8,7 +8,7 @@ import numpy as np
 from jedit.evals.metrics import summarize_values
 from jedit.experiments.schema import Probe
 from jedit.io import storage
-from jedit.io.log import to_json
+from jedit.io.storage import to_json
 from jedit.models.language_model import LanguageModel
 from jedit.probes import contrast, similarity, trace, windows_of
 from jedit.probes.contrast import NORMS, OBJECTS, POSITIONS

@@ -1,7 +1,6 @@
 """The stages of a run: each reads its result back from the workdir, or makes and keeps it."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +22,9 @@ from jedit.experiments.inputs import PATCH_FILE, Question, load_contexts, load_g
 from jedit.experiments.schema import PROBES, Settings
 from jedit.experiments.workdir import Workdir
 from jedit.io import storage
-from jedit.io.log import Progress, read_jsonl, to_json
+from jedit.io.jsonl import read_jsonl, write_jsonl
+from jedit.io.progress import Progress
+from jedit.io.storage import to_json
 from jedit.methods import Method
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch, merge
@@ -257,8 +258,8 @@ def evaluate(
         table = evaluate_records(parts[0][1], records, before=lm, **how)
       else:
         table = evaluate_apart(parts, records, lm, **how)
-    _write_lines(workdir / _UNEDITED, _unedited_rows(table, questions))
-    _write_lines(workdir / _RECORDS, table.to_records())
+    write_jsonl(workdir / _UNEDITED, _unedited_rows(table, questions))
+    write_jsonl(workdir / _RECORDS, table.to_records())
     storage.write_json(workdir / _EVALUATION, {'notes': [*table.notes, *notes]})
   return _read_table(*files)
 
@@ -295,12 +296,6 @@ def _unedited_rows(table: Table, questions: Sequence[Question]) -> list[dict[str
       row[state] = {name: value_N[i] for name, value_N in values.items()}
     rows.append(row)
   return rows
-
-
-def _write_lines(file: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-  lines = [json.dumps(to_json(row), ensure_ascii=False) + '\n' for row in rows]
-  with storage.atomic_file(file) as beside:
-    beside.write_text(''.join(lines), encoding='utf-8')
 
 
 def _read_table(records: pathlib.Path, unedited: pathlib.Path, evaluation: pathlib.Path) -> Table:

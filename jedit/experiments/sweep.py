@@ -9,7 +9,7 @@ from typing import Any
 
 from jedit.experiments.schema import Settings, read_settings
 from jedit.experiments.workdir import flat
-from jedit.io.log import to_json
+from jedit.io.storage import to_json
 from jedit.types import UserError
 
 _OF_SWEEP = ('cells', 'published', 'axis')  # fields that its cells do not have

@@ -17,7 +17,8 @@ import transformers
 
 from jedit.experiments.compile_timer import CompileClock
 from jedit.io import storage
-from jedit.io.log import Timers, to_json
+from jedit.io.progress import Timers
+from jedit.io.storage import to_json
 from jedit.types import UserError
 
 CONFIG_FILE = 'config.json'

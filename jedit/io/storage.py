@@ -6,6 +6,7 @@ processes the first one writes; what the others write is thrown away, and all wa
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -19,7 +20,6 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from jedit.io.log import to_json
 from jedit.parallel.mesh import is_first_process, wait_for_all
 from jedit.types import UserError
 
@@ -129,6 +129,42 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     finally:
       shutil.rmtree(beside, ignore_errors=True)
   wait_for_all()
+
+
+def to_json(value: Any) -> Any:
+  """Turns what results are made of into plain JSON values.
+
+  Numbers that JSON does not know (infinities and nan) become null: a file that every reader
+  accepts is worth more than the difference.
+
+  Args:
+    value: nested mappings, sequences, dataclasses, arrays, scalars, strings, paths and None.
+
+  Returns:
+    The same as dicts with string keys, lists, floats, ints, bools, strings and None.
+
+  Raises:
+    TypeError: for anything else.
+  """
+  if value is None or isinstance(value, (str, bool, int)):
+    return value
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if hasattr(value, 'to_dict'):  # ml_collections.ConfigDict is no Mapping
+    return to_json(value.to_dict())
+  if isinstance(value, Mapping):
+    return {str(key): to_json(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [to_json(item) for item in value]
+  if isinstance(value, (set, frozenset)):
+    return sorted(to_json(item) for item in value)
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if hasattr(value, 'tolist'):  # numpy and jax arrays and scalars, bfloat16 too
+    return to_json(np.asarray(value).tolist())
+  raise TypeError(f'{type(value).__name__} has no JSON form: {value!r}')
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -21,7 +21,7 @@ import optax
 from flax import struct, traverse_util
 
 from jedit.editing.provenance import describe
-from jedit.io.log import Progress
+from jedit.io.progress import Progress
 from jedit.models import functions, kernel_path
 from jedit.models.encoding import Encoded, Row, encode_many, pad
 from jedit.models.language_model import LanguageModel

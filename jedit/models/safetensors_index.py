@@ -20,7 +20,7 @@ import safetensors
 from jax.typing import DTypeLike
 
 from jedit.io import storage
-from jedit.io.log import Progress, quiet
+from jedit.io.progress import Progress, quiet
 from jedit.types import UserError
 
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'

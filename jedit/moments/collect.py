@@ -22,8 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jedit.io.log import Progress, format_bytes, note, to_json
-from jedit.io.storage import atomic_directory, read_json, read_tensors, write_json, write_tensors
+from jedit.io.progress import Progress, note
+from jedit.io.storage import (
+  atomic_directory,
+  read_json,
+  read_tensors,
+  to_json,
+  write_json,
+  write_tensors,
+)
 from jedit.models import functions, site
 from jedit.models.language_model import LanguageModel
 from jedit.models.sites import KERNEL_INPUT
@@ -43,6 +50,7 @@ from jedit.parallel.mesh import (
   wait_for_all,
 )
 from jedit.types import Kernel, UserError
+from jedit.units import format_bytes
 
 _SECONDS_PER_SAVE = 60.0
 _WORK_PER_SAVE = 20.0  # saving takes at most a twentieth of the time
@@ -196,10 +204,9 @@ def accumulate(
         ran.block_until_ready()  # the host is one batch ahead of the device, not more
       ran = now
       at = _Place(at.num_tokens + batch.num_tokens, batch.end)
-      progress.total = max(round(at.num_tokens * len(text.corpus) / at.end), at.num_tokens)
-      if max_tokens is not None:
-        progress.total = min(progress.total, max(max_tokens, at.num_tokens))
-      progress.update(batch.num_tokens)
+      total = round(at.num_tokens * len(text.corpus) / at.end)
+      total = max(total if max_tokens is None else min(total, max_tokens), at.num_tokens)
+      progress.update(batch.num_tokens, total=total)
       if max_tokens is not None and at.num_tokens >= max_tokens:
         break
       saves.maybe(at, sums)

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from jedit.io.log import format_bytes
 from jedit.types import UserError
+from jedit.units import format_bytes
 
 _MEMINFO, _CGROUP = pathlib.Path('/proc/meminfo'), pathlib.Path('/sys/fs/cgroup')
 

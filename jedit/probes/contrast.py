@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.io.log import Progress
+from jedit.io.progress import Progress
 from jedit.models import ModelConfig, head, site
 from jedit.models.encoding import Row, encode, encode_many
 from jedit.probes.logit_lens import batches, run

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.io.log import Progress
+from jedit.io.progress import Progress
 from jedit.models import ModelConfig, site
 from jedit.models.encoding import Row, encode_many
 from jedit.probes.logit_lens import PROJECTIONS, batches, project, run

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jedit.io import storage
-from jedit.io.log import to_json
+from jedit.io.storage import to_json
 from jedit.reports.tables import Grid
 
 _PAGE = """<!doctype html>

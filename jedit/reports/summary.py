@@ -11,11 +11,11 @@ from jedit.evals.samples import Sample
 from jedit.evals.table import Table
 from jedit.experiments.schema import Settings
 from jedit.io import storage
-from jedit.io.log import format_seconds
 from jedit.models.patch import Patch
 from jedit.reports import figures, html
 from jedit.reports.tables import Cell, Grid
 from jedit.types import Record
+from jedit.units import format_seconds
 
 _STAGES = ('statistics', 'contexts', 'targets', 'keys', 'solve', 'edit', 'evaluate', 'samples')
 _WORST = 10

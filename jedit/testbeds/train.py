@@ -26,7 +26,7 @@ import transformers
 
 from jedit.data.records import load_records
 from jedit.io import storage
-from jedit.io.log import Progress
+from jedit.io.progress import Progress
 from jedit.models import FAMILIES, ModelConfig, forward, head, init_params
 from jedit.models.export import save_directory
 from jedit.testbeds import knowledge

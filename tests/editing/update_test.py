@@ -12,7 +12,7 @@ from helpers.editing import relative
 from jedit import methods
 from jedit.editing.prompts import encode_edits
 from jedit.editing.update import RegionRows, write_region
-from jedit.io.log import Timers
+from jedit.io.progress import Timers
 from jedit.methods.base import Region
 from jedit.models import functions, kernel_path, site
 from jedit.models.encoding import pad

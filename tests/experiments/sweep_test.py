@@ -9,7 +9,7 @@ from helpers import tiny_run
 from jedit import experiments
 from jedit.editing import schedule
 from jedit.experiments import stages, sweep
-from jedit.io.log import read_jsonl
+from jedit.io.jsonl import read_jsonl
 from jedit.reports import comparison
 from jedit.types import UserError
 

@@ -22,7 +22,7 @@ from jedit.experiments import inputs, stages, tasks
 from jedit.experiments.compile_timer import CompileClock
 from jedit.experiments.schema import read_settings
 from jedit.experiments.workdir import Workdir
-from jedit.io import storage
+from jedit.io import jsonl, storage
 from jedit.models.load import load_directory
 from jedit.moments.files import SecondMoments
 from jedit.testbeds.world import World
@@ -294,8 +294,8 @@ def test_the_table_survives_its_files(made, tmp_path):
   values = {'efficacy': np.array([0.1, np.nan]), 'score': np.array([1 / 3, 0.0])}
   table = evaluate.Table((3, 5), values, values, {'unedited_kept': np.array([np.nan, 100.0])})
   files = [tmp_path / name for name in ('records', 'unedited', 'evaluation')]
-  stages._write_lines(files[0], table.to_records())
-  stages._write_lines(files[1], stages._unedited_rows(table, [('a', 'b'), ('c', 'd')]))
+  jsonl.write_jsonl(files[0], table.to_records())
+  jsonl.write_jsonl(files[1], stages._unedited_rows(table, [('a', 'b'), ('c', 'd')]))
   storage.write_json(files[2], {'notes': ['how']})
   again = stages._read_table(*files)
   assert again.notes == ('how',)

@@ -15,6 +15,7 @@ import jedit
 from jedit.editing.update import RegionRows
 from jedit.methods.base import Recipe
 from jedit.models import functions, kernel_path
+from jedit.types import Kernel
 
 _DEFAULT = pathlib.Path(__file__).parents[3] / 'shared' / 'golden'
 _FOLDERS = [pathlib.Path(p) for p in os.environ.get('JEDIT_GOLDEN', str(_DEFAULT)).split(':')]
@@ -120,7 +121,7 @@ def _moments(path: pathlib.Path) -> jedit.SecondMoments:
   with np.load(path / 'covariance.npz') as archive:
     for name in archive.files:
       _, kernel, layer = name.split('__')
-      cov[kernel, int(layer)] = archive[name]
+      cov[Kernel(int(layer), kernel)] = archive[name]
   return jedit.SecondMoments(cov)
 
 

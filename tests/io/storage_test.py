@@ -1,5 +1,6 @@
 """Files are whole or absent, and come back as they were."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,9 +10,10 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import config_dict
 
 from jedit.io import storage
-from jedit.types import UserError
+from jedit.types import Request, UserError
 
 
 def _tensors():
@@ -136,3 +138,21 @@ with storage.atomic_file({str(path)!r}) as beside:
   done = subprocess.run([sys.executable, '-c', code], cwd=os.getcwd())
   assert done.returncode == -signal.SIGKILL
   assert storage.read_json(path) == 'old'
+
+
+def test_results_become_plain_json():
+  value = {
+    'array': np.arange(3, dtype=np.int32),
+    'bfloat16': jnp.ones((2,), jnp.bfloat16),
+    'nan': float('nan'),
+    'inf': [np.float32('inf')],
+    1: (True, None),
+    'request': Request('{} is', 'a', 'b', case_id=3),
+    'config': config_dict.ConfigDict({'layers': (1, 2)}),
+  }
+  plain = json.loads(json.dumps(storage.to_json(value), allow_nan=False))
+  assert plain['array'] == [0, 1, 2] and plain['bfloat16'] == [1.0, 1.0]
+  assert plain['nan'] is None and plain['inf'] == [None] and plain['1'] == [True, None]
+  assert plain['request']['case_id'] == 3 and plain['config'] == {'layers': [1, 2]}
+  with pytest.raises(TypeError):
+    storage.to_json(object())

@@ -23,7 +23,7 @@ def test_files_give_moments_back(tmp_path):
   assert loaded.cov.keys() == cov.keys()
   for kernel, array in cov.items():
     np.testing.assert_array_equal(loaded.covariance(kernel), array)
-  with pytest.raises(UserError, match='mlp kernel in layer 2 .there is attn of layer 2, mlp of la'):
+  with pytest.raises(UserError, match='mlp kernel in layer 2 .there is 2.attn, 10.mlp'):
     loaded.covariance(Kernel(2, 'mlp'))
 
 
@@ -108,7 +108,7 @@ def test_published_archives_hold_sums(tmp_path, family):
   file = tmp_path / f'{MODULE[family].format(1)}_float32_mom2_100000.npz'
   one = read_moments(file, lm, [1])
   np.testing.assert_array_equal(one.cov[Kernel(1, 'mlp')], stats.cov[Kernel(1, 'mlp')])
-  assert one.provenance['archives'] == {'mlp/1': file.name}
+  assert one.provenance['archives'] == {'1/mlp': file.name}
   # The own format carries them on.
   stats.save(tmp_path / 's.safetensors')
   assert read_moments(tmp_path / 's.safetensors', lm, [1, 2]).cov.keys() == stats.cov.keys()
