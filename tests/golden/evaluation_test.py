@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from jedit import types
 from jedit.evals import evaluate as evaluate_lib
 from jedit.evals import generation, metrics, scoring, zsre_reference
-from jedit.models import FAMILIES, encoding
+from jedit.models import FAMILIES, Model, encoding
 
 _DEFAULT = pathlib.Path(__file__).parents[2] / '..' / 'shared' / 'golden'
 _FOLDERS = [pathlib.Path(p) for p in os.environ.get('JEDIT_GOLDEN', str(_DEFAULT)).split(':') if p]
@@ -49,7 +49,11 @@ def _load(folder, model, state):
       for name in parents:
         node = node.setdefault(name, {})
       node[leaf] = tensor.T if kind == 'kernel' else tensor
-  return SimpleNamespace(config=config, params=params, tokenizer=encoding.load_tokenizer(directory))
+  return SimpleNamespace(
+    config=config,
+    model=Model(params, config=config),
+    tokenizer=encoding.load_tokenizer(directory),
+  )
 
 
 def _npz(folder, name):
