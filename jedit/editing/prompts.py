@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import transformers
 
-from jedit.models.encoding import Encoded, Row, encode_many, pad
-from jedit.parallel.shapes import bucket, group_by_length, round_up
+from jedit.models.encoding import Encoded, Row, encode_many
+from jedit.parallel.shapes import bucket, group_by_length, pad, round_up
 from jedit.types import Request, UserError
 
 Contexts = tuple[tuple[str, ...], ...]

@@ -18,6 +18,7 @@ from jedit import types
 from jedit.evals import evaluate as evaluate_lib
 from jedit.evals import generation, metrics, scoring, zsre_reference
 from jedit.models import FAMILIES, Model, encoding
+from jedit.models.tokenizer import load_tokenizer
 
 _DEFAULT = pathlib.Path(__file__).parents[2] / '..' / 'shared' / 'golden'
 _FOLDERS = [pathlib.Path(p) for p in os.environ.get('JEDIT_GOLDEN', str(_DEFAULT)).split(':') if p]
@@ -52,7 +53,7 @@ def _load(folder, model, state):
   return SimpleNamespace(
     config=config,
     model=Model(params, config=config),
-    tokenizer=encoding.load_tokenizer(directory),
+    tokenizer=load_tokenizer(directory),
   )
 
 

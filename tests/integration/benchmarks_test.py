@@ -13,7 +13,8 @@ import pytest
 
 from jedit.editing.prompts import EditRows
 from jedit.models import Model
-from jedit.models.encoding import Encoded, load_tokenizer
+from jedit.models.encoding import Encoded
+from jedit.models.tokenizer import load_tokenizer
 from jedit.testbeds.tokenizer import save_tokenizer, train_tokenizer
 from jedit.types import Request, UserError
 

@@ -15,8 +15,8 @@ from jedit import testbeds
 from jedit.configs import train_testbed_gptj, train_testbed_llama
 from jedit.data.records import load_records
 from jedit.models import FAMILIES, Model
-from jedit.models.encoding import pad
 from jedit.models.load import load_directory
+from jedit.parallel.shapes import pad
 from jedit.testbeds import knowledge
 from jedit.testbeds.known_facts import KnownFacts
 from jedit.testbeds.rows import Packer
