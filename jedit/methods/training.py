@@ -23,11 +23,11 @@ from flax import struct, traverse_util
 from jedit.editing.region import check_layers
 from jedit.io.progress import Progress
 from jedit.models import Model, kernel_path
-from jedit.models.encoding import Encoded, Row, encode_many, pad
+from jedit.models.encoding import Encoded, Row, encode_many
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Update
 from jedit.parallel.mesh import fetch, num_row_shards, place_rows
-from jedit.parallel.shapes import bucket, group_by_length, round_up
+from jedit.parallel.shapes import bucket, group_by_length, pad, round_up
 from jedit.types import Kernel, Request, UserError
 
 # Prefixes of the paths of the parameters that are trained in a layer.
