@@ -12,6 +12,7 @@ from jax_sides import matmul_ceiling, peak_memory
 from material import PRESETS, random_params
 
 from jedit.experiments.compile_timer import CompileClock
+from jedit.models import Model
 from jedit.models.export import save_directory
 from jedit.models.generate import generate
 from jedit.models.load import load_directory
@@ -23,7 +24,8 @@ def prepare(
   """Makes the model; returns its vocabulary and what the work needs."""
   preset = PRESETS[preset]
   hf_config = {**preset.hf_config, 'eos_token_id': None}
-  save_directory(directory, preset.config, random_params(preset.config, seed), hf_config)
+  model = Model(random_params(preset.config, seed), config=preset.config)
+  save_directory(directory, model, hf_config)
   # The last new token is chosen and never read.
   num_tokens = sum(lengths) + len(lengths) * (num_new - 1)
   blocks = preset.num_layers * flop.block_flop(preset.config) * num_tokens
@@ -35,13 +37,12 @@ class Engine:
   """`jedit.models.generate.generate`, all rows in one batch."""
 
   def __init__(self, directory: pathlib.Path, rows: Sequence[list[int]], num_new: int):
-    self.config, self.params, _ = load_directory(directory)
+    self.model, _ = load_directory(directory)
     self.rows, self.num_new = rows, num_new
 
   def _generate(self) -> list[list[int]]:
     return generate(
-      self.config,
-      self.params,
+      self.model,
       self.rows,
       max_new_tokens=self.num_new,
       batch_size=len(self.rows),
@@ -53,7 +54,7 @@ class Engine:
     return {'compile_seconds': clock.seconds}
 
   def ceiling(self) -> float:
-    return matmul_ceiling(self.config.dtype)
+    return matmul_ceiling(self.model.config.dtype)
 
   def round(self) -> dict[str, Any]:
     with CompileClock() as clock:

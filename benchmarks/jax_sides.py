@@ -14,6 +14,7 @@ from material import Material
 
 import jedit
 from jedit.editing.edit import find_targets
+from jedit.editing.region import Objective
 from jedit.editing.schedule import Targets, choose_batch_size
 from jedit.editing.target import safe_norm
 from jedit.editing.update import Kernel
@@ -21,13 +22,13 @@ from jedit.evals import metrics
 from jedit.evals.generation import Generation
 from jedit.evals.scoring import plan_batches
 from jedit.experiments.compile_timer import CompileClock
-from jedit.methods.base import Objective
-from jedit.models import AddAt, functions, site
-from jedit.models.encoding import Row, encode_many, pad
+from jedit.models import AddAt, site
+from jedit.models.encoding import Row, encode_many
 from jedit.models.layers import matmul_precision
+from jedit.parallel.shapes import pad
 
 GENERATED_TOKENS = 100  # of a text, with its prompt
-METRICS = (*metrics.SUCCESS, *metrics.MAGNITUDE, *metrics.ACCURACY)
+METRICS = [name for name, each in metrics.METRICS.items() if each.evidence in metrics.PARTS]
 PLACES = {'attn': 'attn_out', 'mlp': 'mlp_out'}
 
 
@@ -126,7 +127,6 @@ class WholeRows:
     assert part == 'targets', 'nothing else has a window'
     self.material = material
     self.lm = material.model()
-    self.run, self.read_out = functions(self.lm.config)
     self.objective: Objective = material.recipe().objective
     (region,) = material.recipe().regions
     self.deltas = {site(region.layers[-1], PLACES[d.name]): d for d in region.deltas}
@@ -166,21 +166,21 @@ class WholeRows:
       is_label_BxPxJ=per_edit(is_label_NxJ),
     )
 
-  def _loss(self, delta_D, params, rows: _Rows, state: _State, is_first: bool):
+  def _loss(self, delta_D, model, rows: _Rows, state: _State, is_first: bool):
     """Loss of one edit; see `jedit.methods.base.Objective`."""
     at_R = rows.at_BxR
     edits = {
       place: AddAt(at_R, jnp.broadcast_to(delta_D[d.name], (len(at_R), len(delta_D[d.name]))))
       for place, d in self.deltas.items()
     }
-    hidden_RxTxD, seen = self.run(params, rows.token_BxRxT, edits=edits, taps=tuple(self.deltas))
+    hidden_RxTxD, seen = model(rows.token_BxRxT, edits=edits, taps=tuple(self.deltas))
     read_PxJxD = jnp.take_along_axis(hidden_RxTxD[:-1], rows.read_BxPxJ[..., None], axis=1)
-    logp_PxJxV = jax.nn.log_softmax(self.read_out(params, read_PxJxD))
+    logp_PxJxV = jax.nn.log_softmax(model.head(read_PxJxD))
     logp_PxJ = jnp.take_along_axis(logp_PxJxV, rows.label_BxPxJ[..., None], axis=-1)[..., 0]
     count_P = rows.is_label_BxPxJ.sum(-1).astype(jnp.float32)
     nll = -(jnp.where(rows.is_label_BxPxJ, logp_PxJ, 0.0).sum(-1) / count_P).mean()
 
-    kl_V = jax.nn.log_softmax(self.read_out(params, hidden_RxTxD[-1, at_R[-1]]))
+    kl_V = jax.nn.log_softmax(model.head(hidden_RxTxD[-1, at_R[-1]]))
     start_V = jax.lax.stop_gradient(kl_V) if is_first else state.kl_start_BxV
     kl = jnp.sum(jnp.exp(kl_V) * (kl_V - start_V))
     init_D = state.init_BxD
@@ -194,12 +194,12 @@ class WholeRows:
       loss = loss + d.weight_decay * safe_norm(delta_D[d.name]) / jnp.sum(init_D[d.name] ** 2)
     return loss, (start_V, init_D)
 
-  def _step(self, params, rows: _Rows, state: _State, *, is_first: bool):
+  def _step(self, model, rows: _Rows, state: _State, *, is_first: bool):
     grad = jax.vmap(
       jax.value_and_grad(lambda *a: self._loss(*a, is_first), has_aux=True),
       in_axes=(0, None, 0, 0),
     )
-    (loss_B, (start_BxV, init_BxD)), grad_BxD = grad(state.delta_BxD, params, rows, state)
+    (loss_B, (start_BxV, init_BxD)), grad_BxD = grad(state.delta_BxD, model, rows, state)
     with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer count
       update_BxD, moments = jax.vmap(self.adam.update)(grad_BxD, state.moments)
     moved = optax.apply_updates(state.delta_BxD, update_BxD)
@@ -209,11 +209,11 @@ class WholeRows:
       moved[d.name] = moved[d.name] * jnp.minimum(1.0, bound_B / norm_B)[:, None]
     return _State(moved, moments, init_BxD, start_BxV), loss_B
 
-  def _steps(self, params, rows: _Rows, state: _State, count) -> _State:
+  def _steps(self, model, rows: _Rows, state: _State, count) -> _State:
     """Several in one program, as the engine's."""
 
     def body(_, state):
-      return self._step(params, rows, state, is_first=False)[0]
+      return self._step(model, rows, state, is_first=False)[0]
 
     return jax.lax.fori_loop(0, count, body, state)
 
@@ -230,11 +230,11 @@ class WholeRows:
       init_BxD=zeros(),
       kl_start_BxV=jnp.zeros((size, self.lm.config.vocab_size)),
     )
-    state, first_B = self.step(self.lm.params, rows, state, is_first=True)
-    state = self.steps(self.lm.params, rows, state, num_steps - 2)
+    state, first_B = self.step(self.lm.model, rows, state, is_first=True)
+    state = self.steps(self.lm.model, rows, state, num_steps - 2)
     # The last evaluation takes no step.
     before = jax.tree.map(jnp.copy, state.delta_BxD)
-    state, last_B = self.step(self.lm.params, rows, state, is_first=False)
+    state, last_B = self.step(self.lm.model, rows, state, is_first=False)
     return jax.device_get(((first_B, last_B), before, state.init_BxD))
 
   def warm_up(self) -> dict[str, Any]:
@@ -331,7 +331,7 @@ def questions(record) -> list[tuple[str, tuple[str, str]]]:
   """Each prompt with the new and the true object."""
   request = record.request
   prompts = [request.text, *record.paraphrase_prompts, *record.neighborhood_prompts]
-  return [(prompt, (request.target, request.target_true)) for prompt in prompts]
+  return [(prompt, (request.target_new, request.target_true)) for prompt in prompts]
 
 
 def matmul_ceiling(dtype: str) -> float:

@@ -21,9 +21,9 @@ from flax import traverse_util
 import jedit
 from jedit.editing.prompts import Contexts, EditRows, encode_edits
 from jedit.methods import pmet
-from jedit.models import FAMILIES, ModelConfig, init_params
-from jedit.models.encoding import load_tokenizer
+from jedit.models import FAMILIES, Model, ModelConfig, init_params
 from jedit.models.export import save_directory
+from jedit.models.tokenizer import load_tokenizer
 from jedit.testbeds.tokenizer import save_tokenizer, train_tokenizer
 from jedit.types import Record
 
@@ -166,14 +166,14 @@ def prepare(
   Returns:
     What the sides are given, and figures about it: mean lengths in tokens, needed FLOP.
   """
-  texts = [f'{record.request.text} {record.request.target}' for record in records]
+  texts = [f'{record.request.text} {record.request.target_new}' for record in records]
   # With about four tokens per record CounterFact's rows are as long as in GPT-2's tokens.
   vocab_size = min(preset.vocab_size, 300 + 4 * len(records))
   save_tokenizer(train_tokenizer(texts, vocab_size, 'gptj'), os.fspath(directory), 'gptj')
   tokenizer = load_tokenizer(directory)
   if is_stored:
-    params = random_params(preset.config, seed)
-    save_directory(directory / 'model', preset.config, params, preset.hf_config, source=directory)
+    model = Model(random_params(preset.config, seed), config=preset.config)
+    save_directory(directory / 'model', model, preset.hf_config, source=directory)
     directory = directory / 'model'
   material = Material(
     preset=preset,

@@ -19,15 +19,16 @@ from material import PRESETS, random_params
 
 from jedit.experiments.compile_timer import CompileClock
 from jedit.models import Model, site
-from jedit.models.encoding import load_tokenizer, pad
 from jedit.models.export import save_directory
 from jedit.models.load import load_directory
 from jedit.models.sites import KERNEL_INPUT
+from jedit.models.tokenizer import load_tokenizer
 from jedit.moments.collect import accumulate
 from jedit.moments.corpus import Corpus
 from jedit.moments.packing import PackedText
 from jedit.moments.sums import adding, num_values, products_of, shapes_of
 from jedit.parallel.mesh import make_mesh, place_rows
+from jedit.parallel.shapes import pad
 from jedit.testbeds import testbed_corpus
 from jedit.testbeds.tokenizer import save_tokenizer, train_tokenizer
 from jedit.types import Kernel
@@ -57,8 +58,7 @@ def prepare(directory: pathlib.Path, preset: str, num_tokens: int, seed: int) ->
   (directory / _TEXTS).write_text(json.dumps(texts))
   save_directory(
     directory / 'model',
-    sizes.config,
-    random_params(sizes.config, seed),
+    Model(random_params(sizes.config, seed), config=sizes.config),
     sizes.hf_config,
     source=directory,
   )
@@ -80,7 +80,7 @@ class Engine:
     self.layers = PRESETS[preset].layers
     self.tokenizer = load_tokenizer(directory)
     mesh = make_mesh()
-    self.config, self.params, _ = load_directory(directory / 'model', PRESETS[preset].dtype, mesh)
+    self.model, _ = load_directory(directory / 'model', PRESETS[preset].dtype, mesh)
     self.text = PackedText(
       self.tokenizer,
       Corpus.of(json.loads((directory / _TEXTS).read_text())),
@@ -90,8 +90,7 @@ class Engine:
     )
 
   def _pass(self) -> Any:
-    model = Model(self.params, config=self.config)
-    return accumulate(model, self.text, [Kernel(layer, 'mlp') for layer in self.layers])
+    return accumulate(self.model, self.text, [Kernel(layer, 'mlp') for layer in self.layers])
 
   def warm_up(self) -> dict[str, Any]:
     with CompileClock() as clock:
@@ -99,7 +98,7 @@ class Engine:
     return {'compile_seconds': clock.seconds, 'device': jax.devices()[0].device_kind}
 
   def ceiling(self) -> float:
-    return matmul_ceiling(self.config.dtype)
+    return matmul_ceiling(self.model.config.dtype)
 
   def round(self) -> dict[str, Any]:
     with CompileClock() as clock:
@@ -232,8 +231,7 @@ def moved(
   """
   num_devices = data * model
   mesh = make_mesh(data, model)
-  config, params, _ = load_directory(directory / 'model', PRESETS[preset].dtype, mesh)
-  decoder = Model(params, config=config)
+  decoder, _ = load_directory(directory / 'model', PRESETS[preset].dtype, mesh)
   layers = PRESETS[preset].layers
   names = tuple(site(layer, KERNEL_INPUT['mlp']) for layer in layers)
   products = products_of(names, stop=layers[-1] + 1, mesh=mesh)
@@ -251,5 +249,5 @@ def moved(
   return {
     'flop': compiled.cost_analysis()['flops'],
     'bytes': total,
-    'sum_bytes': 8 * len(names) * num_values(config.ffn_width) // num_devices,
+    'sum_bytes': 8 * len(names) * num_values(decoder.config.ffn_width) // num_devices,
   }

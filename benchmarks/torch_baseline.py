@@ -24,8 +24,9 @@ import transformers
 from material import Material
 
 from jedit.editing.prompts import EditRows
-from jedit.methods.base import SPREADS
-from jedit.models.encoding import Encoded, pad
+from jedit.editing.region import SPREADS
+from jedit.models.encoding import Encoded
+from jedit.parallel.shapes import pad
 
 _ROWS_PER_PASS = 128
 

@@ -62,12 +62,12 @@ def load_records(path: str | os.PathLike[str], kind: Kind | None = None) -> list
         f'{file}: records {seen[record.case_id]} and {n} both have case_id {record.case_id}; '
         'give each its own.'
       )
-    if _same(record.request.target, record.request.target_true):
+    if _same(record.request.target_new, record.request.target_true):
       logging.warning(
         '%s: record %d has target %r, which is the true answer already; the edit changes nothing.',
         file,
         record.case_id,
-        record.request.target,
+        record.request.target_new,
       )
   return records
 
@@ -116,7 +116,7 @@ class Conflicts:
     found = []
     if self.contradictory:
       group = self.contradictory[0]
-      targets = ' and '.join(sorted({repr(request.target) for request in group}))
+      targets = ' and '.join(sorted({repr(request.target_new) for request in group}))
       found.append(
         f'{len(self.contradictory)} prompts have several targets, the first '
         f'{group[0].text!r} {targets}{_cases(group)}; at most one of them can hold.'
@@ -141,7 +141,7 @@ def find_conflicts(requests: Iterable[Request]) -> Conflicts:
     tuple(
       tuple(group)
       for group in by_text.values()
-      if len({request.target.strip() for request in group}) > 1
+      if len({request.target_new.strip() for request in group}) > 1
     ),
     tuple(tuple(group) for group in by_subject.values() if len(group) > 1),
   )

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.models import ModelConfig, forward, head
-from jedit.models.decoder import Past, past_taps
+from jedit.models import Model, Past, past_taps
 from jedit.models.encoding import Encoded
 from jedit.parallel.mesh import fetch, place_rows
 from jedit.parallel.shapes import PADDING_PER_PROGRAM, group_by_length
@@ -229,31 +228,27 @@ def _fill(items: Sequence[_Item], num_rows: int, length: int, num_read: int) -> 
   return Batch(token_NxT, length_N, target_NxCxS, tuple(answered), num_tokens)
 
 
-@functools.partial(jax.jit, static_argnames='config')
+@jax.jit
 def _score_batch(
-  config: ModelConfig,
-  params: Any,
-  token_NxT: jax.Array,
-  length_N: jax.Array,
-  target_NxCxS: jax.Array,
+  model: Model, token_NxT: jax.Array, length_N: jax.Array, target_NxCxS: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   num_rows, num_answers, num_read = target_NxCxS.shape
-  layers = range(config.num_layers)
+  layers = range(model.config.num_layers)
   is_read_on = num_read > 1
   # A padded token takes its row's last position: scaled rotary positions look at the largest.
   last_N = jnp.maximum(length_N - 1, 0)
   position_NxT = jnp.minimum(jnp.arange(token_NxT.shape[1])[None, :], last_N[:, None])
   taps = past_taps(layers) if is_read_on else ()
-  hidden_NxTxD, seen = forward(config, params, token_NxT, position_NxT=position_NxT, taps=taps)
+  hidden_NxTxD, seen = model(token_NxT, position_NxT=position_NxT, taps=taps)
   hidden_NxJxD = hidden_NxTxD[jnp.arange(num_rows), last_N][:, None]
   if is_read_on:
     past = Past.from_seen(seen, layers, length_N)
     past = jax.tree.map(lambda x: jnp.repeat(x, num_answers, axis=0), past)
     tail_MxS = target_NxCxS[:, :, :-1].reshape(num_rows * num_answers, num_read - 1)
-    tail_MxSxD, _ = forward(config, params, tail_MxS, past=past)
+    tail_MxSxD, _ = model(tail_MxS, past=past)
     tail_NxJxD = tail_MxSxD.reshape(num_rows, num_answers * (num_read - 1), -1)
     hidden_NxJxD = jnp.concatenate([hidden_NxJxD, tail_NxJxD], axis=1)
-  logits_NxJxV = head(config, params, hidden_NxJxD)
+  logits_NxJxV = model.head(hidden_NxJxD)
   norm_NxJ = jax.nn.logsumexp(logits_NxJxV, axis=-1)
   top_NxJ = jnp.argmax(logits_NxJxV, axis=-1)  # the first of equal ones
   # The prompt's end predicts the first token of every answer, an answer's tokens its others.
@@ -265,17 +260,12 @@ def _score_batch(
 
 
 def score_plan(
-  config: ModelConfig,
-  params: Any,
-  plan: Plan,
-  *,
-  on_batch: Callable[[int], None] | None = None,
+  model: Model, plan: Plan, *, on_batch: Callable[[int], None] | None = None
 ) -> Scores:
   """Scores the rows of a plan with one model.
 
   Args:
-    config: the model's.
-    params: its parameters.
+    model: what is measured.
     plan: from `plan_batches`.
     on_batch: called after each batch with the number of rows that it answered, for progress.
 
@@ -301,7 +291,7 @@ def score_plan(
   for batch in plan.batches:
     # The next batch is sent before the last one is fetched, so that the device never waits.
     arrays = (batch.token_NxT, batch.length_N, batch.target_NxCxS)
-    result = _score_batch(config, params, *place_rows(params, arrays))
+    result = _score_batch(model, *place_rows(model, arrays))
     if running is not None:
       collect(*running)
     running = (batch, result)
@@ -310,6 +300,6 @@ def score_plan(
   return Scores(logp_NxT, is_top_NxT, plan.length_N)
 
 
-def score(config: ModelConfig, params: Any, rows: Sequence[Encoded], **options: Any) -> Scores:
+def score(model: Model, rows: Sequence[Encoded], **options: Any) -> Scores:
   """Plans and scores rows with one model; `options` as of `plan_batches`."""
-  return score_plan(config, params, plan_batches(rows, config.vocab_size, **options))
+  return score_plan(model, plan_batches(rows, model.config.vocab_size, **options))

@@ -46,7 +46,7 @@ def token_accuracy(lm: LanguageModel, rows: Sequence[Row]) -> np.ndarray:
         places.append((n, i))
   is_top_NxT = np.zeros((len(rows), max(len(row.target_ids) for row in encoded)), bool)
   if asked:
-    scores = scoring.score(lm.config, lm.params, asked)
+    scores = scoring.score(lm.model, asked)
     is_top_NxT[tuple(np.array(places).T)] = scores.is_top_NxT[:, 0]
   return is_top_NxT
 

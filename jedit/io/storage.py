@@ -172,6 +172,15 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     UserError: where the file cannot be written.
   """
   text = json.dumps(to_json(value), indent=2, ensure_ascii=False) + '\n'
+  write_text(path, text)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+  """Writes `text` as UTF-8.
+
+  Raises:
+    UserError: where the file cannot be written.
+  """
   with atomic_file(path) as beside:
     beside.write_bytes(text.encode())
 

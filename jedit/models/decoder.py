@@ -185,32 +185,22 @@ class Decoder(nn.Module):
     return View(cos_NxTxR=cos, sin_NxTxR=sin, mask_NxTxS=mask_NxTxS, past=layers, cache=cache)
 
 
-def forward(
-  config: ModelConfig, params: Any, token_NxT: jax.Array | None = None, **arguments: Any
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """`Decoder.__call__` as a pure function of the parameters; see there for the arguments."""
-  returned: Any = Decoder(config).apply({'params': params}, token_NxT, **arguments)
-  return returned
-
-
-def head(
-  config: ModelConfig, params: Any, hidden: jax.Array, *, final_norm: bool = True
-) -> jax.Array:
-  """`Decoder.logits` as a pure function of the parameters."""
-  logits: Any = Decoder(config).apply(
-    {'params': params}, hidden, final_norm=final_norm, method='logits'
-  )
-  return logits
-
-
 @functools.cache
 def functions(config: ModelConfig) -> tuple[Callable, Callable]:
-  """`forward` and `head` of one config; equal configs get the same pair, so compiled code is kept.
+  """The decoder and its head as functions of the parameters, the same pair for equal configs.
 
   Returns:
     `(params, token_NxT, **arguments) -> (hidden, seen)` and `(params, hidden) -> logits`.
   """
-  return functools.partial(forward, config), functools.partial(head, config)
+  decoder = Decoder(config)
+
+  def forward(params: Any, token_NxT: jax.Array | None = None, **arguments: Any) -> Any:
+    return decoder.apply({'params': params}, token_NxT, **arguments)
+
+  def head(params: Any, hidden: jax.Array) -> Any:
+    return decoder.apply({'params': params}, hidden, method='logits')
+
+  return forward, head
 
 
 def init_params(config: ModelConfig, rng: jax.Array) -> Any:

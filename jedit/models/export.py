@@ -13,10 +13,10 @@ import numpy as np
 from flax import traverse_util
 
 from jedit.io import storage
-from jedit.models.config import ModelConfig
 from jedit.models.decoder import FAMILIES
 from jedit.models.layers import wider
 from jedit.models.load import name_table
+from jedit.models.model import Model
 from jedit.models.safetensors_index import (
   COMPANIONS,
   INDEX,
@@ -63,8 +63,7 @@ class Export:
 
 def save_directory(
   path: str | os.PathLike[str],
-  config: ModelConfig,
-  params: Any,
+  model: Model,
   hf_config: Mapping[str, Any],
   *,
   dtype: str | None = None,
@@ -80,8 +79,7 @@ def save_directory(
 
   Args:
     path: the directory to be; it must not hold anything yet.
-    config: sizes of the model.
-    params: its parameters.
+    model: what to write.
     hf_config: its config.json, as `load_directory` returned it.
     dtype: dtype of every stored tensor, to which edited float32 kernels are rounded once. None
       keeps that of the source for what did not change, and rounds the rest to the model's dtype,
@@ -98,7 +96,7 @@ def save_directory(
   Raises:
     UserError: where `path` holds something already or cannot be written.
   """
-  flat = traverse_util.flatten_dict(params, sep='/')
+  config, flat = model.config, traverse_util.flatten_dict(model.params, sep='/')
   base_flat = {} if base is None else traverse_util.flatten_dict(base, sep='/')
   table = name_table(config)
   original = _original(source, table)

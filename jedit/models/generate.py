@@ -8,7 +8,6 @@ the slots between, so a token attends to exactly the tokens of its row.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +15,17 @@ import numpy as np
 from flax import struct
 
 from jedit.models.config import ModelConfig
-from jedit.models.decoder import forward, head, past_taps
+from jedit.models.decoder import past_taps
 from jedit.models.layers import Cache
+from jedit.models.model import Model
 from jedit.models.sites import site
 from jedit.parallel.mesh import fetch, place_rows
-from jedit.parallel.shapes import bucket
+from jedit.parallel.shapes import bucket, pad
 from jedit.types import UserError
 
 
 def generate(
-  config: ModelConfig,
-  params: Any,
+  model: Model,
   rows: Sequence[Sequence[int]],
   *,
   max_new_tokens: int,
@@ -41,8 +40,7 @@ def generate(
   """Continues rows of tokens.
 
   Args:
-    config: sizes of the model.
-    params: its parameters.
+    model: predicts the tokens.
     rows: token ids to continue, of any lengths from 1 (BOS included where the model wants it).
     max_new_tokens: how many tokens a row may get.
     top_k: sample from the k most probable tokens, renormalised; None takes the most probable.
@@ -62,6 +60,7 @@ def generate(
   Raises:
     UserError: for an empty row, a token that the model does not have, or settings out of range.
   """
+  config = model.config
   _check(config, rows, max_new_tokens, top_k, temperature)
   row_ids = range(len(rows)) if row_ids is None else row_ids
   if len(row_ids) != len(rows):
@@ -74,19 +73,15 @@ def generate(
   for indices in _batches(rows, room, batch_size):
     num_rows = min(batch_size, 1 << (len(indices) - 1).bit_length())
     filler = [indices[0]] * (num_rows - len(indices))
-    token_NxT = np.zeros((num_rows, bucket(max(len(rows[i]) for i in indices))), np.int32)
-    for n, i in enumerate(indices + filler):
-      token_NxT[n, : len(rows[i])] = rows[i]
+    longest = max(len(rows[i]) for i in indices)
     arrays = (
-      token_NxT,
-      np.array([len(rows[i]) for i in indices + filler], np.int32),
+      *pad([rows[i] for i in indices + filler], bucket(longest)),
       np.array([room[i] for i in indices] + [0] * len(filler), np.int32),
       np.array([row_ids[i] % 2**32 for i in indices + filler], np.uint32),
     )
     out_NxM, count_N = _decode(
-      config,
-      params,
-      *place_rows(params, arrays),
+      model,
+      *place_rows(model, arrays),
       stop_Z,
       np.uint32(seed % 2**32),
       np.float32(temperature),
@@ -144,10 +139,9 @@ class _State:
   out_NxM: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'num_new', 'top_k'))
+@functools.partial(jax.jit, static_argnames=('num_new', 'top_k'))
 def _decode(
-  config: ModelConfig,
-  params: Any,
+  model: Model,
   token_NxT: jax.Array,
   length_N: jax.Array,
   room_N: jax.Array,
@@ -162,12 +156,12 @@ def _decode(
   """Continues one batch until every row is done: tokens [N, num_new] and how many count."""
   num_rows, num_tokens = token_NxT.shape
   index_N, slot_S = jnp.arange(num_rows), jnp.arange(num_tokens + num_new)
-  layers = range(config.num_layers)
+  layers = range(model.config.num_layers)
   key = jax.random.key(seed)
   key_N = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, row_id_N)
 
   def choose(hidden_NxD: jax.Array, count_N: jax.Array) -> jax.Array:
-    logits_NxV = head(config, params, hidden_NxD)
+    logits_NxV = model.head(hidden_NxD)
     if top_k is None:
       return jnp.argmax(logits_NxV, axis=-1).astype(jnp.int32)
     best_NxK, id_NxK = jax.lax.top_k(logits_NxV, top_k)
@@ -198,9 +192,7 @@ def _decode(
       exists_NxS=(slot_S[None, :] < length_N[:, None]) | is_new_S[None, :],
       slot=slot,
     )
-    hidden_Nx1xD, seen = forward(
-      config,
-      params,
+    hidden_Nx1xD, seen = model(
       state.token_N[:, None],
       position_NxT=(length_N + state.num_steps)[:, None],
       cache=cache,
@@ -217,9 +209,7 @@ def _decode(
 
   # A padded token takes its row's last position: scaled rotary positions look at the largest.
   position_NxT = jnp.minimum(jnp.arange(num_tokens)[None, :], length_N[:, None] - 1)
-  hidden_NxTxD, seen = forward(
-    config, params, token_NxT, position_NxT=position_NxT, taps=past_taps(layers)
-  )
+  hidden_NxTxD, seen = model(token_NxT, position_NxT=position_NxT, taps=past_taps(layers))
 
   def with_room(place: str) -> dict[int, jax.Array]:
     pad = ((0, 0), (0, 0), (0, num_new), (0, 0))

@@ -1,7 +1,6 @@
 """LanguageModel: a model, its tokenizer and the patches it carries. Never changed in place."""
 
 import dataclasses
-import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,16 +11,16 @@ import numpy as np
 import transformers
 from jax.sharding import Mesh
 
-from jedit.models import Model, ModelConfig, forward, head
-from jedit.models.encoding import load_tokenizer, pad
+from jedit.models import Model, ModelConfig
 from jedit.models.export import Export, save_directory
 from jedit.models.generate import generate
 from jedit.models.hub import find_directory
 from jedit.models.load import fingerprint, load_directory
-from jedit.models.patch import Patch, patched
+from jedit.models.patch import Patch, patch_of, patched
 from jedit.models.sharding import param_shardings
+from jedit.models.tokenizer import load_tokenizer
 from jedit.parallel.mesh import fetch, place, place_rows
-from jedit.parallel.shapes import bucket
+from jedit.parallel.shapes import bucket, pad
 from jedit.types import UserError
 
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -63,13 +62,17 @@ class LanguageModel:
     """The edited decoder as one pytree, for jitted functions."""
     return Model(self.params, config=self.config)
 
-  def apply(self, patch: Patch) -> 'LanguageModel':
+  def apply(self, patch: Any) -> 'LanguageModel':
     """A model with one more patch.
+
+    Args:
+      patch: a `Patch`, or an `EditResult`, which has one.
 
     Raises:
       UserError: if the patch was made on another model or on top of patches that this one does not
         carry, or is applied already.
     """
+    patch = patch_of(patch)
     applied = {
       name for each in self.patches for name in (each.id, *each.provenance.get('patches', ()))
     }
@@ -90,12 +93,13 @@ class LanguageModel:
     params = patched(self.params, patch.updates)
     return dataclasses.replace(self, patches=(*self.patches, patch), params=params)
 
-  def revert(self, patch: Patch) -> 'LanguageModel':
+  def revert(self, patch: Any) -> 'LanguageModel':
     """A model without this patch, recomputed from the base: the bits before come back.
 
     Raises:
       UserError: if the patch is not applied.
     """
+    patch = patch_of(patch)
     left = tuple(applied for applied in self.patches if applied.id != patch.id)
     if len(left) == len(self.patches):
       raise UserError(f'Patch {patch.id} is not applied to this model; there is nothing to revert.')
@@ -108,16 +112,6 @@ class LanguageModel:
     base = jax.tree.map(place, self.base, param_shardings(self.config, mesh))
     return dataclasses.replace(self, base=base, params={})
 
-  def forward(
-    self, token_NxT: jax.Array | None = None, **arguments: Any
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Runs blocks; see `jedit.models.decoder.Decoder.__call__`."""
-    return forward(self.config, self.params, token_NxT, **arguments)
-
-  def head(self, hidden: jax.Array) -> jax.Array:
-    """Float32 logits of hidden states [..., D]."""
-    return head(self.config, self.params, hidden)
-
   def logits(self, texts: Sequence[str]) -> np.ndarray:
     """Logits of the token after each text, float32 [N, V].
 
@@ -127,7 +121,7 @@ class LanguageModel:
     rows = self._encode(texts)
     token_NxT, length_N = pad(rows, bucket(max(map(len, rows))))
     arrays = place_rows(self.params, (token_NxT, length_N))
-    return fetch(_last_logits(self.config, self.params, *arrays))
+    return fetch(_last_logits(self.model, *arrays))
 
   def generate(
     self,
@@ -158,8 +152,7 @@ class LanguageModel:
     end = self.tokenizer.eos_token_id
     rows = self._encode(texts)
     new = generate(
-      self.config,
-      self.params,
+      self.model,
       rows,
       max_new_tokens=max_new_tokens,
       top_k=top_k,
@@ -191,8 +184,7 @@ class LanguageModel:
     """
     return save_directory(
       path,
-      self.config,
-      self.params,
+      self.model,
       self.hf_config,
       dtype=dtype,
       base=self.base if self.patches else None,
@@ -210,13 +202,13 @@ class LanguageModel:
     return rows
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _last_logits(config: ModelConfig, params, token_NxT, length_N) -> jax.Array:
+@jax.jit
+def _last_logits(model: Model, token_NxT: jax.Array, length_N: jax.Array) -> jax.Array:
   # Padding takes the last position: dynamic rotary scaling looks at the largest one.
   position_NxT = jnp.minimum(jnp.arange(token_NxT.shape[1])[None], (length_N - 1)[:, None])
-  hidden_NxTxD, _ = forward(config, params, token_NxT, position_NxT=position_NxT)
+  hidden_NxTxD, _ = model(token_NxT, position_NxT=position_NxT)
   last_Nx1x1 = (length_N - 1)[:, None, None]
-  return head(config, params, jnp.take_along_axis(hidden_NxTxD, last_Nx1x1, axis=1)[:, 0])
+  return model.head(jnp.take_along_axis(hidden_NxTxD, last_Nx1x1, axis=1)[:, 0])
 
 
 def load(
@@ -241,12 +233,12 @@ def load(
   if dtype not in DTYPES:
     raise UserError(f'dtype is {dtype!r}; choose one of {", ".join(DTYPES)}.')
   path = find_directory(path, revision)
-  config, params, hf_config = load_directory(path, dtype, mesh)
+  model, hf_config = load_directory(path, dtype, mesh)
   return LanguageModel(
-    config=config,
-    base=params,
+    config=model.config,
+    base=model.params,
     tokenizer=load_tokenizer(path),
     hf_config=hf_config,
     source=os.fspath(path),
-    fingerprint=fingerprint(params, config),
+    fingerprint=fingerprint(model),
   )

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from jedit.io import storage
 from jedit.models.config import ModelConfig
 from jedit.models.decoder import FAMILIES
+from jedit.models.model import Model
 from jedit.models.safetensors_index import Stored, count_bytes, in_order, open_tensors, some
 from jedit.models.sharding import param_shapes, param_shardings
 from jedit.parallel.memory import free_bytes
@@ -57,7 +58,7 @@ def name_table(config: ModelConfig) -> dict[str, tuple[str, str, tuple[int, ...]
 
 def load_directory(
   path: str | os.PathLike[str], dtype: str = 'float32', mesh: Mesh | None = None
-) -> tuple[ModelConfig, dict[str, Any], dict[str, Any]]:
+) -> tuple[Model, dict[str, Any]]:
   """Reads the config and the weights of a Hugging Face directory, one tensor at a time.
 
   Args:
@@ -67,7 +68,7 @@ def load_directory(
       own only. None puts all on the default device.
 
   Returns:
-    The config, the parameters as a nested dict of arrays, and config.json as it stands.
+    The model, and config.json as it stands.
 
   Raises:
     UserError: for a directory or config that cannot be used, for tensors that are unknown,
@@ -93,7 +94,7 @@ def load_directory(
         ours, kind, _ = table[name]
         flat[ours] = _to_param(stored, kind, dtype, placed.get(ours))
       progress(stored)
-  return config, traverse_util.unflatten_dict(flat, sep='/'), hf_config
+  return Model(traverse_util.unflatten_dict(flat, sep='/'), config=config), hf_config
 
 
 def _check_fits(
@@ -229,15 +230,15 @@ def _checksum(x: jax.Array) -> jax.Array:
   return jnp.stack(sums)
 
 
-def fingerprint(params: Any, config: ModelConfig | None = None) -> str:
-  """Sixteen hexadecimal digits that change with any weight, name, shape or dtype.
+def fingerprint(model: Model) -> str:
+  """Sixteen hexadecimal digits that change with any weight, name, shape, dtype or config field.
 
-  With the config they change with what it says about heads, positions, norms and so on, too:
-  equal weights do another thing there.
+  The config belongs to it because equal weights under other heads, positions or norms are another
+  model.
   """
-  flat = sorted(traverse_util.flatten_dict(params, sep='/').items())
+  flat = sorted(traverse_util.flatten_dict(model.params, sep='/').items())
   sums = fetch([_checksum(jnp.asarray(leaf)) for _, leaf in flat])
-  digest = hashlib.sha256(b'' if config is None else json.dumps(_given(config)).encode())
+  digest = hashlib.sha256(json.dumps(_given(model.config)).encode())
   for (path, leaf), pair in zip(flat, sums, strict=True):
     digest.update(json.dumps([path, list(leaf.shape), str(leaf.dtype), pair.tolist()]).encode())
   return digest.hexdigest()[:16]

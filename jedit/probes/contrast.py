@@ -8,14 +8,14 @@ objects part is where editing is to intervene. Figure 5 adds sets of words.
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jedit.io.progress import Progress
-from jedit.models import ModelConfig, head, site
+from jedit.models import Model, site
 from jedit.models.encoding import Row, encode, encode_many
 from jedit.probes.logit_lens import batches, run
 from jedit.types import Request, UserError
@@ -55,22 +55,22 @@ class Contrast:
   words_ZxQxSxN: dict[str, np.ndarray]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 def _states(
-  config: ModelConfig, params: Any, token_NxT: jax.Array, length_N: jax.Array, at_NxQ: jax.Array
+  model: Model, token_NxT: jax.Array, length_N: jax.Array, at_NxQ: jax.Array
 ) -> jax.Array:
   """The embeddings and every block's output at two tokens, float32 [S, N, Q, D]."""
-  taps = [site(layer, 'block_out') for layer in range(config.num_layers)]
-  embedded, _ = run(config, params, token_NxT, length_N, stop=0)
-  _, seen = run(config, params, token_NxT, length_N, taps=taps)
+  taps = [site(layer, 'block_out') for layer in range(model.config.num_layers)]
+  embedded, _ = run(model, token_NxT, length_N, stop=0)
+  _, seen = run(model, token_NxT, length_N, taps=taps)
   rows_Nx1 = jnp.arange(token_NxT.shape[0])[:, None]
   states = [embedded, *(seen[name] for name in taps)]
   return jnp.stack([x_NxTxD[rows_Nx1, at_NxQ].astype(jnp.float32) for x_NxTxD in states])
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 def _read(
-  config: ModelConfig, params: Any, state_SxNxQxD: jax.Array, token_NxO: jax.Array, set_GxV: Any
+  model: Model, state_SxNxQxD: jax.Array, token_NxO: jax.Array, set_GxV: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Probabilities and ranks of tokens [Z, S, N, Q, O] and mean probabilities of sets [.., G]."""
   token_NxQxO = jnp.broadcast_to(
@@ -78,7 +78,7 @@ def _read(
   )
 
   def read(state_NxQxD: jax.Array, norm: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-    logits_NxQxV = head(config, params, state_NxQxD, final_norm=norm == 'normed')
+    logits_NxQxV = model.head(state_NxQxD, final_norm=norm == 'normed')
     prob_NxQxV = jax.nn.softmax(logits_NxQxV, axis=-1)
     logit_NxQxO = jnp.take_along_axis(logits_NxQxV, token_NxQxO, axis=-1)
     rank_NxQxO = jnp.stack(
@@ -115,19 +115,17 @@ def contrast(
     UserError: without requests, for one without a true object or that cannot be tokenised, and
       for a set without words.
   """
-  config, params = lm.config, lm.params
+  model = lm.model
   encoded, at_NxQ, token_NxO = _encode(lm, requests)
   names, set_GxV = _sets(lm, words or {})
   count_N = len(requests)
-  shape = (len(NORMS), len(POSITIONS), len(OBJECTS), config.num_layers + 1, count_N)
+  shape = (len(NORMS), len(POSITIONS), len(OBJECTS), lm.config.num_layers + 1, count_N)
   prob, rank = np.zeros(shape), np.zeros(shape, np.int32)
   sets = np.zeros((len(names), *shape[:2], *shape[3:]))
   with Progress('contrast', count_N, 'records') as progress:
     for batch in batches(encoded):
-      states = _states(
-        config, params, batch.token_NxT, batch.length_N, jnp.asarray(batch.pick(at_NxQ))
-      )
-      found = _read(config, params, states, jnp.asarray(batch.pick(token_NxO)), set_GxV)
+      states = _states(model, batch.token_NxT, batch.length_N, jnp.asarray(batch.pick(at_NxQ)))
+      found = _read(model, states, jnp.asarray(batch.pick(token_NxO)), set_GxV)
       kept = slice(0, len(batch.rows))
       prob_ZxSxNxQxO, rank_ZxSxNxQxO, sets_ZxSxNxQxG = (np.asarray(x)[:, :, kept] for x in found)
       prob[..., batch.rows] = prob_ZxSxNxQxO.transpose(0, 3, 4, 1, 2)
@@ -167,7 +165,7 @@ def _encode(
     encode_many(lm.tokenizer, [Row(r.prompt, r.subject, target) for r, target in pairs], limit)
     for pairs in (
       [(r, r.target_true) for r in requests],
-      [(r, r.target) for r in requests],
+      [(r, r.target_new) for r in requests],
     )
   ]
   token_NxO = np.array([[e.target_ids[0] for e in each] for each in objects], np.int32).T

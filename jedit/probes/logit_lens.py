@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.models import ModelConfig, forward, head
-from jedit.models.encoding import pad
-from jedit.parallel.shapes import group_by_length
+from jedit.models import Model
+from jedit.parallel.shapes import group_by_length, pad
 from jedit.types import Request, UserError
 
 PROJECTIONS = ('embedding', 'head', 'prediction')
@@ -68,33 +67,31 @@ def positions(token_NxT: jax.Array, length_N: jax.Array) -> jax.Array:
 
 
 def run(
-  config: ModelConfig, params: Any, token_NxT: jax.Array, length_N: jax.Array, **arguments: Any
+  model: Model, token_NxT: jax.Array, length_N: jax.Array, **arguments: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """`forward` over padded rows."""
-  position_NxT = positions(token_NxT, length_N)
-  return forward(config, params, token_NxT, position_NxT=position_NxT, **arguments)
+  """Runs the model over padded rows."""
+  return model(token_NxT, position_NxT=positions(token_NxT, length_N), **arguments)
 
 
-def project(config: ModelConfig, params: Any, state: jax.Array, projection: str) -> jax.Array:
+def project(model: Model, state: jax.Array, projection: str) -> jax.Array:
   """Reads states [..., D] as words, float32 [..., V].
 
   Args:
-    config: the model's.
-    params: its parameters.
+    model: whose vocabulary layer reads.
     state: hidden states, float32.
     projection: 'embedding', the input embeddings without norm or bias (PMET's notebook); 'head',
       the vocabulary layer without norm or bias; 'prediction', final norm and vocabulary layer with
       its bias, as the model reads its own last state.
   """
   if projection == 'prediction':
-    return head(config, params, state)
-  if projection == 'embedding' or config.tie_head:
-    matrix_VxD = params['embed']['embedding']
+    return model.head(state)
+  if projection == 'embedding' or model.config.tie_head:
+    matrix_VxD = model.params['embed']['embedding']
   else:
-    matrix_VxD = params['head']['kernel'].T
+    matrix_VxD = model.params['head']['kernel'].T
   return jnp.einsum('...d,vd->...v', state, matrix_VxD.astype(state.dtype), precision='highest')
 
 
 def known_answer(request: Request) -> str:
   """What the model says today: the true object; the target of a request that has no other."""
-  return request.target if request.target_true is None else request.target_true
+  return request.target_new if request.target_true is None else request.target_true

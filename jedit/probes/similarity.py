@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit.io.progress import Progress
-from jedit.models import ModelConfig, site
+from jedit.models import Model, site
 from jedit.models.encoding import Row, encode_many
 from jedit.probes.logit_lens import PROJECTIONS, batches, project, run
 from jedit.types import Request
@@ -52,16 +52,16 @@ class Similarity:
   jaccard_of_strings_CxMxJxLxN: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 def _states(
-  config: ModelConfig, params: Any, token_NxT: jax.Array, length_N: jax.Array
+  model: Model, token_NxT: jax.Array, length_N: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """At the last token, float32 [., L, N, D]: the stream, the modules' inputs and their outputs."""
-  layers = range(config.num_layers)
+  layers = range(model.config.num_layers)
   places = [f'{module}_{end}' for end in ('normed', 'out') for module in MODULES] + ['block_out']
   taps = [site(layer, place) for place in places for layer in layers]
-  embedded, _ = run(config, params, token_NxT, length_N, stop=0)
-  _, seen = run(config, params, token_NxT, length_N, taps=taps)
+  embedded, _ = run(model, token_NxT, length_N, stop=0)
+  _, seen = run(model, token_NxT, length_N, taps=taps)
   rows_N = jnp.arange(token_NxT.shape[0])
 
   def last(states: Sequence[jax.Array]) -> jax.Array:
@@ -78,13 +78,13 @@ def _states(
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _top(config: ModelConfig, params: Any, state_SxNxD: jax.Array, top_k: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames='top_k')
+def _top(model: Model, state_SxNxD: jax.Array, top_k: int) -> jax.Array:
   """Ids of the top words [J, S, N, k] of states."""
 
   def of(projection: str) -> jax.Array:
     return jax.lax.map(
-      lambda state_NxD: jax.lax.top_k(project(config, params, state_NxD, projection), top_k)[1],
+      lambda state_NxD: jax.lax.top_k(project(model, state_NxD, projection), top_k)[1],
       state_SxNxD,
     )
 
@@ -111,10 +111,10 @@ def similarity(lm: 'LanguageModel', requests: Sequence[Request], *, top_k: int =
   Raises:
     UserError: without requests, or for a prompt that cannot be tokenised.
   """
-  config, params = lm.config, lm.params
+  config, model = lm.config, lm.model
   top_k = min(top_k, config.vocab_size)
   rows = [Row(request.prompt, request.subject) for request in requests]
-  ids = [encoded.ids for encoded in encode_many(lm.tokenizer, rows, lm.config.position_limit)]
+  ids = [encoded.ids for encoded in encode_many(lm.tokenizer, rows, config.position_limit)]
   num_layers, num_prompts = config.num_layers, len(ids)
   cosine = np.zeros((len(BEFORE), len(MODULES), num_layers, num_prompts))
   shape = (len(BEFORE), len(MODULES), len(PROJECTIONS), num_layers, num_prompts)
@@ -122,10 +122,10 @@ def similarity(lm: 'LanguageModel', requests: Sequence[Request], *, top_k: int =
   text_of = _TextNumbers(lm.tokenizer)
   with Progress('similarity', len(ids), 'prompts') as progress:
     for batch in batches(ids):
-      stream, inputs, outputs = _states(config, params, batch.token_NxT, batch.length_N)
+      stream, inputs, outputs = _states(model, batch.token_NxT, batch.length_N)
       states = jnp.concatenate([stream[None], inputs, outputs])  # 0 | 1, 2 | 3, 4
       flat = states.reshape(-1, *states.shape[2:])
-      top = np.asarray(_top(config, params, flat, top_k))
+      top = np.asarray(_top(model, flat, top_k))
       top = top.reshape(len(PROJECTIONS), len(states), num_layers, *top.shape[2:])
       texts = text_of(top)
       count = len(batch.rows)

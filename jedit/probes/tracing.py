@@ -8,14 +8,14 @@ the answer back, the fact is recalled; those layers are the ones to edit in a ne
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jedit.io.progress import Progress
-from jedit.models import ModelConfig, ReplaceAt, head, site
+from jedit.models import Model, ModelConfig, ReplaceAt, site
 from jedit.models.encoding import Encoded, Row, encode_many
 from jedit.probes.logit_lens import batches, known_answer, run
 from jedit.types import Request, UserError
@@ -84,11 +84,10 @@ def windows_of(num_layers: int, width: int) -> tuple[tuple[int, ...], ...]:
   return tuple(tuple(range(max(f, 0), min(f + width, num_layers))) for f in first)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnames='kinds')
 def _trace(
-  config: ModelConfig,
+  model: Model,
   kinds: tuple[str, ...],
-  params: Any,
   token_NxT: jax.Array,
   length_N: jax.Array,
   is_subject_NxT: jax.Array,
@@ -105,9 +104,10 @@ def _trace(
   A row of the plan holds the column of `at_NxZ` at whose token each kind is put back (-1: nowhere)
   and its layers. A text without such a token has -1 there.
   """
+  config = model.config
   places = [[site(layer, PLACES[kind]) for layer in range(config.num_layers)] for kind in kinds]
   rows_N = jnp.arange(token_NxT.shape[0])
-  embedding_NxTxD, _ = run(config, params, token_NxT, length_N, stop=0)
+  embedding_NxTxD, _ = run(model, token_NxT, length_N, stop=0)
   embedding_NxTxD = embedding_NxTxD.astype(jnp.float32)
 
   def noise_NxTxD(key: jax.Array) -> jax.Array:
@@ -120,12 +120,11 @@ def _trace(
     return jax.vmap(jax.vmap(of_token, (None, 0)), (0, None))(text_N, index_T)
 
   def probability_N(hidden_NxTxD: jax.Array) -> jax.Array:
-    logits_NxV = head(config, params, hidden_NxTxD[rows_N, length_N - 1])
+    logits_NxV = model.head(hidden_NxTxD[rows_N, length_N - 1])
     return jax.nn.softmax(logits_NxV)[rows_N, answer_N]
 
   hidden, seen = run(
-    config,
-    params,
+    model,
     token_NxT,
     length_N,
     hidden_NxTxD=embedding_NxTxD,
@@ -152,7 +151,7 @@ def _trace(
           is_on = (token_K[k] >= 0) & (window_L[layer] > 0)
           # A position outside of the row restores nothing.
           edits[name] = ReplaceAt(jnp.where(is_on, pos_N, -1), value_NxD)
-      spoilt = run(config, params, token_NxT, length_N, hidden_NxTxD=spoilt_NxTxD, edits=edits)
+      spoilt = run(model, token_NxT, length_N, hidden_NxTxD=spoilt_NxTxD, edits=edits)
       return probability_N(spoilt[0])
 
     return jax.lax.map(restored_N, (plan_PxK, window_PxL))
@@ -224,9 +223,8 @@ def trace(
       is_subject_NxT = _subject_tokens(prompts, length)
       texts = (is_subject_NxT, at_NxZ, answer_N, np.arange(len(prompts), dtype=np.int32))
       found = _trace(
-        config,
+        lm.model,
         kinds,
-        lm.params,
         batch.token_NxT,
         batch.length_N,
         *(batch.pick(values) for values in texts),

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit.models import Model
-from jedit.models.encoding import Row, encode_many, pad
+from jedit.models.encoding import Row, encode_many
+from jedit.parallel.shapes import pad
 from jedit.testbeds.world import Prompt
 
 
@@ -30,7 +31,7 @@ def is_known(
   is the most probable one after those before it.
 
   Args:
-    model: the model.
+    model: answers the prompts.
     tokenizer: its transformers tokenizer.
     prompts: questions with their answers, read without any text before them.
     batch_size: prompts per pass.
@@ -59,7 +60,7 @@ def measure(model: Model, tokenizer: Any, prompts: Sequence[Prompt]) -> dict[str
   """Share of correct greedy answers on trained and on never trained prompts, also by relation.
 
   Args:
-    model: the model.
+    model: answers the prompts.
     tokenizer: its transformers tokenizer.
     prompts: questions with their answers.
 

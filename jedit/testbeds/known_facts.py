@@ -52,7 +52,7 @@ class KnownFacts:
     for record in self.records:
       relation = record.relation_id or ''
       answers = [(text, record.request.target_true or '') for text in record.neighborhood_prompts]
-      answers += [(text, record.request.target) for text in record.attribute_prompts]
+      answers += [(text, record.request.target_new) for text in record.attribute_prompts]
       for text, answer in answers:
         subject = _find_subject(text, finders.get(relation, ()))
         template = text.replace(subject, '{}', 1) if subject else text

@@ -47,7 +47,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
   """Trains a testbed and writes it to `workdir/model`; a killed training continues.
 
   Args:
-    config: as in `configs/train_testbed_gptj.py`.
+    config: the fields of `jedit.testbeds.settings.Training`, as in `configs/train.py`.
     workdir: gets the directory `model`: weights, config and tokenizer for transformers;
       records.json, corpus.txt (one document per line) and knowledge.json besides. While training
       lasts, `training.partial` holds its state.
@@ -117,7 +117,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     config=settings,
   )
   save_directory(
-    directory, model.config, stored, hf_config, dtype=config.model.dtype, tokenizer=fast
+    directory,
+    Model(stored, config=model.config),
+    hf_config,
+    dtype=config.model.dtype,
+    tokenizer=fast,
   )
   storage.write_json(directory / 'records.json', raw_records)
   storage.write_json(directory / 'knowledge.json', report)

@@ -25,9 +25,9 @@ sample = functools.cache(lambda family, seed: sample_contexts(editing.language_m
 def test_contexts_are_ten_tokens_and_a_full_stop(family, monkeypatch):
   lm, rows = editing.language_model(family), []
 
-  def recorded(config, params, starts, **settings):
+  def recorded(model, starts, **settings):
     assert settings['top_k'] == 5
-    new = contexts_generate(config, params, starts, **settings)
+    new = contexts_generate(model, starts, **settings)
     rows.extend([*start, *ids] for start, ids in zip(starts, new, strict=True))
     return new
 
@@ -52,8 +52,8 @@ def test_contexts_follow_their_seed():
 def test_contexts_of_rome_are_twenty_texts_of_two_lengths(family, start, monkeypatch):
   lm, rows = editing.language_model(family), []
 
-  def recorded(config, params, starts, **settings):
-    new = contexts_generate(config, params, starts, **settings)
+  def recorded(model, starts, **settings):
+    new = contexts_generate(model, starts, **settings)
     rows.extend([*row, *ids] for row, ids in zip(starts, new, strict=True))
     return new
 

@@ -90,7 +90,8 @@ def test_a_target_that_is_not_finite_names_its_record():
   only_second = min(texts[1] - texts[0] - texts[2])
   embedding = lm.base['embed']['embedding'].at[only_second].set(jnp.nan)
   base = {**lm.base, 'embed': {'embedding': embedding}}
-  broken = LanguageModel(lm.config, base, lm.tokenizer, lm.hf_config, '', fingerprint(base))
+  made = fingerprint(lm.model.replace(params=base))
+  broken = LanguageModel(lm.config, base, lm.tokenizer, lm.hf_config, '', made)
   words = "target of record 12 .'Ove plays the' -> 'violin'. is not finite at 'block' in layer"
   with pytest.raises(UserError, match=words):
     _edit(lm=broken)
@@ -128,7 +129,7 @@ def test_an_edited_model_reaches_its_targets(family):
     row = encode(lm.tokenizer, request.prompt, subject=request.subject)
     token_1xT = np.array([row.ids], np.int32)
     for model, expected in ((lm, details.targets[0].init), (edited, details.z)):
-      _, seen = model.forward(token_1xT, taps=[site(1, 'block_out')])
+      _, seen = model.model(token_1xT, taps=[site(1, 'block_out')])
       value_D = np.asarray(seen[site(1, 'block_out')])[0, row.subject_last]
       assert relative(value_D, expected['block'][i]) < 1e-3
   assert relative(details.z['block'], details.targets[0].init['block']) > 0.05

@@ -15,8 +15,8 @@ from jedit.editing.update import RegionRows, write_region
 from jedit.io.progress import Timers
 from jedit.methods.base import Region
 from jedit.models import functions, kernel_path, site
-from jedit.models.encoding import pad
 from jedit.moments.files import SecondMoments
+from jedit.parallel.shapes import pad
 from jedit.solvers.solve import LeastSquares
 from jedit.types import Kernel, UserError
 

@@ -17,7 +17,8 @@ from jedit import types
 from jedit.evals import evaluate as evaluate_lib
 from jedit.evals import metrics, scoring
 from jedit.evals.samples import Sample, sample_texts
-from jedit.models import FAMILIES, encoding, forward, head, init_params
+from jedit.models import FAMILIES, Model, encoding, init_params
+from jedit.parallel.shapes import pad
 
 _VOCAB = 96
 _HF_CONFIG = {
@@ -40,7 +41,7 @@ def _model(family='gptj', seed=0):
   config = FAMILIES[family].read_config(_HF_CONFIG[family], 'float32')
   params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(seed))
   # Larger weights: the untrained model would call every token equally likely.
-  return config, jax.tree.map(lambda x: x * 4, params)
+  return Model(jax.tree.map(lambda x: x * 4, params), config=config)
 
 
 def _tokenizer():
@@ -52,10 +53,13 @@ def _tokenizer():
   return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token='[UNK]')
 
 
+def _names(*kinds):
+  return [f'{part}{kind}' for kind in kinds for part in metrics.PARTS]
+
+
 def _lm(seed=0):
-  config, params = _model(seed=seed)
-  params = jax.tree.map(lambda x: x, params)  # a test may replace a leaf
-  return SimpleNamespace(config=config, params=params, tokenizer=_tokenizer())
+  model = jax.tree.map(lambda x: x, _model(seed=seed))  # a test may replace a leaf
+  return SimpleNamespace(config=model.config, model=model, tokenizer=_tokenizer())
 
 
 def _record(case_id=7, **fields):
@@ -79,20 +83,20 @@ def _rows(rng, count, longest=40):
   return rows
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _padded_logits(config, params, token_1xT):
-  return head(config, params, forward(config, params, token_1xT)[0])[0]
+@jax.jit
+def _padded_logits(model, token_1xT):
+  return model.head(model(token_1xT)[0])[0]
 
 
-def _logits(config, params, ids):
+def _logits(model, ids):
   """Logits of one row; padded to one length, which causal attention does not see."""
-  token_1xT, _ = encoding.pad([ids], 64)
-  return np.asarray(_padded_logits(config, params, token_1xT))[: len(ids)]
+  token_1xT, _ = pad([ids], 64)
+  return np.asarray(_padded_logits(model, token_1xT))[: len(ids)]
 
 
-def _plain_scores(config, params, row):
+def _plain_scores(model, row):
   """One row at a time, log-softmax in float64."""
-  logits_TxV = _logits(config, params, row.ids).astype(np.float64)
+  logits_TxV = _logits(model, row.ids).astype(np.float64)
   logp, is_top = [], []
   for t in range(row.target_start, len(row.ids)):
     logits_V = logits_TxV[t - 1]
@@ -103,21 +107,21 @@ def _plain_scores(config, params, row):
 
 def _plain_nll(lm, prompt, target):
   row = encoding.encode(lm.tokenizer, prompt, target=target)
-  logp, is_top = _plain_scores(lm.config, lm.params, row)
+  logp, is_top = _plain_scores(lm.model, row)
   return -logp.mean(), is_top
 
 
 class ScoringTest(parameterized.TestCase):
   @parameterized.parameters('gptj', 'llama')
   def test_batches_agree_with_a_plain_loop(self, family):
-    config, params = _model(family)
+    model = _model(family)
     rows = _rows(np.random.default_rng(0), 40)
     # Rows that share all but the last token, three ways, and rows that are equal.
     last = [dataclasses.replace(rows[0], ids=(*rows[0].ids[:-1], i)) for i in (1, 2, 3)]
     rows += [*last, rows[5], rows[5]]
-    scores = scoring.score(config, params, rows, tokens_per_batch=256)
+    scores = scoring.score(model, rows, tokens_per_batch=256)
     for n, row in enumerate(rows):
-      logp, is_top = _plain_scores(config, params, row)
+      logp, is_top = _plain_scores(model, row)
       size = len(logp)
       self.assertEqual(scores.length_N[n], size)
       # float32 sums in another order
@@ -130,13 +134,13 @@ class ScoringTest(parameterized.TestCase):
 
   def test_rows_beyond_the_trained_context_do_not_feel_padding(self):
     # With dynamic rotary scaling the angles depend on a row's length, which padding is no part of.
-    config, params = _model('llama')
-    rope = dataclasses.replace(config.rope, kind='dynamic', factor=2.0, original_positions=6)
-    config = dataclasses.replace(config, rope=rope)
+    model = _model('llama')
+    rope = dataclasses.replace(model.config.rope, kind='dynamic', factor=2.0, original_positions=6)
+    model = model.replace(config=dataclasses.replace(model.config, rope=rope))
     rows = _rows(np.random.default_rng(0), 6, longest=8)
     rows += _rows(np.random.default_rng(1), 1, longest=60)
-    alone = scoring.score(config, params, rows[:6])
-    together = scoring.score(config, params, rows)
+    alone = scoring.score(model, rows[:6])
+    together = scoring.score(model, rows)
     np.testing.assert_allclose(together.nll_N[:6], alone.nll_N, atol=2e-5)
 
   def test_few_programs_and_bounded_batches(self):
@@ -163,11 +167,11 @@ class ScoringTest(parameterized.TestCase):
     self.assertEqual(scoring.plan_batches(rows, _VOCAB).num_tokens, 2 + 1 + 2)
 
   def test_of_equal_logits_the_lowest_id_is_on_top(self):
-    config, params = _model('gptj')
-    params = jax.tree.map(jnp.zeros_like, params)
+    model = _model('gptj')
+    model = jax.tree.map(jnp.zeros_like, model)
     row = encoding.Encoded('', (5, 6, 0), None, 1, 2)
     rows = [row, dataclasses.replace(row, ids=(5, 6, 1))]
-    scores = scoring.score(config, params, rows)
+    scores = scoring.score(model, rows)
     np.testing.assert_array_equal(scores.exact_N, [1, 0])
     np.testing.assert_allclose(scores.nll_N, math.log(_VOCAB), rtol=1e-6)
 
@@ -178,9 +182,9 @@ class ScoringTest(parameterized.TestCase):
         scoring.plan_batches([row], _VOCAB)
 
   def test_a_model_that_returns_nan_has_no_accuracy(self):
-    config, params = _model('gptj')
-    params = jax.tree.map(lambda x: x * jnp.nan, params)
-    scores = scoring.score(config, params, _rows(np.random.default_rng(0), 3))
+    model = _model('gptj')
+    model = jax.tree.map(lambda x: x * jnp.nan, model)
+    scores = scoring.score(model, _rows(np.random.default_rng(0), 3))
     self.assertTrue(np.isnan(scores.exact_N).all())
     self.assertTrue(np.isnan(scores.token_acc_N).all())
 
@@ -215,7 +219,7 @@ class EvaluateTest(absltest.TestCase):
     record = dataclasses.replace(record, neighborhood_target='New York')
     table = evaluate_lib.evaluate(lm, [record])
     self.assertIsNone(table.before)
-    self.assertEqual(list(table.metrics), ['score', *metrics.ACCURACY])
+    self.assertEqual(list(table.metrics), ['score', *_names('_acc')])
     _, is_top = _plain_nll(lm, 'where is Anna ?', 'the old town')
     self.assertAlmostEqual(table.metrics['efficacy_acc']['after']['mean'], 100 * is_top.mean())
     _, is_top = _plain_nll(lm, 'who is Bert ?', 'New York')
@@ -227,14 +231,15 @@ class EvaluateTest(absltest.TestCase):
     logits = {}
     for state, lm in (('before', before), ('after', after)):
       ids = encoding.encode(lm.tokenizer, prompt).ids
-      logits[state] = _logits(lm.config, lm.params, ids)[-1]
+      logits[state] = _logits(lm.model, ids)[-1]
     words = {i: word for word, i in before.tokenizer.get_vocab().items() if i}
     first = {state: max(words, key=lambda i: logits[state][i]) for state in logits}
     if any(first[state] != logits[state].argmax() for state in logits):
       # Make the best word of the vocabulary the best token.
       for lm in (before, after):
-        lm.params['head']['bias'] = lm.params['head']['bias'].at[0].add(-1e3)
-        lm.params['head']['bias'] = lm.params['head']['bias'].at[len(words) + 1 :].add(-1e3)
+        head = lm.model.params['head']
+        head['bias'] = head['bias'].at[0].add(-1e3)
+        head['bias'] = head['bias'].at[len(words) + 1 :].add(-1e3)
     self.assertNotEqual(first['before'], first['after'])
     unedited = [(prompt, words[first['before']]), (prompt, words[first['after']])]
     table = evaluate_lib.evaluate(after, [_record()], before=before, unedited=unedited)
@@ -255,7 +260,7 @@ class EvaluateTest(absltest.TestCase):
     for state in ('before', 'after'):
       self.assertEqual(summary['efficacy'][state]['n'], 2)
       self.assertEqual(summary['paraphrase'][state]['n'], 1)
-      for name in (*metrics.SUCCESS, *metrics.MAGNITUDE, *metrics.ACCURACY):
+      for name in _names('', '_magnitude', '_acc'):
         values = [row[state][name] for row in rows if row[state][name] is not None]
         self.assertAlmostEqual(summary[name][state]['mean'], np.mean(values))
     lines = str(table).split('\n')

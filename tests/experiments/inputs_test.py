@@ -121,7 +121,8 @@ def _sentence_for_file(made, path):
     (dict(task='evaluate'), 'There is no patch.safetensors in'),
     (dict(task='evaluate', patches='/no/patch'), 'Cannot read /no/patch'),
     (dict(task='export'), 'There is no patch.safetensors in'),
-    (dict(task='train'), "A config for training has no field 'data.num_edits'"),
+    (dict(edit=dict(size=3)), "no field 'edit.size'; it is edit.edits_per_batch now"),
+    (dict(task='train'), "A config for training has no field 'data'; it has task, seed, records"),
   ],
 )
 def test_a_bad_config_is_one_sentence(made, tmp_path, changes, words):

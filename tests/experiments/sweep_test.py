@@ -82,8 +82,8 @@ def test_a_sweep_runs_its_cells_once_and_shares_what_they_share(made, monkeypatc
 
 # What differs here is how targets are written, and in the last two what they are.
 SHARING = {
-  'PMET, 4 edits': {'edit': {'mode': 'separate', 'size': 4}},
-  'PMET, 2 edits': {'edit': {'mode': 'separate', 'size': 2}},
+  'PMET, 4 edits': {'edit': {'mode': 'separate', 'edits_per_batch': 4}},
+  'PMET, 2 edits': {'edit': {'mode': 'separate', 'edits_per_batch': 2}},
   'PMET, even spread': {'method': {'spread': 'even', 'cov_weight': 5.0}},
   'PMET, one layer': {'method': {'layers': (1,)}},
   'PMET, lower layer': {'method': {'layers': (0,)}},
@@ -119,7 +119,9 @@ def test_cells_share_the_targets_that_are_the_same(made, monkeypatch, capsys):
 
   # Shared targets give what a run of its own gives.
   alone = tiny_run.config(made)
-  alone.update(method=config.method, edit=dict(SHARING['PMET, 2 edits']['edit'], batch_size=4))
+  alone.update(
+    method=config.method, edit=dict(SHARING['PMET, 2 edits']['edit'], target_batch_size=4)
+  )
   experiments.run(alone, made / 'alone')
   one = json.loads((made / 'alone' / 'summary.json').read_text())
   assert one['metrics'] == _summaries(workdir)['PMET, 2 edits']['metrics']

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 from jedit import types
 from jedit.evals import evaluate as evaluate_lib
 from jedit.evals import generation, metrics, scoring, zsre_reference
-from jedit.models import FAMILIES, encoding
+from jedit.models import FAMILIES, Model, encoding
+from jedit.models.tokenizer import load_tokenizer
 
 _DEFAULT = pathlib.Path(__file__).parents[2] / '..' / 'shared' / 'golden'
 _FOLDERS = [pathlib.Path(p) for p in os.environ.get('JEDIT_GOLDEN', str(_DEFAULT)).split(':') if p]
@@ -49,7 +50,11 @@ def _load(folder, model, state):
       for name in parents:
         node = node.setdefault(name, {})
       node[leaf] = tensor.T if kind == 'kernel' else tensor
-  return SimpleNamespace(config=config, params=params, tokenizer=encoding.load_tokenizer(directory))
+  return SimpleNamespace(
+    config=config,
+    model=Model(params, config=config),
+    tokenizer=load_tokenizer(directory),
+  )
 
 
 def _npz(folder, name):
@@ -127,7 +132,7 @@ class GoldenEvaluationTest(parameterized.TestCase):
     ids = golden[f'{model}__ids']
     start = golden[f'{model}__target_start']
     rows = [_encoded(*row) for row in zip(ids.reshape(-1, ids.shape[-1]), start.ravel())]
-    scores = scoring.score(lm.config, lm.params, rows)
+    scores = scoring.score(lm.model, rows)
     logp, top, nll, exact = (
       golden[f'{model}__{state}__{name}'] for name in ('token_logp', 'token_top', 'nll', 'exact')
     )
@@ -158,7 +163,7 @@ class GoldenEvaluationTest(parameterized.TestCase):
     for part in _PARTS:
       ids, start = golden[f'{model}__{part}__ids'], golden[f'{model}__{part}__target_start']
       rows = [_encoded(*row) for row in zip(ids, start)]
-      scores = scoring.score(lm.config, lm.params, rows)
+      scores = scoring.score(lm.model, rows)
       logp, top = (
         golden[f'{model}__{state}__{part}__{name}'] for name in ('token_logp', 'token_top')
       )

@@ -7,8 +7,8 @@ import numpy as np
 
 from helpers import tiny, vocabularies
 from jedit.editing.prompts import Contexts
-from jedit.methods.base import Recipe
-from jedit.models import FAMILIES
+from jedit.methods.recipe import Recipe
+from jedit.models import FAMILIES, Model
 from jedit.models.language_model import LanguageModel
 from jedit.models.load import fingerprint
 from jedit.moments.files import SecondMoments
@@ -57,7 +57,8 @@ def language_model(family: str = 'gptj', num_layers: int = 3) -> LanguageModel:
     params['embed'] = {**params['embed'], 'embedding': 4 * params['embed']['embedding']}
   else:
     params['head'] = {**params['head'], 'kernel': 4 * params['head']['kernel']}
-  return LanguageModel(config, params, tokenizer, hf_config, '', fingerprint(params))
+  base = fingerprint(Model(params, config=config))
+  return LanguageModel(config, params, tokenizer, hf_config, '', base)
 
 
 def second_moments(lm: LanguageModel, method: Recipe, seed: int = 0) -> SecondMoments:

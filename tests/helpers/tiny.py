@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.models import FAMILIES, ModelConfig, init_params
+from jedit.models import FAMILIES, Model, ModelConfig, init_params
 
 VOCAB = 61
 
@@ -119,18 +119,23 @@ def random_params(config: ModelConfig, seed: int = 0) -> Any:
   return jax.tree.map(draw, jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
 
 
+def make_model(family: str, **fields: Any) -> Model:
+  """A small model in float32, with some fields of config.json changed."""
+  config = FAMILIES[family].read_config(hf_config(family, **fields), 'float32')
+  return Model(random_params(config), config=config)
+
+
 @functools.cache
-def model(family: str, num_layers: int = 2) -> tuple[ModelConfig, Any]:
-  """Config and parameters of the small model of a family, in float32."""
-  config = FAMILIES[family].read_config(hf_config(family), 'float32')
-  config = dataclasses.replace(config, num_layers=num_layers)
-  return config, random_params(config)
+def model(family: str, num_layers: int = 2) -> Model:
+  """The small model of a family in float32; read only."""
+  config = dataclasses.replace(make_model(family).config, num_layers=num_layers)
+  return Model(random_params(config), config=config)
 
 
-def in_dtype(config: ModelConfig, params: Any, dtype: str) -> tuple[ModelConfig, Any]:
+def in_dtype(model: Model, dtype: str) -> Model:
   """The model with weights and activations of another dtype."""
-  cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-  return dataclasses.replace(config, dtype=dtype), cast
+  cast = jax.tree.map(lambda leaf: leaf.astype(dtype), model.params)
+  return Model(cast, config=dataclasses.replace(model.config, dtype=dtype))
 
 
 def tokens(num_rows: int, num_tokens: int, seed: int = 1) -> jax.Array:

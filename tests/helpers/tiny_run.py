@@ -6,7 +6,7 @@ import pathlib
 from ml_collections import config_dict
 
 from helpers import tiny, vocabularies
-from jedit.models import FAMILIES
+from jedit.models import FAMILIES, Model
 from jedit.models.export import save_directory
 
 SUBJECTS = ('Marta Lindqvist', 'Ove Marsh', 'Zoë Vela', 'Anna Paris', 'Jon Tomé')
@@ -41,8 +41,8 @@ def make(directory):
   tokenizer = vocabularies.byte_level()
   hf_config = tiny.hf_config('gptj', vocab_size=len(tokenizer), n_positions=128)
   config = FAMILIES['gptj'].read_config(hf_config, 'float32')
-  params = tiny.random_params(config)
-  save_directory(directory / 'model', config, params, hf_config, tokenizer=tokenizer)
+  model = Model(tiny.random_params(config), config=config)
+  save_directory(directory / 'model', model, hf_config, tokenizer=tokenizer)
   records = [record(number) for number in range(len(SUBJECTS))]
   (directory / 'records.json').write_text(json.dumps(records), encoding='utf-8')
   (directory / 'corpus.txt').write_text(CORPUS, encoding='utf-8')
@@ -58,7 +58,7 @@ def config(directory, **changes):
   c.data = dict(records=str(directory / 'records.json'), num_edits=4)
   c.method = dict(name='pmet', layers=(0, 1), num_steps=6, cov_weight=10.0)
   c.statistics = dict(corpus=str(directory / 'corpus.txt'), row_tokens=64)
-  c.edit = dict(batch_size=4)
+  c.edit = dict(target_batch_size=4)
   c.evaluation = dict(unedited=10, samples=2, new_tokens=4)
   c.patches = ''
   c.export = dict(path='')

@@ -47,13 +47,13 @@ def peak():  # getrusage would count what the parent had before it started us
 
 mesh = make_mesh(model=2)
 start = peak()
-config, params, hf_config = load_directory(source, 'bfloat16', mesh)
+model, hf_config = load_directory(source, 'bfloat16', mesh)
 loaded = peak()
-down = params['block_3']['mlp']['down']
+down = model.params['block_3']['mlp']['down']
 assert down['kernel'].addressable_shards[1].data.size == down['kernel'].size // 2
 down['kernel'] = down['kernel'].astype('float32') + 1
-save_directory(out, config, params, hf_config, source=source)
-size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+save_directory(out, model, hf_config, source=source)
+size = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
 print(json.dumps({'params': size, 'loading': loaded - start, 'exporting': peak() - loaded}))
 """
 

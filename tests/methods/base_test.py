@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from jedit import methods
-from jedit.methods.base import SPREADS, Delta, Objective, Recipe, Region, Write
+from jedit.editing.region import SPREADS, Delta, Objective, Recipe, Region, Write
 from jedit.solvers.solve import LeastSquares
 from jedit.types import Kernel, UserError
 

@@ -22,9 +22,9 @@ import jedit
 from helpers.editing import relative
 from jedit import methods
 from jedit.editing.target import TRACE_COLUMNS
-from jedit.methods.base import Recipe
+from jedit.methods.recipe import Recipe
 from jedit.models import kernel_path
-from jedit.solvers.solve import EqualityConstrained, LeastSquares
+from jedit.solvers import EqualityConstrained, LeastSquares
 
 torch = pytest.importorskip('torch', reason='the plain loop edits a PyTorch model')
 

@@ -1,7 +1,6 @@
 """What holds for a forward pass whatever its weights: splits, windows, padding, edits."""
 
 import dataclasses
-import functools
 
 import chex
 import jax
@@ -14,10 +13,9 @@ from helpers import tiny
 from jedit.models import (
   FAMILIES,
   AddAt,
+  Model,
   Past,
   ReplaceAt,
-  forward,
-  head,
   kernel_path,
   past_taps,
   site,
@@ -36,12 +34,12 @@ also_windowed = pytest.mark.parametrize('family', (*FAMILY_NAMES, 'mistral'))
 
 
 # One program per shape is quicker to make than one per operation.
-_forward = jax.jit(forward, static_argnames=('config', 'start', 'stop', 'taps'))
+_run = jax.jit(Model.__call__, static_argnames=('start', 'stop', 'taps'))
 
 
-@functools.partial(jax.jit, static_argnames=('config',))
-def _logits(config, params, token_NxT, **arguments):
-  return head(config, params, forward(config, params, token_NxT, **arguments)[0])
+@jax.jit
+def _logits(model, token_NxT, **arguments):
+  return model.head(model(token_NxT, **arguments)[0])
 
 
 def _random(*shape):
@@ -50,59 +48,57 @@ def _random(*shape):
 
 @every_family
 def test_forward_split_at_any_layer_equals_the_whole(family):
-  config, params = tiny.model(family)
+  model = tiny.model(family)
   token_NxT = tiny.tokens(2, 7)
 
   @jax.jit
-  def split_everywhere(params):
+  def split_everywhere(model):
     ends = []
-    for layer in range(config.num_layers + 1):
-      lower, _ = forward(config, params, token_NxT, stop=layer)
-      ends.append(forward(config, params, hidden_NxTxD=lower, start=layer)[0])
+    for layer in range(model.config.num_layers + 1):
+      lower, _ = model(token_NxT, stop=layer)
+      ends.append(model(hidden_NxTxD=lower, start=layer)[0])
     return ends
 
-  whole, _ = _forward(config, params, token_NxT)
-  for upper in split_everywhere(params):
+  whole, _ = _run(model, token_NxT)
+  for upper in split_everywhere(model):
     chex.assert_trees_all_close(upper, whole, atol=ATOL, rtol=0)
 
 
 @also_windowed
 def test_window_with_past_equals_full_forward_and_its_gradient(family):
   """Rows left-aligned at their own position, with the keys and values of what came before."""
-  config, params = tiny.model(family, num_layers=3)
+  model = tiny.model(family, num_layers=3)
   start, size = 1, 4
   token_NxT, pos_N = tiny.tokens(3, 11), jnp.array([0, 3, 6])
-  layers = range(start, config.num_layers)
+  layers = range(start, model.config.num_layers)
   at_NxSx1 = (pos_N[:, None] + jnp.arange(size)[None, :])[..., None]
   place = site(start, 'mlp_out')
 
   @jax.jit
-  def prepare(params):
-    below, _ = forward(config, params, token_NxT, stop=start)
-    _, seen = forward(config, params, hidden_NxTxD=below, start=start, taps=past_taps(layers))
+  def prepare(model):
+    below, _ = model(token_NxT, stop=start)
+    _, seen = model(hidden_NxTxD=below, start=start, taps=past_taps(layers))
     return jnp.take_along_axis(below, at_NxSx1, axis=1), Past.from_seen(seen, layers, pos_N)
 
-  window, past = prepare(params)
+  window, past = prepare(model)
 
   def from_window(delta_NxD):
-    hidden, _ = forward(
-      config,
-      params,
+    hidden, _ = model(
       hidden_NxTxD=window,
       start=start,
       past=past,
       edits={place: AddAt(jnp.zeros_like(pos_N), delta_NxD)},
     )
-    return jnp.square(head(config, params, hidden)).mean(), hidden
+    return jnp.square(model.head(hidden)).mean(), hidden
 
   def from_whole(delta_NxD):
-    hidden, _ = forward(config, params, token_NxT, edits={place: AddAt(pos_N, delta_NxD)})
+    hidden, _ = model(token_NxT, edits={place: AddAt(pos_N, delta_NxD)})
     hidden = jnp.take_along_axis(hidden, at_NxSx1, axis=1)
-    return jnp.square(head(config, params, hidden)).mean(), hidden
+    return jnp.square(model.head(hidden)).mean(), hidden
 
   ways = [jax.jit(jax.value_and_grad(f, has_aux=True)) for f in (from_window, from_whole)]
-  (loss, hidden), gradient = ways[0](_random(3, config.width))
-  (full_loss, full_hidden), full_gradient = ways[1](_random(3, config.width))
+  (loss, hidden), gradient = ways[0](_random(3, model.config.width))
+  (full_loss, full_hidden), full_gradient = ways[1](_random(3, model.config.width))
   chex.assert_trees_all_close(hidden, full_hidden, atol=ATOL, rtol=0)
   chex.assert_trees_all_close(loss, full_loss, rtol=2e-5)
   chex.assert_trees_all_close(gradient, full_gradient, rtol=2e-5, atol=2e-6)
@@ -110,47 +106,47 @@ def test_window_with_past_equals_full_forward_and_its_gradient(family):
 
 @also_windowed
 def test_one_token_after_another_equals_the_whole(family):
-  config, params = tiny.model(family)
+  model = tiny.model(family)
   token_NxT = tiny.tokens(2, 5)
-  layers = range(config.num_layers)
-  whole, seen = _forward(config, params, token_NxT, taps=past_taps(layers))
+  layers = range(model.config.num_layers)
+  whole, seen = _run(model, token_NxT, taps=past_taps(layers))
   for t in range(1, 5):
     past = Past.from_seen(seen, layers, jnp.array([t, t]))  # later slots are masked
-    hidden, _ = _forward(config, params, token_NxT[:, t : t + 1], past=past)
+    hidden, _ = _run(model, token_NxT[:, t : t + 1], past=past)
     chex.assert_trees_all_close(hidden[:, 0], whole[:, t], atol=ATOL, rtol=0)
 
 
 @every_family
 def test_padding_does_not_move_logits(family):
-  config, params = tiny.model(family)
+  model = tiny.model(family)
   token_NxT = tiny.tokens(2, 12)
-  short = _logits(config, params, token_NxT[:, :7])
+  short = _logits(model, token_NxT[:, :7])
   for other in (token_NxT, token_NxT.at[:, 7:].set(0)):
-    long = _logits(config, params, other)
+    long = _logits(model, other)
     chex.assert_trees_all_close(long[:, :7], short, atol=ATOL, rtol=0)
 
 
 @also_windowed
 def test_packed_documents_equal_separate_rows(family):
-  config, params = tiny.model(family)
+  model = tiny.model(family)
   lengths = (5, 3, 4)
   token_NxT = tiny.tokens(3, 5)
   packed = _logits(
-    config,
-    params,
+    model,
     jnp.concatenate([token_NxT[n, :length] for n, length in enumerate(lengths)])[None],
     position_NxT=jnp.concatenate([jnp.arange(length) for length in lengths])[None],
     segment_NxT=jnp.repeat(jnp.arange(3), jnp.array(lengths))[None],
   )
-  rows = _logits(config, params, token_NxT)
+  rows = _logits(model, token_NxT)
   separate = jnp.concatenate([rows[n, :length] for n, length in enumerate(lengths)])
   chex.assert_trees_all_close(packed[0], separate, atol=ATOL, rtol=0)
 
 
 @both_blocks
 def test_adding_at_a_token_changes_nothing_before_it(family):
-  config, params = tiny.model(family)
+  model = tiny.model(family)
   token_NxT, pos_N = tiny.tokens(2, 6), jnp.array([2, 4])
+  config = model.config
   widths = dict.fromkeys(('attn_in', 'attn_out', 'mlp_in', 'mlp_out', 'block_out'), config.width)
   widths['mlp_in'] = config.ffn_width
   taps = tuple(site(0, place) for place in widths)
@@ -160,7 +156,7 @@ def test_adding_at_a_token_changes_nothing_before_it(family):
       site(0, place): AddAt(pos_N, scales.get(place, 0.0) * _random(2, width))
       for place, width in widths.items()
     }
-    return _forward(config, params, token_NxT, edits=edits, taps=taps)
+    return _run(model, token_NxT, edits=edits, taps=taps)
 
   before, unedited = run()
   for place, width in widths.items():
@@ -175,49 +171,49 @@ def test_adding_at_a_token_changes_nothing_before_it(family):
 
 @both_blocks
 def test_replacing_at_a_token(family):
-  config, params = tiny.model(family)
+  model = tiny.model(family)
   token_NxT, pos_N = tiny.tokens(2, 6), jnp.array([2, 4])
-  name, last = site(1, 'mlp_out'), site(config.num_layers - 1, 'block_out')
-  before, seen = _forward(config, params, token_NxT, taps=(name,))
+  name, last = site(1, 'mlp_out'), site(model.config.num_layers - 1, 'block_out')
+  before, seen = _run(model, token_NxT, taps=(name,))
   own_NxD = seen[name][jnp.arange(2), pos_N]
-  restored, _ = _forward(config, params, token_NxT, edits={name: ReplaceAt(pos_N, own_NxD)})
+  restored, _ = _run(model, token_NxT, edits={name: ReplaceAt(pos_N, own_NxD)})
   chex.assert_trees_all_close(restored, before, atol=ATOL, rtol=0)
-  value_NxD = jnp.full((2, config.width), 3.0)
-  replaced, _ = _forward(config, params, token_NxT, edits={last: ReplaceAt(pos_N, value_NxD)})
+  value_NxD = jnp.full((2, model.config.width), 3.0)
+  replaced, _ = _run(model, token_NxT, edits={last: ReplaceAt(pos_N, value_NxD)})
   expected = before.at[jnp.arange(2), pos_N].set(value_NxD)
   chex.assert_trees_all_close(replaced, expected, atol=ATOL, rtol=0)
 
 
 @both_blocks
 def test_edits_that_change_nothing_leave_the_output_unchanged(family):
-  config, params = tiny.model(family)
-  token_NxT, delta_NxD = tiny.tokens(2, 6), _random(2, config.width)
-  whole, _ = _forward(config, params, token_NxT)
+  model = tiny.model(family)
+  token_NxT, delta_NxD = tiny.tokens(2, 6), _random(2, model.config.width)
+  whole, _ = _run(model, token_NxT)
 
   def edited(pos, scale):
     edits = {'1/mlp_out': AddAt(jnp.array(pos), scale * delta_NxD)}
-    return _forward(config, params, token_NxT, edits=edits)[0]
+    return _run(model, token_NxT, edits=edits)[0]
 
   nothing = edited((1, 2), 0.0)
   outside = edited((-1, 6), 1.0)  # no such tokens
   np.testing.assert_array_equal(nothing, outside)
   chex.assert_trees_all_close(nothing, whole, atol=ATOL, rtol=0)
-  tapped, seen = _forward(config, params, token_NxT, taps=('0/attn_in', '1/block_out'))
+  tapped, seen = _run(model, token_NxT, taps=('0/attn_in', '1/block_out'))
   np.testing.assert_array_equal(seen['1/block_out'], tapped)
   chex.assert_trees_all_close(tapped, whole, atol=ATOL, rtol=0)
 
 
 @both_blocks
 def test_vmap_over_edits_equals_a_loop(family):
-  config, params = tiny.model(family)
+  model = tiny.model(family)
   token_BxNxT = tiny.tokens(6, 5).reshape(3, 2, 5)
   pos_BxN = jnp.array([[1, 2], [3, 0], [4, 4]])
-  delta_BxD = _random(3, config.width)
+  delta_BxD = _random(3, model.config.width)
 
   @jax.value_and_grad
   def loss(delta_D, token_NxT, pos_N):
-    edits = {'1/mlp_out': AddAt(pos_N, jnp.broadcast_to(delta_D, (2, config.width)))}
-    return jnp.square(_logits(config, params, token_NxT, edits=edits)).mean()
+    edits = {'1/mlp_out': AddAt(pos_N, jnp.broadcast_to(delta_D, (2, model.config.width)))}
+    return jnp.square(_logits(model, token_NxT, edits=edits)).mean()
 
   together = jax.jit(jax.vmap(loss))(delta_BxD, token_BxNxT, pos_BxN)
   one = jax.jit(loss)
@@ -244,26 +240,27 @@ def test_edited_float32_kernel_of_a_bfloat16_model_is_not_rounded():
 )
 def test_narrow_models_keep_their_dtype_and_give_float32_logits(family, dtype):
   token_NxT = tiny.tokens(2, 6)
-  config, params = tiny.model(family)
-  exact = head(config, params, _forward(config, params, token_NxT)[0])
-  config, params = tiny.in_dtype(config, params, dtype)
-  hidden, _ = _forward(config, params, token_NxT)
-  logits = head(config, params, hidden)
+  model = tiny.model(family)
+  exact = model.head(_run(model, token_NxT)[0])
+  model = tiny.in_dtype(model, dtype)
+  hidden, _ = _run(model, token_NxT)
+  logits = model.head(hidden)
   assert (hidden.dtype, logits.dtype) == (jnp.dtype(dtype), jnp.float32)
   assert jnp.linalg.norm(logits - exact) < 0.05 * jnp.linalg.norm(exact)
 
-  flat, path = traverse_util.flatten_dict(params), kernel_path(Kernel(1, 'mlp'))
-  edited = traverse_util.unflatten_dict({**flat, path: flat[path].astype(jnp.float32) * 1.5})
-  after, _ = _forward(config, edited, token_NxT)  # a float32 kernel does not widen the rest
+  flat, path = traverse_util.flatten_dict(model.params), kernel_path(Kernel(1, 'mlp'))
+  flat[path] = flat[path].astype(jnp.float32) * 1.5
+  edited = model.replace(params=traverse_util.unflatten_dict(flat))
+  after, _ = _run(edited, token_NxT)  # a float32 kernel does not widen the rest
   assert after.dtype == hidden.dtype
   assert (after != hidden).any(-1).all()
 
 
 def test_unknown_or_skipped_tap_is_an_error():
-  config, params = tiny.model('gptj')
+  model = tiny.model('gptj')
   for tap in ('0/mlp_inn', '1/mlp_in', '9/mlp_in'):
     with pytest.raises(ValueError, match=tap):
-      forward(config, params, tiny.tokens(1, 3), stop=1, taps=[tap])
+      model(tiny.tokens(1, 3), stop=1, taps=[tap])
 
 
 def test_configs_that_are_not_supported_name_the_field():
@@ -283,6 +280,6 @@ def test_configs_that_are_not_supported_name_the_field():
 
 
 def test_config_is_a_jit_constant():
-  config, _ = tiny.model('llama')
+  config = tiny.model('llama').config
   assert hash(config) == hash(dataclasses.replace(config))
   assert config != dataclasses.replace(config, norm_eps=1e-6)

@@ -1,7 +1,6 @@
 """Rows of a batch are continued as if each were alone, and sampling is what it says."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,48 +8,47 @@ import numpy as np
 import pytest
 
 from helpers import tiny
-from jedit.models import FAMILIES, forward, head
 from jedit.models import generate as generate_module
 from jedit.models.export import save_directory
-from jedit.models.generate import bucket, generate
+from jedit.models.generate import generate
+from jedit.parallel.shapes import bucket
 from jedit.types import UserError
 
 ROWS = [row.tolist()[:length] for row, length in zip(tiny.tokens(5, 11), (3, 11, 1, 6, 8))]
 
 
-@functools.partial(jax.jit, static_argnames=('config',))
-def _last_logits(config, params, token_1xT, position_1xT, last):
-  hidden, _ = forward(config, params, token_1xT, position_NxT=position_1xT)
-  return head(config, params, hidden[0, last])
+@jax.jit
+def _last_logits(model, token_1xT, position_1xT, last):
+  hidden, _ = model(token_1xT, position_NxT=position_1xT)
+  return model.head(hidden[0, last])
 
 
-def _greedy(config, params, row, num_new):
+def _greedy(model, row, num_new):
   """The plain way: the whole row again for every token."""
   row = list(row)
   for _ in range(num_new):
     padded = jnp.asarray([row + [0] * (32 - len(row))])
     position = jnp.minimum(jnp.arange(32), len(row) - 1)[None]
-    row.append(int(_last_logits(config, params, padded, position, len(row) - 1).argmax()))
+    row.append(int(_last_logits(model, padded, position, len(row) - 1).argmax()))
   return row[-num_new:]
 
 
 # Positions that turn, turn within a window, and are learned.
 @pytest.mark.parametrize('family', ['llama', 'mistral', 'gpt2'])
 def test_greedy_tokens_are_those_of_whole_forward_passes(family):
-  config, params = tiny.model(family)
-  new = generate(config, params, ROWS, max_new_tokens=9)
-  assert new == [_greedy(config, params, row, 9) for row in ROWS]
+  model = tiny.model(family)
+  new = generate(model, ROWS, max_new_tokens=9)
+  assert new == [_greedy(model, row, 9) for row in ROWS]
 
 
 def test_padding_does_not_scale_dynamic_positions():
   """A prompt of 9 tokens is padded beyond the 10 positions after which they are scaled."""
   fields = {'rope_scaling': {'type': 'dynamic', 'factor': 2.0}, 'max_position_embeddings': 10}
-  config = FAMILIES['llama'].read_config(tiny.hf_config('llama', **fields), 'float32')
-  params = tiny.random_params(config)
+  model = tiny.make_model('llama', **fields)
   row = tiny.tokens(1, 9)[0].tolist()
-  [new] = generate(config, params, [row], max_new_tokens=1)
+  [new] = generate(model, [row], max_new_tokens=1)
   assert bucket(9) > 10
-  assert new == _greedy(config, params, row, 1)
+  assert new == _greedy(model, row, 1)
 
 
 @pytest.mark.parametrize('family', [*tiny.HF_CONFIGS, *tiny.LLAMA_LIKE])
@@ -58,11 +56,11 @@ def test_greedy_tokens_are_those_of_transformers(family, tmp_path):
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
   transformers.utils.logging.disable_progress_bar()
-  config, params = tiny.model(family)
-  save_directory(tmp_path / 'a', config, params, tiny.hf_config(family))
+  ours = tiny.model(family)
+  save_directory(tmp_path / 'a', ours, tiny.hf_config(family))
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'a')
-  stop = generate(config, params, ROWS[:1], max_new_tokens=5)[0][3]  # one that comes up
-  new = generate(config, params, ROWS, max_new_tokens=9, stop_ids=[stop])
+  stop = generate(ours, ROWS[:1], max_new_tokens=5)[0][3]  # one that comes up
+  new = generate(ours, ROWS, max_new_tokens=9, stop_ids=[stop])
   assert min(map(len, new)) < 9
   for row, ids in zip(ROWS, new, strict=True):
     token_1xT = torch.tensor([row])
@@ -78,47 +76,46 @@ def test_greedy_tokens_are_those_of_transformers(family, tmp_path):
 
 
 def test_rows_do_not_depend_on_their_company():
-  config, params = tiny.model('llama')
+  model = tiny.model('llama')
   settings = dict(max_new_tokens=12, top_k=5, seed=3)
-  together = generate(config, params, ROWS, **settings)
-  assert generate(config, params, ROWS, batch_size=4, **settings) == together
-  backwards = generate(config, params, ROWS[::-1], row_ids=[4, 3, 2, 1, 0], **settings)
+  together = generate(model, ROWS, **settings)
+  assert generate(model, ROWS, batch_size=4, **settings) == together
+  backwards = generate(model, ROWS[::-1], row_ids=[4, 3, 2, 1, 0], **settings)
   assert backwards[::-1] == together
-  assert generate(config, params, ROWS[3:4], row_ids=[3], **settings) == together[3:4]
-  assert generate(config, params, ROWS, **{**settings, 'seed': 4}) != together
-  assert generate(config, params, ROWS, row_ids=[9, 8, 7, 6, 5], **settings) != together
+  assert generate(model, ROWS[3:4], row_ids=[3], **settings) == together[3:4]
+  assert generate(model, ROWS, **{**settings, 'seed': 4}) != together
+  assert generate(model, ROWS, row_ids=[9, 8, 7, 6, 5], **settings) != together
 
 
 def test_lengths_and_stop_tokens():
-  config, params = tiny.model('gptj')
-  free = generate(config, params, ROWS, max_new_tokens=12)
+  model = tiny.model('gptj')
+  free = generate(model, ROWS, max_new_tokens=12)
   assert [len(ids) for ids in free] == [12] * 5
-  capped = generate(config, params, ROWS, max_new_tokens=12, max_length=10)
+  capped = generate(model, ROWS, max_new_tokens=12, max_length=10)
   assert capped == [ids[: max(0, 10 - len(row))] for row, ids in zip(ROWS, free, strict=True)]
   assert [len(ids) for ids in capped] == [7, 0, 9, 4, 2]
   stop = free[0][4]
-  stopped = generate(config, params, ROWS, max_new_tokens=12, stop_ids=[stop])
+  stopped = generate(model, ROWS, max_new_tokens=12, stop_ids=[stop])
   cut = [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in free]
   assert stopped == cut
-  assert generate(config, params, ROWS, max_new_tokens=0) == [[]] * 5
-  assert generate(config, params, [], max_new_tokens=3) == []
+  assert generate(model, ROWS, max_new_tokens=0) == [[]] * 5
+  assert generate(model, [], max_new_tokens=3) == []
 
 
 def test_samples_follow_the_renormalised_most_probable_tokens():
-  config, params = tiny.model('gptj')
+  model = tiny.model('gptj')
   row, num_draws, temperature = ROWS[0], 2048, 0.7
   draws = generate(
-    config,
-    params,
+    model,
     [row] * num_draws,
     max_new_tokens=1,
     top_k=4,
     temperature=temperature,
     batch_size=num_draws,
   )
-  count_V = np.bincount([ids[0] for ids in draws], minlength=config.vocab_size)
+  count_V = np.bincount([ids[0] for ids in draws], minlength=model.config.vocab_size)
   token_1xT, position_1xT = jnp.asarray([row]), jnp.arange(len(row))[None]
-  logits_V = np.asarray(_last_logits(config, params, token_1xT, position_1xT, len(row) - 1))
+  logits_V = np.asarray(_last_logits(model, token_1xT, position_1xT, len(row) - 1))
   best_K = np.argsort(-logits_V)[:4]
   expected_K = np.exp((logits_V[best_K] - logits_V.max()) / temperature)
   expected_K = num_draws * expected_K / expected_K.sum()
@@ -128,38 +125,34 @@ def test_samples_follow_the_renormalised_most_probable_tokens():
 
 
 def test_few_programs_serve_many_shapes():
-  config, params = tiny.model('gptj')
-  config = dataclasses.replace(config, norm_eps=1.5e-5)  # a config no other test has compiled
+  model = tiny.model('gptj')
+  config = dataclasses.replace(model.config, norm_eps=1.5e-5)  # a config no other test has compiled
+  model = model.replace(config=config)
   before = generate_module._decode._cache_size()
   for length in range(1, 9):
     rows = [list(range(length))] * 3
-    generate(config, params, rows, max_new_tokens=length, top_k=2, temperature=length / 2)
+    generate(model, rows, max_new_tokens=length, top_k=2, temperature=length / 2)
   assert generate_module._decode._cache_size() == before + 1
 
 
-def test_buckets_hold_their_length_and_waste_little():
-  sizes = sorted({bucket(length) for length in range(1, 400)})
-  assert sizes == [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
-  for length in range(9, 400):
-    assert length <= bucket(length) <= 1.5 * length
-
-
 def test_a_bfloat16_model_with_an_edited_float32_kernel_generates():
-  config, params = tiny.in_dtype(*tiny.model('gptj'), 'bfloat16')
+  model = tiny.in_dtype(tiny.model('gptj'), 'bfloat16')
+  params = model.params
   down = params['block_1']['mlp']['down']
   edited_down = {**down, 'kernel': down['kernel'].astype(jnp.float32)}
   block = {**params['block_1'], 'mlp': {**params['block_1']['mlp'], 'down': edited_down}}
-  [new] = generate(config, {**params, 'block_1': block}, ROWS[:1], max_new_tokens=4)
+  edited = model.replace(params={**params, 'block_1': block})
+  [new] = generate(edited, ROWS[:1], max_new_tokens=4)
   assert len(new) == 4
 
 
 def test_rows_end_with_the_positions_that_a_model_has_learned():
-  config, params = tiny.model('gpt2')
-  row = [1] * (config.max_positions - 2)
-  assert len(generate(config, params, [row], max_new_tokens=2)[0]) == 2
-  assert len(generate(config, params, [row], max_new_tokens=9, max_length=len(row) + 1)[0]) == 1
+  model = tiny.model('gpt2')
+  row = [1] * (model.config.max_positions - 2)
+  assert len(generate(model, [row], max_new_tokens=2)[0]) == 2
+  assert len(generate(model, [row], max_new_tokens=9, max_length=len(row) + 1)[0]) == 1
   with pytest.raises(UserError, match='would have 65 tokens, the model has positions for 64'):
-    generate(config, params, [row], max_new_tokens=3)
+    generate(model, [row], max_new_tokens=3)
 
 
 @pytest.mark.parametrize(
@@ -174,4 +167,4 @@ def test_rows_end_with_the_positions_that_a_model_has_learned():
 )
 def test_settings_out_of_range_are_named(rows, settings, words):
   with pytest.raises(UserError, match=words):
-    generate(*tiny.model('gptj'), rows, **{'max_new_tokens': 3, **settings})
+    generate(tiny.model('gptj'), rows, **{'max_new_tokens': 3, **settings})

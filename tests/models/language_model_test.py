@@ -1,6 +1,5 @@
 """A language model answers for a text alone as in a batch, and its directory loads again."""
 
-import functools
 import json
 
 import jax
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 
 from helpers import editing
-from jedit.models import forward, head
 from jedit.models.language_model import load
 from jedit.models.patch import Patch, Update
 from jedit.types import UserError
@@ -17,10 +15,10 @@ both_families = pytest.mark.parametrize('family', ['gptj', 'llama'])
 TEXTS = editing.texts(editing.REQUESTS)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(config, params, token_1xT):
-  hidden, _ = forward(config, params, token_1xT)
-  return head(config, params, hidden[0])
+@jax.jit
+def _logits(model, token_1xT):
+  hidden, _ = model(token_1xT)
+  return model.head(hidden[0])
 
 
 @both_families
@@ -30,7 +28,7 @@ def test_padding_does_not_move_logits(family):
   assert together.shape == (len(TEXTS), lm.config.vocab_size) and together.dtype == np.float32
   for i in (1, 3):  # a short text and a long one, with no padding at all
     row = lm.tokenizer(TEXTS[i])['input_ids']
-    alone_TxV = _logits(lm.config, lm.params, np.array([row], np.int32))
+    alone_TxV = _logits(lm.model, np.array([row], np.int32))
     np.testing.assert_allclose(together[i], alone_TxV[-1], rtol=0, atol=1e-4)
 
 
@@ -48,7 +46,7 @@ def test_generation_continues_each_text_with_the_most_probable_tokens(family):
     row = lm.tokenizer(before)['input_ids']
     for _ in range(3):
       padded = np.array([row + [0] * (24 - len(row))], np.int32)
-      row = [*row, int(_logits(lm.config, lm.params, padded)[len(row) - 1].argmax())]
+      row = [*row, int(_logits(lm.model, padded)[len(row) - 1].argmax())]
       if row[-1] == lm.tokenizer.eos_token_id:
         break
     assert after == lm.tokenizer.decode(row, skip_special_tokens=True)

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from helpers import tiny
 from jedit.io import storage
-from jedit.models import FAMILIES, kernel_path, load
+from jedit.models import FAMILIES, Model, kernel_path, load
 from jedit.models.export import save_directory
 from jedit.models.load import fingerprint, load_directory
 from jedit.models.sharding import param_shardings
@@ -35,16 +35,11 @@ both_families = pytest.mark.parametrize('family', tuple(tiny.HF_CONFIGS))
 def _save(path, family='gptj', *, dtype=None, **fields):
   """A saved small model: its parameters and config.json."""
   hf_config = tiny.hf_config(family, **fields)
-  config = FAMILIES[family].read_config(hf_config, 'float32')
-  params = tiny.random_params(config)
+  model = tiny.make_model(family, **fields)
   if dtype is not None:
-    config, params = tiny.in_dtype(config, params, dtype)
-  save_directory(path, config, params, hf_config)
-  return params
-
-
-def _with_params(config):
-  return config, tiny.random_params(config)
+    model = tiny.in_dtype(model, dtype)
+  save_directory(path, model, hf_config)
+  return model.params
 
 
 def _change(path, **tensors):
@@ -58,11 +53,11 @@ def _change(path, **tensors):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
 def test_round_trip_is_bit_equal(family, dtype, tmp_path):
   params = _save(tmp_path / 'a', family, dtype=dtype)
-  config, loaded, hf_config = load_directory(tmp_path / 'a', dtype)
-  chex.assert_trees_all_equal(loaded, params)
-  chex.assert_trees_all_equal_dtypes(loaded, params)
-  assert (config.dtype, hf_config['dtype']) == (dtype, dtype)
-  save_directory(tmp_path / 'b', config, loaded, hf_config)
+  loaded, hf_config = load_directory(tmp_path / 'a', dtype)
+  chex.assert_trees_all_equal(loaded.params, params)
+  chex.assert_trees_all_equal_dtypes(loaded.params, params)
+  assert (loaded.config.dtype, hf_config['dtype']) == (dtype, dtype)
+  save_directory(tmp_path / 'b', loaded, hf_config)
   for file in ('model.safetensors', 'config.json'):
     assert (tmp_path / 'a' / file).read_bytes() == (tmp_path / 'b' / file).read_bytes()
 
@@ -78,14 +73,14 @@ def test_stored_layout_is_that_of_transformers(tmp_path):
 @both_families
 def test_shards_equal_one_file(family, tmp_path):
   params = _save(tmp_path / 'whole', family)
-  config, _, hf_config = load_directory(tmp_path / 'whole')
-  save_directory(tmp_path / 'shards', config, params, hf_config, shard_bytes=20_000)
+  model, hf_config = load_directory(tmp_path / 'whole')
+  save_directory(tmp_path / 'shards', model, hf_config, shard_bytes=20_000)
   files = sorted(path.name for path in (tmp_path / 'shards').glob('*.safetensors'))
   assert len(files) > 2
   assert files[0] == f'model-00001-of-{len(files):05d}.safetensors'
   index = json.loads((tmp_path / 'shards' / 'model.safetensors.index.json').read_text())
   assert sorted(set(index['weight_map'].values())) == files
-  chex.assert_trees_all_equal(load_directory(tmp_path / 'shards')[1], params)
+  chex.assert_trees_all_equal(load_directory(tmp_path / 'shards')[0].params, params)
 
   (tmp_path / 'shards' / files[1]).unlink()
   with pytest.raises(UserError, match=f'lacks 1 of {len(files)} weight files .{files[1]}.'):
@@ -97,8 +92,9 @@ def test_shards_equal_one_file(family, tmp_path):
 
 def test_weights_are_converted_on_load(tmp_path):
   params = _save(tmp_path / 'a', dtype='bfloat16')
-  _, wide, _ = load_directory(tmp_path / 'a', 'float32')
-  chex.assert_trees_all_equal(wide, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params))
+  wide, _ = load_directory(tmp_path / 'a', 'float32')
+  expected = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+  chex.assert_trees_all_equal(wide.params, expected)
   for dtype in ('int8', 'float23', 'float64'):
     with pytest.raises(UserError, match=dtype):
       load_directory(tmp_path / 'a', dtype)
@@ -150,13 +146,13 @@ def test_tied_heads(family, tmp_path):
   assert 'lm_head.weight' not in load_file(path / 'model.safetensors')
   embedding = np.asarray(params['embed']['embedding'])
   _change(path, **{'lm_head.weight': embedding.copy()})
-  config, loaded, _ = load_directory(path)
-  chex.assert_trees_all_equal(loaded, params)
-  assert config.tie_head
+  loaded, _ = load_directory(path)
+  chex.assert_trees_all_equal(loaded.params, params)
+  assert loaded.config.tie_head
   _change(path, **{'lm_head.weight': embedding + 1})
-  config, loaded, hf_config = load_directory(path)
-  np.testing.assert_array_equal(loaded['head']['kernel'], (embedding + 1).T)
-  assert not config.tie_head
+  loaded, hf_config = load_directory(path)
+  np.testing.assert_array_equal(loaded.params['head']['kernel'], (embedding + 1).T)
+  assert not loaded.config.tie_head
   assert hf_config['tie_word_embeddings'] is False
 
 
@@ -164,7 +160,7 @@ def test_stored_buffers_are_ignored(tmp_path):
   params = _save(tmp_path / 'a')
   masks = {'transformer.h.0.attn.bias': np.ones((1, 1, 4, 4), np.uint8)}
   _change(tmp_path / 'a', **masks)
-  chex.assert_trees_all_equal(load_directory(tmp_path / 'a')[1], params)
+  chex.assert_trees_all_equal(load_directory(tmp_path / 'a')[0].params, params)
 
 
 def test_directories_that_cannot_be_used_say_why(tmp_path):
@@ -202,35 +198,34 @@ def test_directories_that_cannot_be_used_say_why(tmp_path):
 
 
 def test_export_rounds_edited_kernels_once_and_reports_it(tmp_path):
-  config, params = tiny.in_dtype(*tiny.model('gptj'), 'bfloat16')
-  flat, path = traverse_util.flatten_dict(params), kernel_path(Kernel(1, 'mlp'))
+  model = tiny.in_dtype(tiny.model('gptj'), 'bfloat16')
+  flat, path = traverse_util.flatten_dict(model.params), kernel_path(Kernel(1, 'mlp'))
   update = 0.01 * np.random.default_rng(0).normal(size=flat[path].shape)
   kernel = flat[path].astype(jnp.float32) * (1 + jnp.asarray(update, jnp.float32))
-  edited = traverse_util.unflatten_dict({**flat, path: kernel})
-  export = save_directory(tmp_path / 'a', config, edited, tiny.GPTJ, dtype='bfloat16', base=params)
+  edited = model.replace(params=traverse_util.unflatten_dict({**flat, path: kernel}))
+  export = save_directory(tmp_path / 'a', edited, tiny.GPTJ, dtype='bfloat16', base=model.params)
   assert export.dtype == 'bfloat16'
   assert list(export.rounding) == ['transformer.h.1.mlp.fc_out.weight']
   [cost] = export.rounding.values()
-  stored = load_directory(tmp_path / 'a', 'float32')[1]['block_1']['mlp']['down']['kernel']
+  stored = load_directory(tmp_path / 'a', 'float32')[0].params['block_1']['mlp']['down']['kernel']
   error = np.linalg.norm(stored - kernel)
   np.testing.assert_allclose(cost.weight, error / np.linalg.norm(kernel), rtol=1e-4)
   change = np.linalg.norm(kernel - flat[path].astype(jnp.float32))
   np.testing.assert_allclose(cost.update, error / change, rtol=1e-4)
   # An update of a hundredth of the weights loses a hundred times what the weights do.
   assert cost.weight < 0.003 < 0.1 < cost.update < 0.3
-  exact = save_directory(tmp_path / 'b', config, edited, tiny.GPTJ, dtype='float32')
+  exact = save_directory(tmp_path / 'b', edited, tiny.GPTJ, dtype='float32')
   assert (exact.dtype, dict(exact.rounding)) == ('float32', {})
-  chex.assert_trees_all_equal(
-    load_directory(tmp_path / 'b', 'float32')[1]['block_1']['mlp']['down']['kernel'], kernel
-  )
+  loaded, _ = load_directory(tmp_path / 'b', 'float32')
+  chex.assert_trees_all_equal(loaded.params['block_1']['mlp']['down']['kernel'], kernel)
 
 
 def test_export_brings_the_tokenizer_files_along(tmp_path):
   _save(tmp_path / 'a')
   for name in ('tokenizer.json', 'merges.txt', 'generation_config.json', 'notes.txt'):
     (tmp_path / 'a' / name).write_text(name)
-  config, params, hf_config = load_directory(tmp_path / 'a')
-  save_directory(tmp_path / 'b', config, params, hf_config, source=tmp_path / 'a')
+  model, hf_config = load_directory(tmp_path / 'a')
+  save_directory(tmp_path / 'b', model, hf_config, source=tmp_path / 'a')
   written = sorted(path.name for path in (tmp_path / 'b').iterdir())
   assert written == [
     'config.json',
@@ -247,27 +242,25 @@ def test_export_brings_the_tokenizer_files_along(tmp_path):
 def test_export_changes_the_edited_tensor_and_nothing_else(family, stored, loaded, tmp_path):
   """Also where the model was loaded in another dtype, and what carries no weights stays."""
   hf_config = tiny.hf_config(family, tie_word_embeddings=True)
-  config, params = tiny.in_dtype(
-    *_with_params(FAMILIES[family].read_config(hf_config, 'float32')), stored
-  )
+  model = tiny.in_dtype(tiny.make_model(family, tie_word_embeddings=True), stored)
   source = tmp_path / 'source'
-  save_directory(source, config, params, hf_config, shard_bytes=20_000)
+  save_directory(source, model, hf_config, shard_bytes=20_000)
   index_file = source / 'model.safetensors.index.json'
   index = json.loads(index_file.read_text())
   [head] = [name for name, path, _ in FAMILIES[family].names if path == 'head/kernel']
   extra = {
-    head: np.array(params['embed']['embedding']),
+    head: np.array(model.params['embed']['embedding']),
     _BUFFERS[family]: np.ones((1, 1, 4, 4), np.uint8),
   }
   save_file(extra, source / 'model-extra.safetensors', {'format': 'pt'})
   index['weight_map'] |= dict.fromkeys(extra, 'model-extra.safetensors')
   index_file.write_text(json.dumps(index))
 
-  config, params, hf_config = load_directory(source, loaded)
-  flat, path = traverse_util.flatten_dict(params), kernel_path(Kernel(1, 'mlp'))
+  model, hf_config = load_directory(source, loaded)
+  flat, path = traverse_util.flatten_dict(model.params), kernel_path(Kernel(1, 'mlp'))
   flat[path] = flat[path].astype(jnp.float32) * 1.5
-  edited = traverse_util.unflatten_dict(flat)
-  export = save_directory(tmp_path / 'out', config, edited, hf_config, source=source)
+  edited = model.replace(params=traverse_util.unflatten_dict(flat))
+  export = save_directory(tmp_path / 'out', edited, hf_config, source=source)
   assert export.dtype == 'float32' and not export.rounding
   written = json.loads((tmp_path / 'out' / index_file.name).read_text())
   assert written['weight_map'] == index['weight_map']
@@ -278,30 +271,31 @@ def test_export_changes_the_edited_tensor_and_nothing_else(family, stored, loade
     for name, tensor in before.items():
       if tensor.dtype != after[name].dtype or tensor.tobytes() != after[name].tobytes():
         changed.append(name)
-  names = {ours: name for name, (ours, _, _) in load.name_table(config).items()}
+  names = {ours: name for name, (ours, _, _) in load.name_table(model.config).items()}
   assert changed == [names['/'.join(path)]]
-  again = load_directory(tmp_path / 'out', 'float32')[1]
-  np.testing.assert_array_equal(again['block_1']['mlp']['down']['kernel'], flat[path])
+  again, _ = load_directory(tmp_path / 'out', 'float32')
+  np.testing.assert_array_equal(again.params['block_1']['mlp']['down']['kernel'], flat[path])
 
   # The embedding is stored twice: an edit of it has to reach both.
   flat[('embed', 'embedding')] += 1
-  edited = traverse_util.unflatten_dict(flat)
-  save_directory(tmp_path / 'both', config, edited, hf_config, source=source)
-  assert load_directory(tmp_path / 'both')[0].tie_head
+  edited = model.replace(params=traverse_util.unflatten_dict(flat))
+  save_directory(tmp_path / 'both', edited, hf_config, source=source)
+  assert load_directory(tmp_path / 'both')[0].config.tie_head
 
 
 def test_export_follows_its_source_only_where_that_is_the_model(tmp_path):
   _save(tmp_path / 'other', n_layer=1)
-  config, params = tiny.model('gptj')
-  save_directory(tmp_path / 'a', config, params, tiny.GPTJ, source=tmp_path / 'other')
-  chex.assert_trees_all_equal(load_directory(tmp_path / 'a')[1], params)
+  model = tiny.model('gptj')
+  params = model.params
+  save_directory(tmp_path / 'a', model, tiny.GPTJ, source=tmp_path / 'other')
+  chex.assert_trees_all_equal(load_directory(tmp_path / 'a')[0].params, params)
   _change(tmp_path / 'a', **{'lm_head.bias': np.zeros(tiny.VOCAB, np.float32)})  # since it was read
-  save_directory(tmp_path / 'b', config, params, tiny.GPTJ, source=tmp_path / 'a')
-  chex.assert_trees_all_equal(load_directory(tmp_path / 'b')[1], params)
+  save_directory(tmp_path / 'b', model, tiny.GPTJ, source=tmp_path / 'a')
+  chex.assert_trees_all_equal(load_directory(tmp_path / 'b')[0].params, params)
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
-  config, params = tiny.model('gptj')
+  model = tiny.model('gptj')
   written = []
 
   def full(path):
@@ -311,7 +305,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
   monkeypatch.setattr(storage, '_sync', full)
   with pytest.raises(UserError, match='No space left on device.*has space'):
-    save_directory(tmp_path / 'a', config, params, tiny.GPTJ, shard_bytes=20_000)
+    save_directory(tmp_path / 'a', model, tiny.GPTJ, shard_bytes=20_000)
   assert len(written) == 2 and not list(tmp_path.iterdir())
 
 
@@ -319,9 +313,10 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 def test_parameters_go_to_their_devices(family, tmp_path):
   params = _save(tmp_path / 'a', family)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'model'))
-  config, loaded, _ = load_directory(tmp_path / 'a', mesh=mesh)
-  chex.assert_trees_all_equal(loaded, params)
-  assert jax.tree.map(lambda leaf: leaf.sharding, loaded) == param_shardings(config, mesh)
+  loaded, _ = load_directory(tmp_path / 'a', mesh=mesh)
+  chex.assert_trees_all_equal(loaded.params, params)
+  placed = jax.tree.map(lambda leaf: leaf.sharding, loaded.params)
+  assert placed == param_shardings(loaded.config, mesh)
 
 
 def test_a_model_larger_than_the_free_memory_is_refused(tmp_path, monkeypatch):
@@ -336,38 +331,43 @@ def test_a_model_larger_than_the_free_memory_is_refused(tmp_path, monkeypatch):
 
 
 def test_export_leaves_nothing_half_written(tmp_path):
-  config, params = tiny.model('gptj')
+  model = tiny.model('gptj')
 
   class Broken:
     def save_pretrained(self, path):
       raise OSError('disk full')
 
   with pytest.raises(UserError, match='disk full'):
-    save_directory(tmp_path / 'a', config, params, tiny.GPTJ, tokenizer=Broken())
+    save_directory(tmp_path / 'a', model, tiny.GPTJ, tokenizer=Broken())
   assert not list(tmp_path.iterdir())
   (tmp_path / 'a').mkdir()
   (tmp_path / 'a' / 'mine.txt').write_text('keep')
   with pytest.raises(UserError, match='exists already'):
-    save_directory(tmp_path / 'a', config, params, tiny.GPTJ)
+    save_directory(tmp_path / 'a', model, tiny.GPTJ)
   assert [path.name for path in tmp_path.rglob('*')] == ['a', 'mine.txt']
 
 
 def test_fingerprint_sees_how_weights_are_used():
-  config, params = tiny.model('llama')
+  model = tiny.model('llama')
+  config = model.config
   same = dataclasses.replace(config, dtype='bfloat16', renames=(('model.', ''),))
-  assert fingerprint(params, config) == fingerprint(params, same) != fingerprint(params)
+  assert fingerprint(model) == fingerprint(model.replace(config=same))
   others = [
     dataclasses.replace(config, norm_eps=2e-5),
     dataclasses.replace(config, num_heads=2),
     dataclasses.replace(config, rope=dataclasses.replace(config.rope, theta=5e5)),
   ]
-  assert len({fingerprint(params, each) for each in [config, *others]}) == 4
+  assert len({fingerprint(model.replace(config=each)) for each in [config, *others]}) == 4
 
 
 def test_fingerprint_sees_every_bit():
   tree = {'a': {'kernel': jnp.arange(12.0).reshape(3, 4)}, 'b': jnp.ones((2,), jnp.bfloat16)}
-  first = fingerprint(tree)
-  assert first == fingerprint(jax.tree.map(np.asarray, tree)) == '777d75722c9ee906'
+
+  def of(params):
+    return fingerprint(Model(params, config=tiny.model('llama').config))
+
+  first = of(tree)
+  assert first == of(jax.tree.map(np.asarray, tree)) == '9dcb3ba7181093ca'
   kernel = tree['a']['kernel']
   different = [
     {**tree, 'a': {'kernel': kernel.at[2, 3].set(np.nextafter(np.float32(11), np.float32(12)))}},
@@ -378,4 +378,4 @@ def test_fingerprint_sees_every_bit():
     {**tree, 'b': jnp.ones((2,), jnp.float16)},
     {**tree, 'b': jnp.ones((2,), jnp.float32)},
   ]
-  assert len({first, *map(fingerprint, different)}) == 1 + len(different)
+  assert len({first, *map(of, different)}) == 1 + len(different)

@@ -4,7 +4,6 @@ Tolerance: 1e-4 absolute in float32. The two programs add in different orders; m
 differences are below 2e-5.
 """
 
-import dataclasses
 import json
 
 import jax
@@ -15,12 +14,12 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from helpers import tiny
-from jedit.models import FAMILIES, forward, head, kernel_path
-from jedit.models.encoding import load_tokenizer
+from jedit.models import FAMILIES, Model, kernel_path
 from jedit.models.export import save_directory
 from jedit.models.language_model import load
 from jedit.models.load import load_directory
 from jedit.models.sites import PLACES, site
+from jedit.models.tokenizer import load_tokenizer
 from jedit.types import Kernel
 
 torch = pytest.importorskip('torch')
@@ -143,7 +142,7 @@ CASES = {
 def _make_directory(path, family, fields):
   hf_config = {k: v for k, v in tiny.hf_config(family, **fields).items() if v is not None}
   config = FAMILIES[family].read_config(hf_config, 'float32')
-  save_directory(path, config, tiny.random_params(config), hf_config)
+  save_directory(path, Model(tiny.random_params(config), config=config), hf_config)
   return path
 
 
@@ -191,15 +190,15 @@ def _torch_sites(model, token_NxT, length_N):
   return out.logits.float().numpy(), seen
 
 
-def _our_sites(config, params, token_NxT):
-  taps = [site(layer, place) for layer in range(config.num_layers) for place in PLACES]
+def _our_sites(model, token_NxT):
+  taps = [site(layer, place) for layer in range(model.config.num_layers) for place in PLACES]
 
   @jax.jit
-  def run(params, token_NxT):
-    hidden, seen = forward(config, params, token_NxT, taps=taps)
-    return head(config, params, hidden), seen
+  def run(model, token_NxT):
+    hidden, seen = model(token_NxT, taps=taps)
+    return model.head(hidden), seen
 
-  return jax.device_get(run(params, token_NxT))
+  return jax.device_get(run(model, token_NxT))
 
 
 def _assert_close(ours, theirs, length_N, name):
@@ -211,10 +210,10 @@ def _assert_close(ours, theirs, length_N, name):
 
 
 def _assert_same(path, longest):
-  config, params, _ = load_directory(path)
+  model, _ = load_directory(path)
   length_N = (longest, longest - 3, 5)
   token_NxT = tiny.tokens(3, longest)
-  logits, seen = _our_sites(config, params, token_NxT)
+  logits, seen = _our_sites(model, token_NxT)
   torch_logits, torch_seen = _torch_sites(_torch_model(path), token_NxT, length_N)
   assert set(seen) == set(torch_seen)
   _assert_close(logits, torch_logits, length_N, 'logits')
@@ -235,8 +234,8 @@ def test_golden_models(model, shared):
     pytest.skip(f'{path} is absent')
   golden = np.load(path / 'logits.npz')
   token_NxT, length_N = jnp.asarray(golden['test_ids'], jnp.int32), golden['test_lengths']
-  config, params, _ = load_directory(path)
-  logits, seen = _our_sites(config, params, token_NxT)
+  model, _ = load_directory(path)
+  logits, seen = _our_sites(model, token_NxT)
   torch_logits, torch_seen = _torch_sites(_torch_model(path), token_NxT, length_N)
   _assert_close(logits, golden['logits_hf_float32'], length_N, 'stored logits')
   _assert_close(logits, torch_logits, length_N, 'logits')
@@ -247,18 +246,16 @@ def test_golden_models(model, shared):
 @pytest.mark.parametrize('family', tiny.HF_CONFIGS)
 def test_padding_on_the_left_equals_transformers(family, tmp_path):
   path = _make_directory(tmp_path / 'model', family, {})
-  config, params, _ = load_directory(path)
+  model, _ = load_directory(path)
   token_NxT, pad_N = np.asarray(tiny.tokens(2, 12)), np.array([0, 5])
   position_NxT = np.arange(12)[None] - pad_N[:, None]
   is_real_NxT = position_NxT >= 0
   position_NxT = np.maximum(position_NxT, 0)
 
   @jax.jit
-  def run(params):
-    hidden, _ = forward(
-      config, params, token_NxT, position_NxT=position_NxT, segment_NxT=is_real_NxT
-    )
-    return head(config, params, hidden)
+  def run(model):
+    hidden, _ = model(token_NxT, position_NxT=position_NxT, segment_NxT=is_real_NxT)
+    return model.head(hidden)
 
   with torch.no_grad():
     expected = _torch_model(path)(
@@ -266,7 +263,7 @@ def test_padding_on_the_left_equals_transformers(family, tmp_path):
       attention_mask=torch.tensor(is_real_NxT.astype(np.int64)),
       position_ids=torch.tensor(position_NxT),
     ).logits
-  for ours, theirs, is_real_T in zip(run(params), expected, is_real_NxT, strict=True):
+  for ours, theirs, is_real_T in zip(run(model), expected, is_real_NxT, strict=True):
     np.testing.assert_allclose(ours[is_real_T], theirs[is_real_T], rtol=0, atol=ATOL)
 
 
@@ -277,8 +274,8 @@ def test_what_transformers_saved_comes_back_bit_for_bit(case, tmp_path):
   auto = transformers.AutoModel if case != family else transformers.AutoModelForCausalLM
   torch.manual_seed(0)
   auto.from_config(hf_config).save_pretrained(tmp_path / 'theirs')
-  config, params, hf_config = load_directory(tmp_path / 'theirs')
-  save_directory(tmp_path / 'ours', config, params, hf_config)
+  model, hf_config = load_directory(tmp_path / 'theirs')
+  save_directory(tmp_path / 'ours', model, hf_config)
   theirs, ours = (load_file(tmp_path / d / 'model.safetensors') for d in ('theirs', 'ours'))
   assert ours.keys() == theirs.keys()
   for name, tensor in theirs.items():
@@ -316,8 +313,8 @@ def test_checkpoints_of_older_programs(tmp_path):
     stored = {**tensors, **extra}
     save_file(stored, path / 'model.safetensors', {'format': 'pt'})
     _assert_same(path, 12)
-    config, params, hf_config = load_directory(path)
-    save_directory(tmp_path / f'{family}_again', config, params, hf_config, source=path)
+    model, hf_config = load_directory(path)
+    save_directory(tmp_path / f'{family}_again', model, hf_config, source=path)
     again = load_file(tmp_path / f'{family}_again' / 'model.safetensors')
     assert again.keys() == stored.keys()
     assert all(np.array_equal(again[name], tensor) for name, tensor in stored.items())
@@ -337,15 +334,16 @@ def test_text_becomes_the_same_logits_with_the_tokenizers_of_real_models(
   real = load_tokenizer(source)
   hf_config = tiny.hf_config(family, vocab_size=len(real))
   config = FAMILIES[family].read_config(hf_config, 'float32')
-  save_directory(tmp_path / 'a', config, tiny.random_params(config), hf_config, tokenizer=real)
+  model = Model(tiny.random_params(config), config=config)
+  save_directory(tmp_path / 'a', model, hf_config, tokenizer=real)
   lm = load(tmp_path / 'a')
   lm.export(tmp_path / 'b')
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'b')
-  model = _torch_model(tmp_path / 'b')
+  torch_model = _torch_model(tmp_path / 'b')
   texts = ['The mother tongue of Danielle Darrieux is', ' 東京  and\n\nZoë', 'x']
   for text, logits in zip(texts, lm.logits(texts), strict=True):
     with torch.no_grad():
-      expected = model(torch.tensor([theirs(text)['input_ids']])).logits[0, -1]
+      expected = torch_model(torch.tensor([theirs(text)['input_ids']])).logits[0, -1]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=ATOL)
 
 
@@ -354,7 +352,7 @@ def test_stored_head_wins_over_a_config_that_ties_it(tmp_path):
   hf_config = json.loads((path / 'config.json').read_text())
   hf_config['tie_word_embeddings'] = True
   (path / 'config.json').write_text(json.dumps(hf_config))
-  assert load_directory(path)[2]['tie_word_embeddings'] is False
+  assert load_directory(path)[1]['tie_word_embeddings'] is False
   _assert_same(path, 12)
 
 
@@ -364,8 +362,8 @@ def test_bfloat16_is_as_close_to_float32_as_transformers(family, tmp_path):
   token_NxT = tiny.tokens(4, 12)
   exact, _ = _torch_sites(_torch_model(path), token_NxT, [12] * 4)
   theirs, _ = _torch_sites(_torch_model(path, 'bfloat16'), token_NxT, [12] * 4)
-  config, params, _ = load_directory(path, 'bfloat16')
-  ours, _ = _our_sites(config, params, token_NxT)
+  model, _ = load_directory(path, 'bfloat16')
+  ours, _ = _our_sites(model, token_NxT)
   error = np.linalg.norm(ours - exact) / np.linalg.norm(exact)
   # Both round after every operation, not always after the same ones.
   assert 1e-4 < error < 1.5 * np.linalg.norm(theirs - exact) / np.linalg.norm(exact) < 0.1
@@ -373,19 +371,17 @@ def test_bfloat16_is_as_close_to_float32_as_transformers(family, tmp_path):
 
 @pytest.mark.parametrize('family', tiny.HF_CONFIGS)
 def test_transformers_loads_an_edited_export(family, tmp_path):
-  config, params = tiny.model(family)
-  flat = traverse_util.flatten_dict(params)
+  base = tiny.model(family)
+  flat = traverse_util.flatten_dict(base.params)
   path = kernel_path(Kernel(1, 'mlp'))
-  edited = traverse_util.unflatten_dict({**flat, path: flat[path] * 1.5})
+  edited = base.replace(params=traverse_util.unflatten_dict({**flat, path: flat[path] * 1.5}))
   for dtype in ('float32', 'bfloat16'):
     path = tmp_path / dtype
-    save_directory(path, config, edited, tiny.hf_config(family), dtype=dtype, base=params)
+    save_directory(path, edited, tiny.hf_config(family), dtype=dtype, base=base.params)
     model = transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation='eager')
     assert model.dtype == getattr(torch, dtype)  # from config.json
-    stored_config, stored, _ = load_directory(path, dtype)
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored)
-    stored_config = dataclasses.replace(stored_config, dtype='float32')
+    stored, _ = load_directory(path, dtype)
     token_NxT = tiny.tokens(2, 10)
-    logits, _ = _our_sites(stored_config, wide, token_NxT)
+    logits, _ = _our_sites(tiny.in_dtype(stored, 'float32'), token_NxT)
     expected, _ = _torch_sites(model.float(), token_NxT, [10, 10])
     np.testing.assert_allclose(logits, expected, rtol=0, atol=ATOL)

@@ -142,8 +142,9 @@ def test_revert_restores_every_bit_in_any_order():
 
 def test_edited_kernels_of_a_bfloat16_model_are_float32():
   lm = editing.language_model()
-  config, base = tiny.in_dtype(lm.config, lm.base, 'bfloat16')
-  narrow = LanguageModel(config, base, lm.tokenizer, lm.hf_config, '', fingerprint(base))
+  model = tiny.in_dtype(lm.model, 'bfloat16')
+  base = model.params
+  narrow = LanguageModel(model.config, base, lm.tokenizer, lm.hf_config, '', fingerprint(model))
   patch = Patch({LOW: Update(dense=np.full((24, 16), 1e-4, np.float32))})
   edited = narrow.apply(patch)
   kernel = edited.params['block_0']['mlp']['down']['kernel']

@@ -119,7 +119,7 @@ def test_published_models(model):
 
 
 def test_a_parameter_without_a_rule_is_named(monkeypatch):
-  config, _ = tiny.model('llama')
+  config = tiny.model('llama').config
   family = FAMILIES['llama']
   rules = tuple(row for row in family.sharding if 'down' not in row[0])
   for given, words in (
@@ -133,12 +133,12 @@ def test_a_parameter_without_a_rule_is_named(monkeypatch):
 
 @pytest.mark.parametrize('family', tiny.HF_CONFIGS)
 def test_specs_have_the_tree_of_the_parameters(family):
-  config, params = tiny.model(family)
+  model = tiny.model(family)
   mesh = jax.sharding.AbstractMesh((2, 4), (mesh_module.DATA, mesh_module.MODEL))
   shards = jax.tree.map(
     lambda leaf, placed: placed.shard_shape(leaf.shape),
-    params,
-    sharding.param_shardings(config, mesh),
+    model.params,
+    sharding.param_shardings(model.config, mesh),
   )
   assert shards['embed']['embedding'] == (61, 32)  # 61 is odd
   assert shards['block_1']['attn']['out']['kernel'] == (8, 32)

@@ -11,7 +11,7 @@ import pytest
 
 import jedit
 from helpers import editing, tiny_run
-from jedit.models import ReplaceAt, forward, head, site
+from jedit.models import ReplaceAt, site
 from jedit.models.encoding import encode
 from jedit.probes import contrast, similarity, trace, windows_of
 from jedit.probes.tracing import POSITIONS
@@ -35,7 +35,7 @@ def _states(lm, text):
   """The stream behind every layer of one text, the embeddings first, [S, T, D]."""
   token_1xT = jnp.asarray([lm.tokenizer(text)['input_ids']], jnp.int32)
   taps = [site(layer, 'block_out') for layer in range(lm.config.num_layers)]
-  _, seen = forward(lm.config, lm.params, token_1xT, taps=taps)
+  _, seen = lm.model(token_1xT, taps=taps)
   embedded = lm.params['embed']['embedding'][token_1xT]
   return np.stack([np.asarray(x)[0] for x in (embedded, *(seen[name] for name in taps))])
 
@@ -48,7 +48,7 @@ def test_probabilities_and_ranks_are_those_of_one_text_at_a_time(lm):
     states_SxTxD = _states(lm, request.text)
     for z, final_norm in enumerate((False, True)):
       states_SxQxD = jnp.asarray(states_SxTxD[:, found.position_QxN[:, n]])
-      logits = np.asarray(head(lm.config, lm.params, states_SxQxD, final_norm=final_norm))
+      logits = np.asarray(lm.model.head(states_SxQxD, final_norm=final_norm))
       prob = np.asarray(jax.nn.softmax(logits, axis=-1))
       for o, token in enumerate(found.first_token_OxN[:, n]):
         ours = found.prob_ZxQxOxSxN[z, :, o, :, n]
@@ -95,9 +95,7 @@ def test_similarity_does_not_depend_on_the_other_prompts(lm):
   # In GPT-J both modules read the same state, and the stream before block 0 is the embedding.
   token = lm.tokenizer(requests[2].text)['input_ids'][-1]
   embedding = np.asarray(lm.params['embed']['embedding'][token])
-  out = forward(
-    lm.config,
-    lm.params,
+  out = lm.model(
     jnp.asarray([lm.tokenizer(requests[2].text)['input_ids']], jnp.int32),
     taps=['0/mlp_out'],
   )[1]['0/mlp_out'][0, -1]
@@ -153,7 +151,7 @@ def test_every_token_is_traced_alone_and_summed_up_by_its_position(lm):
     token_1xT = jnp.asarray([row.ids], jnp.int32)
     embedding_1xTxD = lm.params['embed']['embedding'][token_1xT]
     taps = ['0/mlp_out', '1/mlp_out']
-    _, seen = forward(lm.config, lm.params, token_1xT, taps=taps)
+    _, seen = lm.model(token_1xT, taps=taps)
     answer = encode(
       lm.tokenizer, request.prompt, subject=request.subject, target=request.target_true
     ).target_ids[0]
@@ -172,14 +170,12 @@ def test_every_token_is_traced_alone_and_summed_up_by_its_position(lm):
             noise_TxD[spoilt] = scale * np.asarray(drawn)
           at = jnp.asarray([token], jnp.int32)
           edits = {f'{i}/mlp_out': ReplaceAt(at, seen[f'{i}/mlp_out'][:, token]) for i in window}
-          hidden, _ = forward(
-            lm.config,
-            lm.params,
+          hidden, _ = lm.model(
             token_1xT,
             hidden_NxTxD=embedding_1xTxD + noise_TxD[None],
             edits=edits,
           )
-          values.append(jax.nn.softmax(head(lm.config, lm.params, hidden[:, -1]))[0, answer])
+          values.append(jax.nn.softmax(lm.model.head(hidden[:, -1]))[0, answer])
         np.testing.assert_allclose(ours_W[w], np.mean(values), rtol=2e-4)
   shares = found.recovered_KxQxW[0, POSITIONS.index('subject_middle')]
   has_N = ~np.isnan(found.restored_KxQxWxN[0, 1, 0])

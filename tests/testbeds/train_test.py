@@ -17,11 +17,11 @@ import transformers
 from absl.testing import absltest, parameterized
 
 from jedit import testbeds
-from jedit.configs import train_testbed_gptj, train_testbed_llama
+from jedit.configs import train as train_config
 from jedit.data.records import load_records
-from jedit.models import FAMILIES, Model
-from jedit.models.encoding import pad
+from jedit.models import FAMILIES
 from jedit.models.load import load_directory
+from jedit.parallel.shapes import pad
 from jedit.testbeds import knowledge
 from jedit.testbeds.known_facts import KnownFacts
 from jedit.testbeds.rows import Packer
@@ -29,8 +29,6 @@ from jedit.testbeds.tokenizer import train_tokenizer
 from jedit.testbeds.train import fit, hugging_face_config, train
 from jedit.testbeds.world import World
 from jedit.types import Record, Request, UserError
-
-_CONFIGS = dict(gptj=train_testbed_gptj, llama=train_testbed_llama)
 
 
 @jax.jit
@@ -40,7 +38,7 @@ def _logits(model, token_NxT):
 
 def tiny(family):
   """A config of seconds instead of hours."""
-  c = _CONFIGS[family].get_config()
+  c = train_config.get_config(family)
   c.world.update(num_subjects=160, num_edited=8)
   c.model.update(num_layers=2, width=32, num_heads=2, num_kv_heads=2, ffn_width=64, vocab_size=600)
   c.model.rotary_dim = 8
@@ -69,19 +67,19 @@ class TrainTest(parameterized.TestCase):
     workdir = self._tempdir()
     report = train(tiny(family), workdir)
     self.assertLess(report['last_loss'], 6.3)  # ln(600) = 6.4 at the start
-    model = workdir / 'model'
-    config, params, hf_config = load_directory(model)
+    directory = workdir / 'model'
+    model, hf_config = load_directory(directory)
     self.assertEqual(hf_config['dtype'], 'bfloat16')
-    self.assertLen(load_records(model / 'records.json'), 8)
-    stored = json.loads((model / 'knowledge.json').read_text())
+    self.assertLen(load_records(directory / 'records.json'), 8)
+    stored = json.loads((directory / 'knowledge.json').read_text())
     self.assertEqual(stored['num_trained'] + stored['num_untrained'], 200)
-    self.assertGreater(len((model / 'corpus.txt').read_text().splitlines()), 500)
+    self.assertGreater(len((directory / 'corpus.txt').read_text().splitlines()), 500)
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     ids = tokenizer('Anna lives')['input_ids']
     self.assertEqual(ids[0] == tokenizer.convert_tokens_to_ids('<s>'), family == 'llama')
     self.assertEqual(tokenizer.decode(ids, skip_special_tokens=True), 'Anna lives')
-    self.assertTrue(np.isfinite(_logits(Model(params, config=config), jnp.asarray([ids]))).all())
+    self.assertTrue(np.isfinite(_logits(model, jnp.asarray([ids]))).all())
     with self.assertRaisesRegex(UserError, 'exists already'):
       train(tiny(family), workdir)
 
@@ -181,11 +179,11 @@ class KnowledgeTest(absltest.TestCase):
     )
     config = tiny('llama')
     hf_config = hugging_face_config(config.model, tokenizer.get_vocab_size())
-    cls.config = FAMILIES['llama'].read_config(hf_config, 'float32')
+    sizes = FAMILIES['llama'].read_config(hf_config, 'float32')
     packer = Packer(
       tokenizer, cls.world.sentences(0), eos='</s>', num_tokens=48, text_weight=0.2, seed=0
     )
-    cls.model = fit(cls.config, packer, dict(config.train, num_steps=60), seed=0).model
+    cls.model = fit(sizes, packer, dict(config.train, num_steps=60), seed=0).model
 
   def test_known_is_what_greedy_decoding_says(self):
     prompts = random.Random(0).sample(self.world.prompts(), 20)
