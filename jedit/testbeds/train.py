@@ -10,8 +10,6 @@ this small looks everything up in its first two layers.
 
 import contextlib
 import functools
-import hashlib
-import json
 import os
 import pathlib
 import random
@@ -29,6 +27,7 @@ import transformers
 from jedit.data.records import load_records
 from jedit.io import storage
 from jedit.io.checkpoints import Checkpoints
+from jedit.io.memo import digest
 from jedit.io.progress import Progress
 from jedit.models import FAMILIES, Model, ModelConfig, init_params
 from jedit.models.export import save_directory
@@ -77,9 +76,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
   tokenizer = train_tokenizer(source.corpus(4000, seed=2), config.model.vocab_size, family)
   hf_config = hugging_face_config(config.model, tokenizer.get_vocab_size())
   settings = config.to_dict()
-  key = json.dumps([settings, raw_records, tokenizer.to_str()], sort_keys=True).encode()
   checkpoints = Checkpoints(
-    pathlib.Path(workdir) / 'training.partial', hashlib.sha256(key).hexdigest()
+    pathlib.Path(workdir) / 'training.partial',
+    digest([settings, raw_records, tokenizer.to_str()]),
   )
   packer = Packer(
     tokenizer,
