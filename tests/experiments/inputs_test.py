@@ -104,7 +104,7 @@ def _sentence_for_file(made, path):
     (dict(data__records='/no/such.json'), '/no/such.json cannot be read'),
     (dict(data__records=''), 'has no records.json; give a file in data.records'),
     (dict(data__kind='csv'), "no kind of records 'csv'"),
-    (dict(data__num_edits=99), '99 records are asked for and 5 are there'),
+    (dict(data__num_edits=99), '99 records are wanted and 5 exist'),
     (dict(data__num_edits='all'), "data.num_edits is 'all'; give a whole number"),
     (dict(evaluation__idf='idf.npy'), 'evaluation.idf and evaluation.vocabulary go together'),
     (dict(evaluation__generation_interval=-1), 'evaluation.generation_interval is -1'),
