@@ -19,15 +19,16 @@ from material import PRESETS, random_params
 
 from jedit.experiments.compile_timer import CompileClock
 from jedit.models import Model, site
-from jedit.models.encoding import load_tokenizer, pad
 from jedit.models.export import save_directory
 from jedit.models.load import load_directory
 from jedit.models.sites import KERNEL_INPUT
+from jedit.models.tokenizer import load_tokenizer
 from jedit.moments.collect import accumulate
 from jedit.moments.corpus import Corpus
 from jedit.moments.packing import PackedText
 from jedit.moments.sums import adding, num_values, products_of, shapes_of
 from jedit.parallel.mesh import make_mesh, place_rows
+from jedit.parallel.shapes import pad
 from jedit.testbeds import testbed_corpus
 from jedit.testbeds.tokenizer import save_tokenizer, train_tokenizer
 from jedit.types import Kernel

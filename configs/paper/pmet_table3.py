@@ -13,7 +13,7 @@ _ABLATIONS = {
   'PMET': {},
   'without attention delta': dict(optimise=('mlp',)),
   'writing attention, too': dict(write=('attn', 'mlp')),
-  'even spread': dict(spread='even'),
+  'even schedule': dict(schedule='even'),
 }
 _ROWS = {
   1000: (

@@ -6,6 +6,7 @@ names.
 """
 
 import dataclasses
+import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from jedit.solvers import Solver
 from jedit.types import Kernel, Request, UserError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Recipe:
   """An editing method of target optimisation and closed-form updates.
 
@@ -55,6 +56,21 @@ class Recipe:
     if len(set(deltas)) != len(deltas):
       raise UserError(f'The deltas are named {deltas}; give each its own name.')
     self._check_overlaps()
+
+  def __repr__(self) -> str:
+    o = self.objective
+    lines = [f'Recipe {self.name}: {o.num_steps} evaluations at learning rate {o.learning_rate:g}']
+    for region in self.regions:
+      places = ', '.join(delta.place for delta in region.deltas)
+      kernels = ', '.join(update.kernel for update in region.updates) or 'no'
+      lines.append(
+        f'  {region.name}: layers {", ".join(map(str, region.layers))} at {region.token}; '
+        f'δ on {places}; {kernels} kernels, {region.schedule} schedule, {region.solver}'
+      )
+    return '\n'.join(lines)
+
+  def _repr_html_(self) -> str:
+    return f'<pre>{html.escape(repr(self))}</pre>'
 
   def region(self, name: str) -> Region:
     """The region of this name."""

@@ -9,7 +9,7 @@ from helpers import editing
 from jedit.data.records import load_records
 from jedit.editing.blocks import cut_blocks, fit_shapes, row_batch, window_start
 from jedit.editing.prompts import encode_edits
-from jedit.models.encoding import load_tokenizer
+from jedit.models.tokenizer import load_tokenizer
 
 TOKENS = ('subject_last', 'prompt_last')
 

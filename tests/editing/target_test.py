@@ -17,7 +17,7 @@ from jedit.editing.region import Delta
 from jedit.editing.slots import optimise_targets
 from jedit.editing.target import TRACE_COLUMNS
 from jedit.models import AddAt
-from jedit.models.encoding import pad
+from jedit.parallel.shapes import pad
 
 NUM_TOKENS, NUM_TARGETS = 40, 8  # what the plain loop pads every row to
 

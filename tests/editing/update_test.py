@@ -15,7 +15,7 @@ from jedit.editing.region import Region
 from jedit.editing.update import RegionRows, update_region
 from jedit.io.progress import Timers
 from jedit.models import kernel_path, site
-from jedit.models.encoding import pad
+from jedit.parallel.shapes import pad
 from jedit.solvers import FactorCache, LeastSquares
 from jedit.types import Kernel, UserError
 
