@@ -26,7 +26,7 @@ def test_rows_hold_the_texts_of_their_edit(family):
       )
       assert short == encode(tokenizer, request.prompt, **parts, context=template)
       assert whole.text == template.replace('{}', request.text) + ' ' + request.target_new
-    assert edit.bare == edit.without_target[0]
+    assert edit.bare == encode(tokenizer, request.prompt, **parts)
     assert edit.kl.text == f'{request.subject} is a'
     assert edit.target_ids == edit.with_target[0].ids[edit.with_target[0].target_start :]
     assert position(edit.bare, 'subject_last') == edit.bare.subject_last
