@@ -44,14 +44,12 @@ class Memo:
     tensors, metadata = read_tensors(path)
     if metadata.get('key') != digest(key):
       return None
-    return Stored(tensors, metadata['facts'])
+    return Stored(tensors, metadata)
 
   def put(self, name: str, key: Any, result: Stored) -> Stored:
     """Stores a result and returns it."""
     if self.folder is not None:
-      write_tensors(
-        self._path(name), result.tensors, {'key': digest(key), 'facts': dict(result.facts)}
-      )
+      write_tensors(self._path(name), result.tensors, {**result.facts, 'key': digest(key)})
     return result
 
   def __call__(self, name: str, key: Any, make: Callable[[], Stored]) -> Stored:
