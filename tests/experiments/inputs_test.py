@@ -191,7 +191,7 @@ def test_requests_that_cannot_all_hold_are_warned_of(made, tmp_path, monkeypatch
   experiments.run(
     tiny_run.config(made, data__records=str(tmp_path / 'records.json')), tmp_path / 'run'
   )
-  assert len([text for text in said if 'different targets at once' in text]) == 1, said
+  assert len([text for text in said if 'prompts have several targets' in text]) == 1, said
   assert any('record 12 has target' in text for text in said), said
 
 
