@@ -45,7 +45,7 @@ def digest_requests(requests: Sequence[Request]) -> str:
 
 
 def describe_settings(value: Any) -> Any:
-  """Settings as JSON-able values, with the class of every dataclass: solvers may differ in it alone.
+  """Settings as JSON-able values; dataclasses name their class: solvers may differ in it alone.
 
   Infinite thresholds, which disable a rule, become None. Other objects are named by their `repr`.
   """

@@ -347,5 +347,5 @@ def test_the_command_line_runs_a_task(made):
 def test_bad_input_ends_the_program_with_code_2(made):
   done = _command(made, '--workdir=none', '--config.data.num_edits=99')
   assert done.returncode == 2
-  assert done.stderr.splitlines()[-1].startswith('jedit: 99 records are asked for'), done.stderr
+  assert done.stderr.splitlines()[-1].startswith('jedit: 99 records are wanted'), done.stderr
   assert not (made / 'none').exists()
