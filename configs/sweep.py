@@ -32,7 +32,7 @@ def get_config(testbed='gptj'):
     ('PMET', cell('pmet')),
     ('PMET, even schedule', cell('pmet', schedule='even')),
     ('PMET without attention delta', cell('pmet', optimise=('mlp',))),
-    ('PMET writing attention, too', cell('pmet', write=('attn', 'mlp'))),
+    ('PMET, also writing attention', cell('pmet', write=('attn', 'mlp'))),
     ("PMET, the paper's loss", cell('pmet', nll_switch=False)),
     ('MEMIT', cell('memit')),
     ('MEMIT, sqrt schedule', cell('memit', schedule='sqrt')),

@@ -14,7 +14,7 @@ def get_config(scale=''):
   methods = {
     'PMET': e.method('pmet'),
     'PMET, even schedule': e.method('pmet', schedule='even'),
-    'PMET writing attention, too': e.method('pmet', write=('attn', 'mlp')),
+    'PMET, also writing attention': e.method('pmet', write=('attn', 'mlp')),
     'MEMIT': e.method('memit'),
     'MEMIT, sqrt schedule': e.method('memit', schedule='sqrt'),
   }

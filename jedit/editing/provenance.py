@@ -45,10 +45,9 @@ def digest_requests(requests: Sequence[Request]) -> str:
 
 
 def describe_settings(value: Any) -> Any:
-  """Settings as JSON-able values.
+  """Settings as JSON-able values; dataclasses name their class: solvers may differ in it alone.
 
-  Dataclasses keep their class, which solvers may differ in alone; infinite thresholds, which
-  disable a rule, become None; other objects are named by their `repr`.
+  Infinite thresholds, which disable a rule, become None. Other objects are named by their `repr`.
   """
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
     fields = {f.name: describe_settings(getattr(value, f.name)) for f in dataclasses.fields(value)}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,17 +51,6 @@ class Memo:
     if self.folder is not None:
       write_tensors(self._path(name), result.tensors, {**result.facts, 'key': digest(key)})
     return result
-
-  def __call__(self, name: str, key: Any, make: Callable[[], Stored]) -> Stored:
-    """The stored result, or else a new one, which is then stored.
-
-    Args:
-      name: of the file, without its ending.
-      key: JSON-able; everything that the result depends on.
-      make: makes the result.
-    """
-    found = self.get(name, key)
-    return self.put(name, key, make()) if found is None else found
 
   def _path(self, name: str) -> pathlib.Path:
     assert self.folder is not None

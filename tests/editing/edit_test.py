@@ -160,7 +160,7 @@ def test_conflicts_are_reported_and_the_result_is_finite(caplog):
   for method in (MEMIT, methods.emmet(layers=(1,), num_steps=3)):
     caplog.clear()
     patch = _edit(method, [*REQUESTS, contradiction, same_subject]).patch
-    assert '1 prompts are to get different targets' in caplog.text
+    assert '1 prompts have several targets' in caplog.text
     assert '2 subjects occur in several requests' in caplog.text
     for update in patch.updates.values():
       assert np.isfinite(update.value()).all()
