@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import jedit
 from helpers import editing
 from helpers.editing import relative
 from jedit import methods
-from jedit.editing import blocks, prompts, slots
+from jedit.editing import blocks, contexts, prompts, slots
 from jedit.editing.edit import Separate, Sequential, edit
 from jedit.evals.evaluate import check_texts, evaluate
 from jedit.models.encoding import encode
 from jedit.models.language_model import LanguageModel
 from jedit.models.load import fingerprint, name_table
 from jedit.moments.files import SecondMoments
+from jedit.solvers import FactorCache, factor_cache
 from jedit.types import Kernel, Record, Request, UserError
 
 REQUESTS = editing.REQUESTS[:3]
@@ -72,6 +74,40 @@ def _assert_same_bits(ours, theirs):
 def test_mistakes_are_sentences(settings, words):
   with pytest.raises(UserError, match=words):
     _edit(**settings)
+
+
+def test_a_method_by_name_is_sent_to_the_presets():
+  with pytest.raises(UserError, match=r"The method is 'pmet'; .*jedit.preset\('pmet', 'gptj-6b'\)"):
+    _edit('pmet', moments=None)
+  assert jedit.preset('pmet', 'gptj-6b').name == 'pmet'
+
+
+def test_factors_of_other_second_moments_are_refused():
+  moments = editing.second_moments(_model(), MEMIT)
+  with pytest.raises(UserError, match='The factors are of other second moments; make them'):
+    _edit(moments=moments, factors=FactorCache(editing.second_moments(_model(), MEMIT)))
+
+
+def test_factors_are_shared_by_the_edits_that_are_given_them(monkeypatch):
+  made, make = [], factor_cache.make_factor
+  monkeypatch.setattr(factor_cache, 'make_factor', lambda *a: made.append(1) or make(*a))
+  moments = editing.second_moments(_model(), MEMIT)
+  factors = FactorCache(moments)
+  shared = [_edit(moments=moments, factors=factors) for _ in range(2)]
+  assert len(made) == len(MEMIT.kernels)
+  alone = _edit(moments=moments)
+  assert len(made) == 2 * len(MEMIT.kernels)
+  for result in shared:
+    _assert_same_bits(result, alone)
+
+
+def test_contexts_are_sampled_once_for_all_batches(monkeypatch):
+  sampled, sample = [], contexts.sample_contexts
+  monkeypatch.setattr(contexts, 'sample_contexts', lambda *a: sampled.append(a) or sample(*a))
+  result = _edit(contexts=None, seed=5, batching=Sequential(1))
+  assert [seed for _, seed in sampled] == [5]
+  groups = [list(group) for group in sample(_model(), 5)]
+  assert [b.patch.provenance['contexts'] for b in result.batches] == [groups] * 3
 
 
 def test_moments_of_both_kernels_have_their_own_sizes():
