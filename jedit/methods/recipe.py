@@ -15,7 +15,7 @@ from jedit.editing.context import EditContext
 from jedit.editing.contexts import PREFIXES
 from jedit.editing.objective import Objective, check_choice
 from jedit.editing.problem import PlacedDelta, Problem
-from jedit.editing.provenance import describe, describe_settings, digest_requests
+from jedit.editing.provenance import describe_settings, digest_requests
 from jedit.editing.region import Delta, KernelUpdate, Region, as_layers, check_layers
 from jedit.editing.result import Details, EditResult
 from jedit.editing.slots import Targets, optimise_targets
@@ -153,16 +153,10 @@ class Recipe:
           )
         )
         model = done[-1].model
-    moments = context.second_moments
-    provenance = {
-      **describe(context.lm, requests, self, context.seed),
-      'contexts': [list(group) for group in context.contexts],
-      'second_moments': None if moments is None else dict(moments.provenance),
-      'targets': [
-        {'regions': list(names), **found.reached()}
-        for names, found in zip(self.stages, stages, strict=True)
-      ],
-    }
+    reached = [
+      {'regions': list(names), **found.reached()}
+      for names, found in zip(self.stages, stages, strict=True)
+    ]
     details = Details(
       context.contexts,
       tuple(rows),
@@ -172,7 +166,7 @@ class Recipe:
       solve_errors={kernel: error for each in done for kernel, error in each.solve_errors.items()},
     )
     updates = {path: update for each in done for path, update in each.updates.items()}
-    return EditResult(Patch(updates, provenance), details)
+    return EditResult(Patch(updates, {'targets': reached}), details)
 
   def problem(self, stage: int) -> Problem:
     """The deltas that a stage optimises together."""
