@@ -35,7 +35,7 @@ def get_config():
     kl_factor=1.0,  # of the KL term at "{subject} is a"
     nll_switch=True,  # the released code's adaptive loss factor; False: eq. 10
     stop_loss=0.05,  # early stopping
-    spread='sqrt',  # share of the residual per layer, eq. 13; 'even' is the ablation
+    schedule='sqrt',  # share of the residual per layer, eq. 13; 'even' is the ablation
     optimise=('attn', 'mlp'),  # outputs with a δ
     write=('mlp',),  # kernels that change
   )

@@ -268,7 +268,7 @@ def _measure(
     dataset=settings.dataset,
     selection=inputs.describe_selection(settings, records),
     mode=settings.edit.mode,
-    edits_per_batch=settings.edit.size,
+    edits_per_batch=settings.edit.edits_per_batch,
     seconds=workdir.seconds,
   )
   storage.write_json(workdir / SUMMARY_FILE, found)
