@@ -37,7 +37,7 @@ class Engine:
   """`jedit.models.generate.generate`, all rows in one batch."""
 
   def __init__(self, directory: pathlib.Path, rows: Sequence[list[int]], num_new: int):
-    self.config, self.params, _ = load_directory(directory)
+    self.model, _ = load_directory(directory)
     self.rows, self.num_new = rows, num_new
 
   def _generate(self) -> list[list[int]]:

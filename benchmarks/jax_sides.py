@@ -23,8 +23,9 @@ from jedit.evals.generation import Generation
 from jedit.evals.scoring import plan_batches
 from jedit.experiments.compile_timer import CompileClock
 from jedit.models import AddAt, site
-from jedit.models.encoding import Row, encode_many, pad
+from jedit.models.encoding import Row, encode_many
 from jedit.models.layers import matmul_precision
+from jedit.parallel.shapes import pad
 
 GENERATED_TOKENS = 100  # of a text, with its prompt
 METRICS = [name for name, each in metrics.METRICS.items() if each.evidence in metrics.PARTS]

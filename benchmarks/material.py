@@ -22,8 +22,8 @@ import jedit
 from jedit.editing.prompts import Contexts, EditRows, encode_edits
 from jedit.methods import pmet
 from jedit.models import FAMILIES, Model, ModelConfig, init_params
-from jedit.models.encoding import load_tokenizer
 from jedit.models.export import save_directory
+from jedit.models.tokenizer import load_tokenizer
 from jedit.testbeds.tokenizer import save_tokenizer, train_tokenizer
 from jedit.types import Record
 

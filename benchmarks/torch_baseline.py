@@ -25,7 +25,8 @@ from material import Material
 
 from jedit.editing.prompts import EditRows
 from jedit.editing.region import SPREADS
-from jedit.models.encoding import Encoded, pad
+from jedit.models.encoding import Encoded
+from jedit.parallel.shapes import pad
 
 _ROWS_PER_PASS = 128
 

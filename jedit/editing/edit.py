@@ -229,12 +229,10 @@ def _edit_batch(
   stored = memo.get(name, key)
   if stored is not None:
     return EditResult.unpack(stored)
-  with context.timers('edit'):
-    result = method.edit(context, requests)
-  seconds = context.timers.seconds
-  seconds = {**seconds, 'edit': seconds['edit'] - sum(seconds[n] for n in seconds if n != 'edit')}
-  memo.put(name, key, result.pack())
-  return dataclasses.replace(result, seconds={**seconds, **result.seconds})
+  result = method.edit(context, requests)
+  if memo.folder is not None:
+    memo.put(name, key, result.pack())
+  return dataclasses.replace(result, seconds={**context.timers.seconds, **result.seconds})
 
 
 def _with_keys(

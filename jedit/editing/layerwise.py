@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit.models import Model, Past, past_taps, site
-from jedit.models.encoding import pad
 from jedit.parallel.mesh import fetch, place_rows
-from jedit.parallel.shapes import bucket, group_by_length, round_up
+from jedit.parallel.shapes import bucket, group_by_length, pad, round_up
 
 _CHUNK_TOKENS = 16_384  # of a chunk, per device: bounds its memory, whatever the number of rows
 

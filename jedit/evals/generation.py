@@ -171,7 +171,7 @@ def _gives_object(lm: 'LanguageModel', records: Sequence[Record]) -> list[bool]:
   """Whether greedy decoding after the edited prompt gives the new object and ends."""
   if not records:
     return []
-  rows = [Row(r.request.prompt, r.request.subject, r.request.target) for r in records]
+  rows = [Row(r.request.prompt, r.request.subject, r.request.target_new) for r in records]
   encoded = encode_many(lm.tokenizer, rows, lm.config.position_limit)
   stop = () if lm.tokenizer.eos_token_id is None else (lm.tokenizer.eos_token_id,)
   prompts = [list(row.ids[: row.target_start]) for row in encoded]
@@ -187,7 +187,7 @@ def _gives_object(lm: 'LanguageModel', records: Sequence[Record]) -> list[bool]:
     answer = list(ids[:-1] if has_ended else ids)
     before = lm.tokenizer.decode(prompt)
     text = lm.tokenizer.decode([*prompt, *answer])[len(before) :].lstrip()
-    target = record.request.target.strip()
+    target = record.request.target_new.strip()
     rest = text[len(target) :].lstrip(' ')
     ends = rest.startswith(_SENTENCE_ENDS) if rest else has_ended
     found.append(text.startswith(target) and ends)

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from jedit import methods
+from jedit.editing.edit import Batching, Separate, Sequential, Together
 from jedit.methods import Method
 from jedit.models.checkpoints import CHECKPOINTS
 from jedit.models.hub import find_directory
@@ -199,6 +200,15 @@ class Edit:
       raise UserError(f'edit.mode is {self.mode!r}; choose one of {", ".join(_MODES)}.')
     _at_least('edit', self, edits_per_batch=1, target_batch_size=0, canary=0)
     _at_least('edit', self, min_neighborhood=0, max_growth=0)
+
+  @property
+  def batching(self) -> Batching:
+    """The batches of `jedit.edit`."""
+    if self.mode == 'separate':
+      return Separate(self.edits_per_batch)
+    if self.mode == 'sequential':
+      return Sequential(self.edits_per_batch, self.accumulate_keys)
+    return Together()
 
 
 @dataclasses.dataclass(frozen=True)

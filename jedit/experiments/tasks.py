@@ -21,6 +21,7 @@ from jedit.models.patch import Patch
 from jedit.probes.contrast import check_objects
 from jedit.reports import comparison, probes, summary
 from jedit.reports.published import read_published
+from jedit.solvers import FactorCache
 from jedit.testbeds.train import train
 from jedit.types import Record, UserError
 
@@ -47,10 +48,12 @@ def _edit(config: ml_collections.ConfigDict, path: str) -> None:
   _edit_model(inputs.load_model(settings), settings, workdir)
 
 
-def _edit_model(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None:
+def _edit_model(
+  lm: LanguageModel, settings: Settings, workdir: Workdir, factors: FactorCache | None = None
+) -> None:
   method = settings.required_method
   records = _checked_records(lm, settings)
-  documents = inputs.load_documents(settings) if method.uses_moments else None
+  documents = inputs.load_documents(settings) if method.kernels and factors is None else None
   if settings.contexts:
     inputs.load_contexts(settings.contexts)
   workdir.begin(
@@ -60,22 +63,17 @@ def _edit_model(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None
       'data': inputs.describe_data(settings, records),
     }
   )
-  if settings.edit.mode == 'separate':
-    parts = stages.separate_patches(lm, records, documents, settings, workdir)
-  else:
-    patch = stages.patch(lm, records, documents, settings, workdir)
-    records = records[: patch.provenance['num_edits']]  # a sequence may have been stopped
-    parts = [(slice(0, len(records)), patch)]
+  parts = stages.edit(lm, records, documents, settings, workdir, factors)
+  records = records[: parts[-1][0].stop]  # a sequence may have been stopped
   _measure(lm, [(part, [patch]) for part, patch in parts], records, settings, workdir)
 
 
 def _checked_records(lm: LanguageModel, settings: Settings) -> list[Record]:
   """The records of an edit, once all that can be known says that the method can write them."""
   method, edit = settings.required_method, settings.edit
-  method.check_layers(lm.config.num_layers)
   records = inputs.load_selection(settings)
   at_once = len(records) if edit.mode == 'together' else min(edit.edits_per_batch, len(records))
-  method.check_edits(at_once, lm.config.key_sizes)
+  method.check(lm.config, at_once)
   check_texts(lm, records)
   return records
 
@@ -84,10 +82,10 @@ def _stats(config: ml_collections.ConfigDict, path: str) -> None:
   """Second moments alone; an `edit` in the same workdir goes on from them."""
   settings, workdir = _open(config.to_dict(), path)
   method = settings.required_method
-  if not method.uses_moments:
+  if not method.kernels:
     raise UserError(f'Method {method.name} needs no second moments; choose another method or task.')
   lm = inputs.load_model(settings)
-  method.check_layers(lm.config.num_layers)
+  method.check(lm.config, 1)
   documents = inputs.load_documents(settings)
   workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings)})
   moments = stages.second_moments(lm, documents, [method], settings, workdir)
@@ -154,19 +152,20 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
       _checked_records(lm, each)
     except UserError as error:
       raise UserError(f'In the cell {name!r}: {error}') from error
-  needy = any(method.uses_moments for method in methods)
+  needy = any(method.kernels for method in methods)
   documents = inputs.load_documents(first) if needy else None
   if first.contexts:
     inputs.load_contexts(first.contexts)
   whole.begin({'seed': first.seed, 'model': inputs.describe_model(lm, first)})
-  stages.second_moments(lm, documents, methods, first, whole)
+  moments = stages.second_moments(lm, documents, methods, first, whole)
+  factors = None if moments is None else FactorCache(moments)
   for each in settings.values():
     stages.shared_contexts(lm, each, whole)
   summaries = {}
   for number, (name, (cell_settings, workdir)) in enumerate(opened.items(), start=1):
     if not (workdir / SUMMARY_FILE).is_file():
       print(f'Cell {number} of {len(cells)}: {name}', flush=True)
-      _edit_model(lm, cell_settings, workdir)
+      _edit_model(lm, cell_settings, workdir, factors)
     summaries[name] = storage.read_json(workdir / SUMMARY_FILE)
   storage.write_json(whole / sweep.SWEEP_FILE, summaries)
   title = f'{len(cells)} runs on {first.model.name}'

@@ -20,7 +20,7 @@ from jedit.models.layers import Cache
 from jedit.models.model import Model
 from jedit.models.sites import site
 from jedit.parallel.mesh import fetch, place_rows
-from jedit.parallel.shapes import bucket
+from jedit.parallel.shapes import bucket, pad
 from jedit.types import UserError
 
 
@@ -73,12 +73,9 @@ def generate(
   for indices in _batches(rows, room, batch_size):
     num_rows = min(batch_size, 1 << (len(indices) - 1).bit_length())
     filler = [indices[0]] * (num_rows - len(indices))
-    token_NxT = np.zeros((num_rows, bucket(max(len(rows[i]) for i in indices))), np.int32)
-    for n, i in enumerate(indices + filler):
-      token_NxT[n, : len(rows[i])] = rows[i]
+    longest = max(len(rows[i]) for i in indices)
     arrays = (
-      token_NxT,
-      np.array([len(rows[i]) for i in indices + filler], np.int32),
+      *pad([rows[i] for i in indices + filler], bucket(longest)),
       np.array([room[i] for i in indices] + [0] * len(filler), np.int32),
       np.array([row_ids[i] % 2**32 for i in indices + filler], np.uint32),
     )

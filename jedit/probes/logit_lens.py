@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit.models import Model
-from jedit.models.encoding import pad
-from jedit.parallel.shapes import group_by_length
+from jedit.parallel.shapes import group_by_length, pad
 from jedit.types import Request, UserError
 
 PROJECTIONS = ('embedding', 'head', 'prediction')

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit.models import Model
-from jedit.models.encoding import Row, encode_many, pad
+from jedit.models.encoding import Row, encode_many
+from jedit.parallel.shapes import pad
 from jedit.testbeds.world import Prompt
 
 

@@ -10,7 +10,7 @@ from helpers import editing
 from jedit.editing import layerwise
 from jedit.editing.layerwise import ClimbingRows
 from jedit.models import functions, site
-from jedit.models.encoding import pad
+from jedit.parallel.shapes import pad
 
 PLACES = ('mlp_in', 'attn_in', 'block_out')
 TAPS = tuple(site(layer, place) for layer in range(3) for place in PLACES)

@@ -16,7 +16,8 @@ from jedit.editing.prompts import (
   position,
   window_start,
 )
-from jedit.models.encoding import encode, load_tokenizer
+from jedit.models.encoding import encode
+from jedit.models.tokenizer import load_tokenizer
 from jedit.types import Request, UserError
 
 TOKENS = ('subject_last', 'prompt_last')

@@ -16,7 +16,7 @@ from jedit.editing.region import Delta, Objective
 from jedit.editing.schedule import choose_batch_size, optimise_targets
 from jedit.editing.target import TRACE_COLUMNS, TargetOptimiser, safe_norm
 from jedit.models import AddAt, functions
-from jedit.models.encoding import pad
+from jedit.parallel.shapes import pad
 
 NUM_TOKENS, NUM_TARGETS = 40, 8  # what the plain loop pads every row to
 

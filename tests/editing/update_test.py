@@ -11,13 +11,13 @@ from helpers import editing
 from helpers.editing import relative
 from jedit import methods
 from jedit.editing.prompts import encode_edits
-from jedit.editing.region import Region
 from jedit.editing.update import RegionRows, write_region
 from jedit.io.progress import Timers
+from jedit.methods.base import Region
 from jedit.models import functions, kernel_path, site
-from jedit.models.encoding import pad
 from jedit.moments.files import SecondMoments
-from jedit.solvers import LeastSquares
+from jedit.parallel.shapes import pad
+from jedit.solvers.solve import LeastSquares
 from jedit.types import Kernel, UserError
 
 KEY = {'mlp': 'mlp_in', 'attn': 'attn_in'}
@@ -176,10 +176,10 @@ def test_a_region_without_writes_changes_nothing():
 
 
 class _Inexact(LeastSquares):
-  """Misses two per cent of the right-hand side."""
+  """Two per cent of the right side are missing."""
 
-  def solve(self, *arguments):
-    return 0.98 * super().solve(*arguments)
+  def __call__(self, *arguments):
+    return 0.98 * super().__call__(*arguments)
 
 
 def test_solves_that_fail_name_kernel_and_layer():
@@ -189,7 +189,7 @@ def test_solves_that_fail_name_kernel_and_layer():
   stats.cov[Kernel(2, 'mlp')] = -stats.cov[Kernel(2, 'mlp')]
   z = _targets(region, lm.config.width)
   arguments = (forward, lm.params, region, _edits(lm), editing.CONTEXTS)
-  with pytest.raises(UserError, match='mlp kernel in layer 2 over 3 edits failed: .*more tokens'):
+  with pytest.raises(UserError, match='mlp kernel in layer 2 over 3 edits failed: .*cov_weight'):
     write_region(*arguments, z, stats, Timers({}))
   inexact = _region(_MEMIT, solver=_Inexact(0.5))
   with pytest.raises(UserError, match='mlp kernel in layer 0 .* misses .* by 0.02 .*more tokens'):

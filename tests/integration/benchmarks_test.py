@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from jedit.editing.prompts import EditRows
-from jedit.models import forward, head
-from jedit.models.encoding import Encoded, load_tokenizer
+from jedit.models import Model
+from jedit.models.encoding import Encoded
+from jedit.models.tokenizer import load_tokenizer
 from jedit.testbeds.tokenizer import save_tokenizer, train_tokenizer
 from jedit.types import Request, UserError
 
@@ -205,10 +206,10 @@ def test_prefixes_are_ten_tokens_and_a_full_stop(tmp_path):
 
 def test_random_weights_keep_the_size_of_activations():
   config = dataclasses.replace(material.PRESETS['tiny'], num_layers=28, vocab_size=50).config
-  params = material.random_params(config, 0)
-  hidden, _ = forward(config, params, np.arange(8)[None])
+  model = Model(material.random_params(config, 0), config=config)
+  hidden, _ = model(np.arange(8)[None])
   assert 0.5 < float(np.std(np.asarray(hidden))) < 20
-  assert 0.3 < float(np.std(np.asarray(head(config, params, hidden)))) < 3
+  assert 0.3 < float(np.std(np.asarray(model.head(hidden)))) < 3
 
 
 def test_second_moments_are_timed_on_equal_work():

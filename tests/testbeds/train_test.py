@@ -14,9 +14,9 @@ from absl.testing import absltest, parameterized
 from jedit import testbeds
 from jedit.configs import train as train_config
 from jedit.data.records import load_records
-from jedit.models import FAMILIES
-from jedit.models.encoding import pad
+from jedit.models import FAMILIES, Model
 from jedit.models.load import load_directory
+from jedit.parallel.shapes import pad
 from jedit.testbeds import knowledge
 from jedit.testbeds.known_facts import KnownFacts
 from jedit.testbeds.rows import Packer
@@ -126,22 +126,23 @@ class KnowledgeTest(absltest.TestCase):
     )
     config = _tiny('llama')
     hf_config = hugging_face_config(config.model, tokenizer.get_vocab_size())
-    cls.config = FAMILIES['llama'].read_config(hf_config, 'float32')
+    sizes = FAMILIES['llama'].read_config(hf_config, 'float32')
     packer = Packer(
       tokenizer, cls.world.sentences(0), eos='</s>', num_tokens=48, text_weight=0.2, seed=0
     )
-    cls.params, _ = fit(cls.config, packer, dict(config.train, num_steps=60), seed=0)
+    params, _ = fit(sizes, packer, dict(config.train, num_steps=60), seed=0)
+    cls.model = Model(params, config=sizes)
 
   def test_known_is_what_greedy_decoding_says(self):
     prompts = random.Random(0).sample(self.world.prompts(), 20)
-    known = knowledge.is_known(self.config, self.params, self.tokenizer, prompts, batch_size=16)
+    known = knowledge.is_known(self.model, self.tokenizer, prompts, batch_size=16)
     for prompt, is_known in zip(prompts, known, strict=True):
       ids = self.tokenizer(prompt.text)['input_ids']
       want = self.tokenizer(f'{prompt.text} {prompt.answer}')['input_ids'][len(ids) :]
       said: list[int] = []
       for _ in want:
         token_1xT, length_1 = pad([ids + said], 32)
-        logits_TxV = _logits(self.config, self.params, jnp.asarray(token_1xT))[0]
+        logits_TxV = _logits(self.model, jnp.asarray(token_1xT))[0]
         said.append(int(logits_TxV[length_1[0] - 1].argmax()))
       self.assertEqual(said == want, bool(is_known), prompt)
 
