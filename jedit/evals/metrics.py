@@ -5,20 +5,15 @@ take its name, definition, unit and values from there. `register` adds one.
 
 A record has three parts: `efficacy` (the edited prompt), `paraphrase` (other wordings) and
 `neighborhood` (other subjects, whose answer must stay). In the first two the wanted object is the
-new one and the other object the true one; in the third the roles are swapped. With
+new one and the other object the true one; in the third the roles are swapped. After each prompt
+both are scored by
 
   nll(y | x) = mean over the tokens of y of the negative natural-log probability of each token
-               under teacher forcing (so texts of different lengths compare per token),
+               under teacher forcing (so texts of different lengths compare per token)
 
-a prompt of a part has these values (ROME, arXiv:2202.05262, section 3.4 and appendix; accuracy
-from MEMIT's released code, which ROME's lacks):
-
-  <part>            1 if nll(wanted) < nll(other), else 0; a tie is a failure
-  <part>_magnitude  exp(-nll(wanted)) - exp(-nll(other)), a difference of geometric means
-  <part>_acc        1 if every token of the wanted object is the model's top token
-
-Records without a true object (zsRE; MEND, arXiv:2110.11309, as evaluated by MEMIT) have only
-`<part>_acc`, there the share of answer tokens on top in one teacher-forced pass.
+(ROME, arXiv:2202.05262, section 3.4 and appendix; accuracy from MEMIT's released code, which ROME's
+lacks). Records without a true object (zsRE; MEND, arXiv:2110.11309, as evaluated by MEMIT) have
+accuracies alone, there the share of answer tokens on top in one teacher-forced pass.
 
 A record's value is the mean over its prompts, in percent; a metric is the mean over records. An
 undefined value (no prompts in that part, a model that returns nan) is nan in a record and left out
@@ -103,11 +98,11 @@ class Metric:
 
   Attributes:
     name: in tables, files and configs.
-    definition: one line for reports.
     evidence: what its values are computed from: a part of `PARTS` (`PartScores`), `TEXTS`
       (`GeneratedTexts`) or `UNEDITED` (`UneditedScores`); empty for a metric made of others.
     value: from the evidence of one record, or of all unedited prompts, to its value or values in
       `unit`; nan where undefined, None where the run did not measure what it takes.
+    definition: one line for reports.
     summarize: for a metric made of others, from the values of all of them to its estimate.
     unit: of its values.
     higher_is_better: the direction of improvement.
@@ -118,9 +113,9 @@ class Metric:
   """
 
   name: str
-  definition: str
   evidence: str = ''
   value: Callable[[Any], Any] | None = None
+  definition: str = 'not registered'
   summarize: Callable[[Values], Estimate] | None = None
   unit: str = PERCENT
   higher_is_better: bool = True
@@ -185,7 +180,7 @@ def find(name: str, measured: Container[str]) -> str:
 
 def entry(name: str) -> Metric:
   """The entry of a metric; a bare one where a file has a metric that is not registered here."""
-  return METRICS.get(name, Metric(name, 'not registered'))
+  return METRICS.get(name, Metric(name))
 
 
 def summarize(values: Values) -> Summary:
@@ -222,11 +217,10 @@ def success(wanted_nll: np.ndarray, other_nll: np.ndarray) -> np.ndarray:
   """1 where the wanted object is the likelier one per token, 0 elsewhere, ties included.
 
   Args:
-    wanted_nll: nats per token, any shape.
-    other_nll: the same for the object it is compared with.
+    wanted_nll, other_nll: nats per token, of one shape.
 
   Returns:
-    float64 of the same shape; nan where either is nan.
+    float64 of that shape; nan where either is nan.
   """
   wanted_nll, other_nll = np.asarray(wanted_nll, np.float64), np.asarray(other_nll, np.float64)
   is_undefined = np.isnan(wanted_nll) | np.isnan(other_nll)
@@ -238,34 +232,32 @@ def magnitude(wanted_nll: np.ndarray, other_nll: np.ndarray) -> np.ndarray:
   return np.exp(-np.asarray(wanted_nll, np.float64)) - np.exp(-np.asarray(other_nll, np.float64))
 
 
-def kept(is_right_before_N: np.ndarray, is_right_after_N: np.ndarray) -> np.ndarray:
-  """Answers that were right before an edit and still are.
-
-  Args:
-    is_right_before_N: per prompt, whether every token of the known answer was on top.
-    is_right_after_N: the same after the edit.
-
-  Returns:
-    Percent (0 or 100) per prompt; nan where the answer was wrong before.
-  """
-  before_N = np.asarray(is_right_before_N, np.float64)
-  after_N = np.asarray(is_right_after_N, np.float64)
-  return np.where(before_N == 1, 100.0 * (after_N == 1), np.nan)
+def kept(before_N: np.ndarray, after_N: np.ndarray) -> np.ndarray:
+  """Answers that were right (1) before an edit and still are, in percent; nan for the others."""
+  return np.where(np.asarray(before_N) == 1, 100.0 * (np.asarray(after_N) == 1), np.nan)
 
 
-def _compared(compare: Callable[[Any, Any], np.ndarray]) -> Callable[[PartScores], float | None]:
+def _compared(scores: PartScores, compare: Callable[..., np.ndarray]) -> float | None:
   """Percent of a comparison of two objects, mean over prompts; None for a single object."""
+  if scores.other_nll_P is None:
+    return None
+  return 100 * mean_of_defined(compare(scores.wanted_nll_P, scores.other_nll_P))
 
-  def value(scores: PartScores) -> float | None:
-    if scores.other_nll_P is None:
-      return None
-    return 100 * mean_of_defined(compare(scores.wanted_nll_P, scores.other_nll_P))
 
-  return value
+def _success(scores: PartScores) -> float | None:
+  return _compared(scores, success)
+
+
+def _magnitude(scores: PartScores) -> float | None:
+  return _compared(scores, magnitude)
 
 
 def _accuracy(scores: PartScores) -> float:
   return 100 * mean_of_defined(scores.acc_P)
+
+
+def _unedited_kept(scores: UneditedScores) -> np.ndarray | None:
+  return None if scores.before_N is None else kept(scores.before_N, scores.exact_N)
 
 
 def _fluency(texts: Sequence[str], words: Words | None) -> float | None:
@@ -287,125 +279,48 @@ def _score(values: Values) -> Estimate:
   return summarize_harmonic(np.stack([np.asarray(values[n], np.float64) for n in rates(values)]))
 
 
+# fmt: off
 for _metric in (
-  Metric(
-    'score',
-    'harmonic mean of efficacy, paraphrase and neighborhood; for records with a single object, of '
-    'the three accuracies',
-    summarize=_score,
-    is_headline=True,
-  ),
-  Metric(
-    'efficacy',
-    'share of records whose new object is likelier per token than the true one after the edited '
-    'prompt; a tie fails',
-    'efficacy',
-    _compared(success),
-    is_headline=True,
-    in_score=True,
-    stand_in='efficacy_acc',
-  ),
-  Metric(
-    'paraphrase',
-    'efficacy after other wordings of the prompt, mean over the prompts of a record',
-    'paraphrase',
-    _compared(success),
-    is_headline=True,
-    in_score=True,
-    stand_in='paraphrase_acc',
-  ),
-  Metric(
-    'neighborhood',
-    'share of prompts about other subjects after which the true object is likelier',
-    'neighborhood',
-    _compared(success),
-    is_headline=True,
-    in_score=True,
-    stand_in='neighborhood_acc',
-  ),
-  Metric(
-    'efficacy_magnitude',
-    'exp(-nll) of the new object minus that of the true one, nll in nats per token',
-    'efficacy',
-    _compared(magnitude),
-  ),
-  Metric(
-    'paraphrase_magnitude',
-    'efficacy_magnitude after other wordings',
-    'paraphrase',
-    _compared(magnitude),
-  ),
-  Metric(
-    'neighborhood_magnitude',
-    'exp(-nll) of the true object minus that of the new one, for other subjects',
-    'neighborhood',
-    _compared(magnitude),
-  ),
-  Metric(
-    'efficacy_acc',
-    'every token of the new object is the top one under teacher forcing; for a single object, the '
-    'share of its tokens',
-    'efficacy',
-    _accuracy,
-  ),
-  Metric('paraphrase_acc', 'efficacy_acc after other wordings', 'paraphrase', _accuracy),
-  Metric(
-    'neighborhood_acc',
-    'efficacy_acc of the answers that must stay, for other subjects',
-    'neighborhood',
-    _accuracy,
-  ),
-  Metric(
-    'fluency',
-    '(2/3 H2 + 4/3 H3) / 2 with the entropies of word bigrams and trigrams in bits, x 100, mean '
-    'over generated texts with their prompts',
-    TEXTS,
-    lambda texts: _fluency(texts.texts, texts.words),
-    unit='bits x 100',
-    is_headline=True,
-  ),
-  Metric(
-    'fluency_without_prompt',
-    'fluency of the continuations alone',
-    TEXTS,
-    lambda texts: _fluency(texts.continuations, texts.words),
-    unit='bits x 100',
-  ),
-  Metric(
-    'consistency',
-    'cosine of TF-IDF vectors, x 100, of generated texts and snippets about entities that have the '
-    'new object',
-    TEXTS,
-    _consistency,
-    is_headline=True,
-  ),
-  Metric(
-    'essence',
-    'perplexity of the first 100 tokens of snippets about the edited subject',
-    TEXTS,
-    lambda texts: None if texts.tfidf is None else texts.perplexity,
-    unit='perplexity',
-    higher_is_better=False,
-    is_headline=True,
-  ),
-  Metric(
-    'free_generation_acc',
-    'greedy decoding gives the new object and ends there',
-    TEXTS,
-    lambda texts: 100.0 * texts.gives_object,
-  ),
-  Metric(
-    'unedited_acc',
-    'share of prompts about unedited subjects whose known answer is on top, every token',
-    UNEDITED,
-    lambda scores: 100 * scores.exact_N,
-  ),
-  Metric(
-    'unedited_kept',
-    'unedited_acc among the prompts answered right before the edit',
-    UNEDITED,
-    lambda scores: None if scores.before_N is None else kept(scores.before_N, scores.exact_N),
-    is_headline=True,
-  ),
+  Metric('score', summarize=_score, is_headline=True, definition=
+         'harmonic mean of efficacy, paraphrase and neighborhood, or of the three accuracies'),
+  Metric('efficacy', 'efficacy', _success,
+         'share of records whose new object is likelier per token than the true one; a tie fails',
+         is_headline=True, in_score=True, stand_in='efficacy_acc'),
+  Metric('paraphrase', 'paraphrase', _success,
+         'efficacy after other wordings of the prompt, mean over the prompts of a record',
+         is_headline=True, in_score=True, stand_in='paraphrase_acc'),
+  Metric('neighborhood', 'neighborhood', _success,
+         'share of prompts about other subjects after which the true object is likelier',
+         is_headline=True, in_score=True, stand_in='neighborhood_acc'),
+  Metric('efficacy_magnitude', 'efficacy', _magnitude,
+         'exp(-nll) of the new object minus that of the true one, nll in nats per token'),
+  Metric('paraphrase_magnitude', 'paraphrase', _magnitude,
+         'efficacy_magnitude after other wordings'),
+  Metric('neighborhood_magnitude', 'neighborhood', _magnitude,
+         'exp(-nll) of the true object minus that of the new one, for other subjects'),
+  Metric('efficacy_acc', 'efficacy', _accuracy,
+         'every token of the new object is the top one; for a single object, the share of them'),
+  Metric('paraphrase_acc', 'paraphrase', _accuracy, 'efficacy_acc after other wordings'),
+  Metric('neighborhood_acc', 'neighborhood', _accuracy,
+         'efficacy_acc of the answers that must stay, for other subjects'),
+  Metric('fluency', TEXTS, lambda texts: _fluency(texts.texts, texts.words),
+         '(2/3 H2 + 4/3 H3) / 2 with the entropies of word bigrams and trigrams in bits, x 100, '
+         'mean over generated texts with their prompts',
+         unit='bits x 100', is_headline=True),
+  Metric('fluency_without_prompt', TEXTS, lambda texts: _fluency(texts.continuations, texts.words),
+         'fluency of the continuations alone', unit='bits x 100'),
+  Metric('consistency', TEXTS, _consistency,
+         'cosine of TF-IDF vectors, x 100, of generated texts and snippets about entities that '
+         'have the new object', is_headline=True),
+  Metric('essence', TEXTS, lambda texts: None if texts.tfidf is None else texts.perplexity,
+         'perplexity of the first 100 tokens of snippets about the edited subject',
+         unit='perplexity', higher_is_better=False, is_headline=True),
+  Metric('free_generation_acc', TEXTS, lambda texts: 100.0 * texts.gives_object,
+         'greedy decoding gives the new object and ends there'),
+  Metric('unedited_acc', UNEDITED, lambda scores: 100 * scores.exact_N,
+         'share of prompts about unedited subjects whose known answer is on top, every token'),
+  Metric('unedited_kept', UNEDITED, _unedited_kept,
+         'unedited_acc among the prompts answered right before the edit', is_headline=True),
 ):
   register(_metric)
+# fmt: on

@@ -17,7 +17,7 @@ from jedit.editing.edit import (
   collect,
   edit_stream,
 )
-from jedit.editing.prompts import Contexts
+from jedit.editing.prompts import BARE, Contexts
 from jedit.editing.result import Details, EditResult
 from jedit.evals import metrics
 from jedit.evals.evaluate import evaluate_apart
@@ -95,7 +95,7 @@ def shared_files(settings: Settings, workdir: Workdir) -> dict[str, Any]:
     workdir: of the sweep.
   """
   return {
-    'contexts': settings.contexts or str(workdir / _shared_contexts(settings)),
+    'contexts': settings.contexts or _shared_contexts(settings, workdir),
     'targets': settings.targets or str(workdir / _TARGETS),
     'statistics': {'file': settings.statistics.file or str(workdir / STATISTICS_FILE)},
     'evaluation': {'store': settings.evaluation.store or str(workdir / CHUNKS_FILE)},
@@ -105,7 +105,12 @@ def shared_files(settings: Settings, workdir: Workdir) -> dict[str, Any]:
 def contexts(
   lm: LanguageModel, settings: Settings, workdir: Workdir, name: str = _CONTEXTS
 ) -> Contexts:
-  """The prefix contexts, given or sampled from the model, and kept as `name`."""
+  """The prefix contexts, given or sampled from the model, and kept as `name`.
+
+  A method that samples none gets the bare prompt alone, without a file.
+  """
+  if not settings.contexts and prefixes_of(settings.required_method) is None:
+    return BARE
   file = workdir / name
   if file.is_file():
     return load_contexts(str(file))
@@ -118,12 +123,16 @@ def contexts(
 
 def shared_contexts(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None:
   """Makes the contexts that `shared_files` names for a cell."""
-  contexts(lm, settings, workdir, _shared_contexts(settings))
+  if path := _shared_contexts(settings, workdir):
+    contexts(lm, settings, workdir, pathlib.Path(path).name)
 
 
-def _shared_contexts(settings: Settings) -> str:
+def _shared_contexts(settings: Settings, workdir: Workdir) -> str:
+  """Path of the contexts of a cell's kind; empty for a method that samples none."""
   kind = prefixes_of(settings.required_method)
-  return _CONTEXTS if kind == 'memit' else f'contexts_{kind or "bare"}.json'
+  if kind is None:
+    return ''
+  return str(workdir / (_CONTEXTS if kind == 'memit' else f'contexts_{kind}.json'))
 
 
 def edit(
