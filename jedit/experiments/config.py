@@ -20,6 +20,9 @@ from jedit.types import UserError
 RENAMED: Mapping[str, str] = {
   'edit.size': 'edit.edits_per_batch',
   'edit.batch_size': 'edit.target_batch_size',
+  'method.spread': 'method.schedule',
+  'method.spread_low': 'method.schedule_low',
+  'method.spread_high': 'method.schedule_high',
 }
 
 # Tasks that read some of the fields alone; all others read all but these tasks' own.

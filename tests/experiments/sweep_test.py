@@ -173,7 +173,7 @@ def test_curves_are_drawn_over_the_field_that_is_named(made):
     'even, clamp': [0.05, 2.0],
     'sqrt, clamp': [0.05, 2.0],
   }
-  config.axis = 'method.spread'
+  config.axis = 'method.schedule'
   with pytest.raises(UserError, match="the cell 'even, clamp 0.05' has no number there; name a f"):
     experiments.run(config, made / 'axis')
 
