@@ -24,7 +24,7 @@ from jedit.experiments.compile_timer import CompileClock
 from jedit.methods.base import Objective
 from jedit.models import AddAt, site
 from jedit.models.encoding import Row, encode_many
-from jedit.models.layers import matmul_precision
+from jedit.models.precision import matmul_precision
 from jedit.parallel.shapes import pad
 
 GENERATED_TOKENS = 100  # of a text, with its prompt

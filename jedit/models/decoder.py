@@ -17,7 +17,8 @@ from flax import struct
 
 from jedit.models import gpt2, gpt_neox, gptj, llama, mistral, qwen
 from jedit.models.config import Family, ModelConfig
-from jedit.models.layers import Cache, Embed, Linear, View, matmul_precision, rotary_tables, wider
+from jedit.models.layers import Cache, Embed, Linear, View, linear, rotary_tables
+from jedit.models.precision import wider
 from jedit.models.sites import Sites, site
 
 FAMILIES: dict[str, Family] = {
@@ -75,7 +76,7 @@ class Decoder(nn.Module):
       setattr(self, f'block_{layer}', family.block(c, layer))
     self.final_norm = family.final_norm(c.norm_eps)
     if not c.tie_head:
-      self.head = Linear(c.vocab_size, c.head_bias)
+      self.head = Linear(c.vocab_size, c.head_bias, 'float32')
     elif c.head_bias:
       self.head_bias = self.param('head_bias', nn.initializers.zeros, (c.vocab_size,))
 
@@ -139,15 +140,9 @@ class Decoder(nn.Module):
     """
     normed = self.final_norm(hidden) if final_norm else hidden
     if not self.config.tie_head:
-      logits = self.head(normed)
-    else:
-      embedding_VxD = self.embed.embedding.astype(normed.dtype)
-      precision = matmul_precision(normed.dtype)
-      logits = jnp.einsum('...d,vd->...v', normed, embedding_VxD, precision=precision)
-      if self.config.head_bias:
-        bias_V = self.head_bias.astype(logits.dtype)
-        logits = logits + bias_V.reshape((1,) * (logits.ndim - 1) + (-1,))
-    return logits.astype(wider(logits.dtype, jnp.float32))
+      return self.head(normed)
+    bias_V = self.head_bias if self.config.head_bias else None
+    return linear(normed, self.embed.embedding.T, bias_V, wider(normed.dtype, 'float32'))
 
   def everything(self, token_NxT: jax.Array) -> jax.Array:
     """Logits of whole rows; touches every parameter, so `init` runs it."""
