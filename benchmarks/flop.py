@@ -111,7 +111,7 @@ def evaluation_flop(
   for record in records:
     request = record.request
     prompts = [request.text, *record.paraphrase_prompts, *record.neighborhood_prompts]
-    targets = [request.target, *([request.target_true] if request.target_true else [])]
+    targets = [request.target_new, *([request.target_true] if request.target_true else [])]
     rows = [[Row(prompt, target=target) for target in targets] for prompt in prompts]
     for group in rows:
       encoded = encode_many(tokenizer, group)

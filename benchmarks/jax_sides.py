@@ -14,6 +14,7 @@ from material import Material
 
 import jedit
 from jedit.editing.edit import find_targets
+from jedit.editing.region import Objective
 from jedit.editing.schedule import Targets, choose_batch_size
 from jedit.editing.target import safe_norm
 from jedit.editing.update import Kernel
@@ -21,14 +22,13 @@ from jedit.evals import metrics
 from jedit.evals.generation import Generation
 from jedit.evals.scoring import plan_batches
 from jedit.experiments.compile_timer import CompileClock
-from jedit.methods.base import Objective
 from jedit.models import AddAt, site
 from jedit.models.encoding import Row, encode_many
 from jedit.models.precision import matmul_precision
 from jedit.parallel.shapes import pad
 
 GENERATED_TOKENS = 100  # of a text, with its prompt
-METRICS = (*metrics.SUCCESS, *metrics.MAGNITUDE, *metrics.ACCURACY)
+METRICS = [name for name, each in metrics.METRICS.items() if each.evidence in metrics.PARTS]
 PLACES = {'attn': 'attn_out', 'mlp': 'mlp_out'}
 
 
@@ -331,7 +331,7 @@ def questions(record) -> list[tuple[str, tuple[str, str]]]:
   """Each prompt with the new and the true object."""
   request = record.request
   prompts = [request.text, *record.paraphrase_prompts, *record.neighborhood_prompts]
-  return [(prompt, (request.target, request.target_true)) for prompt in prompts]
+  return [(prompt, (request.target_new, request.target_true)) for prompt in prompts]
 
 
 def matmul_ceiling(dtype: str) -> float:

@@ -29,9 +29,9 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Of the moments.')
 _RUN = """
 import sys
 import jedit
-from jedit.moments import collect
+from jedit.io import checkpoints
 from jedit.testbeds import testbed_corpus
-collect._SECONDS_PER_SAVE = collect._WORK_PER_SAVE = 0
+checkpoints._SECONDS_PER_SAVE = checkpoints._WORK_PER_SAVE = 0
 lm, _ = jedit.testbed('gptj')
 print('begun', flush=True)
 corpus = 4 * testbed_corpus('gptj')
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
       places.append(max(saved, default=0))
     subprocess.run(command(killed), env=environment, check=True, capture_output=True)
     first, second = SecondMoments.load(whole), SecondMoments.load(killed)
-  print(f'documents done at each kill: {", ".join(map(str, places))}')
+  print(f'batches done at each kill: {", ".join(map(str, places))}')
   same = all(np.array_equal(first.cov[kernel], second.cov[kernel]) for kernel in first.cov)
   same &= first.num_tokens == second.num_tokens
   print(f'{len(places)} kills, {second.num_tokens} tokens: {"the same" if same else "OTHER"} bits')

@@ -166,7 +166,7 @@ def prepare(
   Returns:
     What the sides are given, and figures about it: mean lengths in tokens, needed FLOP.
   """
-  texts = [f'{record.request.text} {record.request.target}' for record in records]
+  texts = [f'{record.request.text} {record.request.target_new}' for record in records]
   # With about four tokens per record CounterFact's rows are as long as in GPT-2's tokens.
   vocab_size = min(preset.vocab_size, 300 + 4 * len(records))
   save_tokenizer(train_tokenizer(texts, vocab_size, 'gptj'), os.fspath(directory), 'gptj')

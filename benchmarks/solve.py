@@ -1,12 +1,11 @@
-r"""What does a batch of edits pay for its solve? A kept factor, and a new system every time.
+r"""Cost of a batch's solve: a kept factor against a new system for every batch.
 
 python benchmarks/solve.py --sizes=1024,2048,4096 --edits=10,64,256 --out=solve.json
 
-Ours factors C once for each layer and solves every batch of B edits with it
-(`jedit.solvers.closed_form`), checks the normal equations, and gives the left factor; the
-baseline adds KᵀK to λC and calls `torch.linalg.solve` for every batch, as the published codes do.
-Both in float64. Each side has a process of its own and they take turns; medians are printed, with
-the fastest and slowest round.
+Ours factors C once for each layer, solves every batch of B edits with it (`jedit.solvers`), checks
+the normal equations, and gives the left factor; the baseline adds KᵀK to λC and calls
+`torch.linalg.solve` for every batch, as the published codes do. Both in float64. Each side has a
+process of its own and they take turns; medians are printed, with the fastest and slowest round.
 
 Needed FLOP: F³/3 for the factor, once; 2 F² B for a batch, in two triangular solves. Without a
 factor a batch needs F³/3 + F² B + 2 F² B. The ceiling is the better side's float64 matrix product.
@@ -46,8 +45,6 @@ def sequence(num_batches: int, size: int) -> dict[str, float]:
   requests = [record.request for record in records[: num_batches * size]]
   contexts = sample_contexts(lm, 0)
   list(edit_sequentially(lm, requests[: 2 * size], method, stats, size=size, contexts=contexts))
-  # New arrays: the first batch pays for the factors.
-  stats = jedit.SecondMoments({kernel: cov.copy() for kernel, cov in stats.cov.items()})
   start = time.perf_counter()
   found = [
     batch.seconds

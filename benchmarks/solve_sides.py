@@ -77,10 +77,10 @@ def problem(size: int, edits: Sequence[int]) -> tuple[np.ndarray, dict[int, np.n
 
 
 class Engine:
-  """`jedit.solvers.solve`."""
+  """`jedit.solvers`."""
 
   def __init__(self):
-    from jedit.solvers.solve import LeastSquares
+    from jedit.solvers import LeastSquares
 
     self.solver = LeastSquares(COV_WEIGHT)
 
@@ -98,20 +98,21 @@ class Engine:
 
   def round(self) -> dict[int | str, float]:
     """Seconds of the factor, and of the solve and its check by number of edits."""
-    from jedit.solvers.factor_cache import preserve
+    from jedit.solvers import Covariance
 
-    self.cov_FxF = self.cov_FxF.copy()  # nothing is kept for it
+    cov = Covariance(self.cov_FxF)
     seconds: dict[int | str, float] = {}
     start = time.perf_counter()
-    assert preserve(self.cov_FxF).is_definite
+    assert cov.factor(0.0, np.zeros((0, cov.size))).is_definite
     seconds['factor'] = time.perf_counter() - start
     self.left = {}
     for count, key_BxF in self.keys.items():
       start = time.perf_counter()
-      self.left[count] = self.solver(self.cov_FxF, key_BxF, key_BxF)
+      state = self.solver.init(cov, count)
+      self.left[count] = self.solver.solve(state, key_BxF, key_BxF)
       seconds[count] = time.perf_counter() - start
       start = time.perf_counter()
-      assert self.solver.residual(self.cov_FxF, key_BxF, self.left[count]) < 1e-9
+      assert self.solver.residual(state, key_BxF, self.left[count]) < 1e-9
       seconds[f'check {count}'] = time.perf_counter() - start
     return seconds
 

@@ -23,10 +23,11 @@ from jedit.models.export import save_directory
 from jedit.models.load import load_directory
 from jedit.models.sites import KERNEL_INPUT
 from jedit.models.tokenizer import load_tokenizer
-from jedit.moments.collect import accumulate, adding, products_of
+from jedit.moments.collect import accumulate
 from jedit.moments.corpus import Corpus
 from jedit.moments.packing import PackedText
-from jedit.parallel.mesh import make_mesh, place_rows, square_sharding
+from jedit.moments.sums import adding, num_values, products_of, shapes_of
+from jedit.parallel.mesh import make_mesh, place_rows
 from jedit.parallel.shapes import pad
 from jedit.testbeds import testbed_corpus
 from jedit.testbeds.tokenizer import save_tokenizer, train_tokenizer
@@ -228,17 +229,15 @@ def moved(
 
   Runs in a process that was started with data · model fake devices.
   """
+  num_devices = data * model
   mesh = make_mesh(data, model)
-  lm, _ = load_directory(directory / 'model', PRESETS[preset].dtype, mesh)
+  decoder, _ = load_directory(directory / 'model', PRESETS[preset].dtype, mesh)
   layers = PRESETS[preset].layers
   names = tuple(site(layer, KERNEL_INPUT['mlp']) for layer in layers)
-  products = products_of(names, stop=layers[-1] + 1)
-  tokens = place_rows(lm, [np.zeros((num_rows, 512), np.int32)] * 3)
-  sums = {}
-  for name, part in jax.eval_shape(products, lm, *tokens).items():
-    sharding = None if mesh is None else square_sharding(mesh, part)
-    sums[name] = (jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=sharding),) * 2
-  compiled = adding(products, mesh).lower(lm, sums, *tokens).compile()
+  products = products_of(names, stop=layers[-1] + 1, mesh=mesh)
+  tokens = place_rows(decoder, [np.zeros((num_rows, 512), np.int32)] * 3)
+  sums = shapes_of(jax.eval_shape(products, decoder, *tokens), mesh)
+  compiled = adding(products, mesh).lower(decoder, sums, *tokens).compile()
   total: dict[str, int] = {}
   for shape, name in re.findall(
     r'= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(',
@@ -250,5 +249,5 @@ def moved(
   return {
     'flop': compiled.cost_analysis()['flops'],
     'bytes': total,
-    'sum_bytes': 8 * len(names) * lm.config.ffn_width**2 // (data * model),
+    'sum_bytes': 8 * len(names) * num_values(decoder.config.ffn_width) // num_devices,
   }

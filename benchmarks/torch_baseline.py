@@ -24,7 +24,7 @@ import transformers
 from material import Material
 
 from jedit.editing.prompts import EditRows
-from jedit.methods.base import SPREADS
+from jedit.editing.region import SPREADS
 from jedit.models.encoding import Encoded
 from jedit.parallel.shapes import pad
 

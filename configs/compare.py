@@ -1,13 +1,12 @@
-r"""Finished runs side by side, as a table and a page.
+r"""Compares finished runs in one table and report.
 
 python -m jedit.main --config=configs/compare.py --config.workdirs=runs/a,runs/b --workdir=runs/both
+
+`workdirs` lists workdirs of edits, evaluations and sweeps.
 """
 
-from ml_collections import config_dict
+from jedit.experiments.config import default_config
 
 
-def get_config() -> config_dict.ConfigDict:
-  c = config_dict.ConfigDict()
-  c.task = 'compare'
-  c.workdirs = ''  # of edits, evaluations and sweeps, separated by commas
-  return c
+def get_config():
+  return default_config('compare')

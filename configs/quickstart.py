@@ -1,8 +1,10 @@
-r"""The default: PMET edits facts in the shipped GPT-J testbed and shows what changed.
+r"""The default: edits facts in the shipped GPT-J testbed with PMET and reports the changes.
 
 python -m jedit.main
 """
 
-from jedit.configs import pmet_testbed_gptj
+from jedit.configs import edit
 
-get_config = pmet_testbed_gptj.get_config
+
+def get_config():
+  return edit.get_config('pmet,testbed-gptj')

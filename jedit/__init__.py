@@ -1,71 +1,90 @@
 """jedit edits facts inside language models and measures what changed and what did not.
 
-Names are imported when they are first used, so that a command line that only prints its help, or
-finds a wrong flag, does not wait for the numerical libraries.
+Names are imported when they are first used, so that a command line that prints its help or finds a
+wrong flag does not wait for the numerical libraries.
 """
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from jedit import methods
-  from jedit.editing.batches import edit_separately, edit_sequentially
-  from jedit.editing.edit import edit
+  from jedit import methods, models, parallel, probes, testbeds
+  from jedit.editing.edit import Separate, Sequential, Together, edit, edit_stream
+  from jedit.editing.result import EditResult
   from jedit.evals.evaluate import evaluate
-  from jedit.methods.base import Recipe
   from jedit.methods.presets import preset
+  from jedit.methods.recipe import Recipe
   from jedit.models.language_model import LanguageModel, load
   from jedit.models.patch import Patch
   from jedit.moments.collect import statistics
   from jedit.moments.files import SecondMoments
+  from jedit.solvers import FactorCache
   from jedit.testbeds import testbed
-  from jedit.types import Record, Request, UserError
+  from jedit.types import Kernel, Record, Request, UserError
 
 _HOME = {
+  'EditResult': 'editing.result',
+  'FactorCache': 'solvers',
+  'Kernel': 'types',
   'LanguageModel': 'models.language_model',
   'Patch': 'models.patch',
-  'Recipe': 'methods.base',
+  'Recipe': 'methods.recipe',
   'Record': 'types',
   'Request': 'types',
   'SecondMoments': 'moments.files',
+  'Separate': 'editing.edit',
+  'Sequential': 'editing.edit',
+  'Together': 'editing.edit',
   'UserError': 'types',
   'edit': 'editing.edit',
-  'edit_separately': 'editing.batches',
-  'edit_sequentially': 'editing.batches',
+  'edit_stream': 'editing.edit',
   'evaluate': 'evals.evaluate',
   'load': 'models.language_model',
   'preset': 'methods.presets',
   'statistics': 'moments.collect',
   'testbed': 'testbeds',
 }
+_PACKAGES = ('methods', 'models', 'parallel', 'probes', 'testbeds')
 
 __all__ = [
+  'EditResult',
+  'FactorCache',
+  'Kernel',
   'LanguageModel',
   'Patch',
   'Recipe',
   'Record',
   'Request',
   'SecondMoments',
+  'Separate',
+  'Sequential',
+  'Together',
   'UserError',
   'edit',
-  'edit_separately',
-  'edit_sequentially',
+  'edit_stream',
   'evaluate',
   'load',
   'methods',
+  'models',
+  'parallel',
   'preset',
+  'probes',
   'statistics',
   'testbed',
+  'testbeds',
 ]
 
 
 def __getattr__(name: str) -> Any:
-  if name == 'methods':
-    return importlib.import_module('jedit.methods')
+  if name == '__version__':
+    return importlib.metadata.version('jedit')
+  if name in _PACKAGES:
+    return importlib.import_module(f'jedit.{name}')
   if name not in _HOME:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   return getattr(importlib.import_module(f'jedit.{_HOME[name]}'), name)
 
 
 def __dir__() -> list[str]:
-  return sorted(__all__)
+  return sorted([*__all__, '__version__'])

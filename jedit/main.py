@@ -1,7 +1,7 @@
 """Runs the experiment that a config describes.
 
   python -m jedit.main                                        # configs/quickstart.py
-  python -m jedit.main --config=configs/NAME.py --workdir=DIR
+  python -m jedit.main --config=configs/edit.py:memit,gpt2-xl --workdir=DIR
   python -m jedit.main --config.data.num_edits=200            # change any field of the config
   python -m jedit.main --config=configs/NAME.py --help        # list the fields and their values
 
@@ -14,13 +14,12 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
-from ml_collections.config_flags import config_path
 
 from jedit import configs
 from jedit.parallel import mesh
@@ -30,7 +29,7 @@ _SHIPPED = pathlib.Path(list(configs.__path__)[0])
 _CONFIG = flags.DEFINE_string(
   'config',
   str(_SHIPPED / 'quickstart.py'),
-  'Python file whose get_config() describes the run; what follows a colon is handed to it.',
+  'Python file whose get_config() returns the config; the text after a colon is its argument.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory for the results; runs/<name of the config> by default.'
@@ -38,28 +37,27 @@ _WORKDIR = flags.DEFINE_string(
 _COORDINATOR = flags.DEFINE_string(
   'coordinator',
   None,
-  'For a run of several processes, each started with the same command: host:port of the first '
-  'one, or auto where the cluster tells (Slurm, TPU).',
+  'host:port of the first of several processes, each started with the same command; auto on '
+  'clusters that provide it (Slurm, TPU).',
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'How many there are; not with --coordinator=auto.', lower_bound=1
+  'num_processes', None, 'Number of processes; not with --coordinator=auto.', lower_bound=1
 )
 _PROCESS_ID = flags.DEFINE_integer(
-  'process_id', None, 'Which of them this is, from 0; not with --coordinator=auto.', lower_bound=0
+  'process_id', None, 'Number of this process, from 0; not with --coordinator=auto.', lower_bound=0
 )
 _HELP = ('--help', '-help', '-h', '-?', '--helpshort', '--helpfull')
 
 
 def load_config(path: str) -> config_dict.ConfigDict:
-  """Runs the config file `path`, or `path:argument` where its get_config takes an argument.
+  """The config of `path`, or of `path:argument` for a get_config with an argument.
 
   Raises:
-    UserError: where there is no such file, or it raises, or it returns no ConfigDict.
+    UserError: for a file that does not exist, raises, or returns no ConfigDict.
   """
   file, *argument = path.split(':', 1)
   if not os.path.isfile(file):
-    shipped = ', '.join(sorted(shipped.name for shipped in _SHIPPED.glob('*.py')))
-    raise UserError(f'There is no config file {file!r}; {_SHIPPED} has {shipped}.')
+    raise UserError(f'There is no config file {file!r}{_instead(pathlib.Path(file))}.')
   try:
     spec = importlib.util.spec_from_file_location('config', file)
     if spec is None or spec.loader is None:
@@ -67,12 +65,33 @@ def load_config(path: str) -> config_dict.ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(*argument)
+  except UserError:
+    raise
   except Exception as error:  # a config is a program and may raise anything
     reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
     raise UserError(f'Cannot use config file {file} ({reason}).') from error
   if not isinstance(config, config_dict.ConfigDict):
     raise UserError(f'get_config() of {file} returns {type(config).__name__}; return a ConfigDict.')
   return config
+
+
+def _instead(file: pathlib.Path) -> str:
+  """The config to write instead of a missing one; earlier versions had a file per preset."""
+  from jedit.methods import presets  # slow to import
+
+  task, _, testbed = file.stem.partition('_testbed_')
+  moved = {
+    f'{method}_{model}'.replace('-', '_').replace('gptj_6b', 'gptj'): f'edit.py:{method},{model}'
+    for method, model in presets.names()
+  }
+  if testbed and task in ('probe', 'sweep', 'train'):
+    moved[file.stem] = f'{task}.py:{testbed}'
+  if file.stem in moved:
+    is_there = (file.parent / 'edit.py').is_file()
+    folder = file.parent if is_there else _SHIPPED
+    return f' any more; write --config={folder / moved[file.stem]}'
+  shipped = ', '.join(sorted(shipped.name for shipped in _SHIPPED.glob('*.py')))
+  return f'; {_SHIPPED} has {shipped}'
 
 
 def _fields(config: config_dict.ConfigDict, prefix: str = '') -> dict[str, Any]:
@@ -94,14 +113,9 @@ def override(config: config_dict.ConfigDict, argv: Sequence[str]) -> config_dict
   """
   names = _fields(config)
   for arg in argv[1:]:
-    match = re.match(r'--?(?:no)?config\.([^=]*)', arg)
-    if match:
-      try:
-        config_path.get_type(match[1], config)
-      except Exception as error:  # KeyError, AttributeError, ValueError, ... by kind of mistake
-        close = difflib.get_close_matches(match[1], names, n=1)
-        hint = f'did you mean {close[0]}?' if close else '--help lists the fields.'
-        raise UserError(f'The config has no field {match[1]!r}; {hint}') from error
+    given = re.match(r'--?(?:no)?config\.([^=]*)', arg)
+    if given and not any(f'{name}.'.startswith(f'{given[1]}.') for name in names):
+      raise UserError(f'The config has no field {given[1]!r}; {_hint(given[1], names)}')
   own_flags = flags.FlagValues()
   try:
     config_flags.DEFINE_config_dict('config', config, flag_values=own_flags, sys_argv=list(argv))
@@ -116,6 +130,16 @@ def override(config: config_dict.ConfigDict, argv: Sequence[str]) -> config_dict
     if len(kinds) == 1 and not all(isinstance(item, (*kinds, int)) for item in value):
       raise UserError(f'The config field {name} is {value!r}; give a tuple like {names[name]!r}.')
   return own_flags.config
+
+
+def _hint(name: str, names: Iterable[str]) -> str:
+  """The field probably meant by `name`."""
+  from jedit.experiments.config import RENAMED  # slow to import
+
+  close = difflib.get_close_matches(name, names, n=1)
+  if name in RENAMED:
+    return f'it is {RENAMED[name]} now.'
+  return f'did you mean {close[0]}?' if close else '--help lists the fields.'
 
 
 def _parse(argv: Sequence[str]) -> tuple[config_dict.ConfigDict, str]:
@@ -139,13 +163,13 @@ def _parse(argv: Sequence[str]) -> tuple[config_dict.ConfigDict, str]:
     print(f'{__doc__}\n{flags.FLAGS.main_module_help()}\n\nFields of {_CONFIG.value}:\n{fields}')
     sys.exit(0)
   file, *argument = _CONFIG.value.split(':')
-  name = '_'.join([pathlib.Path(file).stem, *argument])
+  name = '_'.join([pathlib.Path(file).stem, *argument]).replace(',', '_')
   return config, _WORKDIR.value or os.path.join('runs', name)
 
 
 def main(args: tuple[config_dict.ConfigDict, str]) -> None:
-  """Hands the config and the workdir to the runner."""
-  logging.set_verbosity(logging.WARNING)  # jax tells of every kind of device it does not find
+  """Hands the config and the workdir to `jedit.experiments`."""
+  logging.set_verbosity(logging.WARNING)  # jax reports every kind of device that it does not find
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     cache = pathlib.Path('~/.cache/jedit/xla').expanduser()
     jax.config.update('jax_compilation_cache_dir', str(cache))
@@ -153,16 +177,16 @@ def main(args: tuple[config_dict.ConfigDict, str]) -> None:
   if _COORDINATOR.value is not None:
     mesh.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if not mesh.is_first_process():
-      sys.stdout = open(os.devnull, 'w')  # one process speaks; errors are everybody's
-  # Says that PyTorch is missing, which nothing here needs.
-  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
-  from jedit import experiments  # slow to import, so that mistakes in flags are answered at once
+      sys.stdout = open(os.devnull, 'w')  # one process prints; all report errors
+  from jedit import experiments  # slow; mistakes in flags come first
 
   experiments.run(*args)
 
 
 def run() -> None:
   """Entry point: `main`, with the user's mistakes as one sentence on stderr and exit code 2."""
+  # The advice is that PyTorch is missing, which nothing here needs.
+  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   try:
     app.run(main, flags_parser=_parse)
   except UserError as error:

@@ -1,17 +1,8 @@
-"""What a user hands in: facts to edit and the records that measure them.
-
-Shape letters, used as suffixes of array names everywhere in the package:
-
-  B  edits in a batch                    H, K  query heads, key/value heads
-  P  prompts per edit (contexts)         Dh    head size
-  N  rows of a flat batch                L     layers being edited
-  T  tokens (S: tokens attended to)      V     vocabulary
-  D  model width                         R     rank of an update
-  F  FFN width, the key dimension        G     second copy of F in FxF products
-"""
+"""Input of users: facts to edit, records that measure them, kernels, errors."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 
 class Kernel(NamedTuple):
@@ -46,13 +37,14 @@ class UserError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """One association to write: after `prompt` about `subject` the model should say `target`.
+  """One association to write: after `prompt` about `subject` the model should predict `target_new`.
 
   Attributes:
     prompt: template with exactly one `{}`, which takes the subject.
     subject: the entity the fact is about.
-    target: the new object, without a leading space (one is added when text is built).
-    target_true: what the model says today, where it is known.
+    target_new: the new object, without a leading space (one is added when text is built); `target`
+      is accepted as a name of this argument.
+    target_true: the object that the unedited model predicts, if known.
     case_id: the record it came from, used in messages and files.
 
   Raises:
@@ -61,12 +53,15 @@ class Request:
 
   prompt: str
   subject: str
-  target: str
+  target_new: str = ''
   target_true: str | None = None
   case_id: int | None = None
+  target: dataclasses.InitVar[str | None] = None
 
-  def __post_init__(self) -> None:
-    for field in ('prompt', 'subject', 'target'):
+  def __post_init__(self, target: str | None) -> None:
+    if target is not None:
+      object.__setattr__(self, 'target_new', target)
+    for field in ('prompt', 'subject', 'target_new'):
       value = getattr(self, field)
       if not isinstance(value, str) or not value.strip():
         raise UserError(f'{self._label} has {field} {value!r}; give a non-empty string.')
@@ -82,6 +77,11 @@ class Request:
   @property
   def _label(self) -> str:
     return 'The request' if self.case_id is None else f'The request of record {self.case_id}'
+
+  @property
+  def label(self) -> str:
+    """The request in a sentence."""
+    return f'record {self.case_id} ({self.text!r} -> {self.target_new!r})'
 
   @property
   def text(self) -> str:
@@ -117,3 +117,38 @@ class Record:
   relation_id: str | None = None
   target_id: str | None = None
   target_true_id: str | None = None
+
+
+def as_requests(given: Any) -> list[Request]:
+  """Requests from whatever has their fields.
+
+  Args:
+    given: a `Request`, a `Record`, a mapping with the fields of a request, or a sequence of these.
+
+  Raises:
+    UserError: for an empty sequence and for anything else.
+  """
+  if isinstance(given, Request | Record | Mapping):
+    given = [given]
+  if isinstance(given, str) or not isinstance(given, Iterable):
+    raise UserError(f'The requests are {given!r}; give Request objects, records or mappings.')
+  requests = [_as_request(value) for value in given]
+  if not requests:
+    raise UserError('There is nothing to edit; give at least one request.')
+  return requests
+
+
+def _as_request(value: Any) -> Request:
+  if isinstance(value, Request):
+    return value
+  if isinstance(value, Record):
+    return value.request
+  if not isinstance(value, Mapping):
+    raise UserError(f'{value!r} is not a request; give a Request, a Record or a mapping.')
+  known = [field.name for field in dataclasses.fields(Request)] + ['target']
+  unknown = [name for name in value if name not in known]
+  missing = [name for name in ('prompt', 'subject') if name not in value]
+  if unknown or missing:
+    fault = f'has no field {missing[0]!r}' if missing else f'has a field {unknown[0]!r}'
+    raise UserError(f'The request {dict(value)!r} {fault}; a request has {", ".join(known)}.')
+  return Request(**value)

@@ -1,35 +1,29 @@
-"""What the papers' experiments share: a model and a size, cells, and the papers' rows.
+"""Shared parts of the papers' experiments: model and scale, cells, published rows.
 
-What follows the colon of `--config=configs/paper/NAME.py:MODEL:EDITS` are the model and, where the
-paper's number is too large, the number of edits; batches and edit counts shrink with it.
+The argument of `--config=configs/paper/NAME.py:MODEL:EDITS` is the model and optionally the number
+of edits; batches and edit counts of the paper shrink in proportion.
 """
 
-import importlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
-# Words of the configs' file names.
-_STEMS = {
-  'gptj-6b': 'gptj',
-  'gpt-neox-20b': 'gpt_neox_20b',
-  'gpt2-xl': 'gpt2_xl',
-  'llama-7b': 'llama_7b',
-  'llama-2-7b': 'llama_2_7b',
-  'testbed-gptj': 'testbed_gptj',
-  'testbed-llama': 'testbed_llama',
-}
-# Models whose rows are printed beside a testbed's.
+from jedit.configs import edit
+from jedit.experiments.config import method_section
+from jedit.methods import presets
+from jedit.types import UserError
+
+# Models whose published rows are printed beside those of a testbed.
 _STANDS_FOR = {'testbed-gptj': ('gptj-6b',), 'testbed-llama': ('llama-7b', 'llama-2-7b')}
 _TESTBED_EDITS = 24
-# Every so many records are generated texts for: the papers' number, and one for few records.
+# Texts are generated for every n-th case_id, on testbeds with few records more often.
 _INTERVAL, _TESTBED_INTERVAL = 10, 2
-# What consistency is measured with; testbeds have nothing like it.
+# Reference files of consistency; testbeds have none.
 _REFERENCES = dict(snippets='attribute_snippets.json', idf='idf.npy', vocabulary='tfidf_vocab.json')
 
-# Columns of the papers' tables; of CounterFact, and of zsRE, whose values are token accuracies.
+# Columns of the papers' tables for CounterFact, and (token accuracies) for zsRE.
 SUCCESS = ('score', 'efficacy', 'paraphrase', 'neighborhood', 'fluency', 'consistency')
 ACCURACY = ('score', 'efficacy_acc', 'paraphrase_acc', 'neighborhood_acc')
 
@@ -37,12 +31,12 @@ Cell = tuple[str, dict[str, Any]]
 
 
 class Experiment:
-  """The scale of an experiment, and what its cells are made of.
+  """The scale of an experiment, and the parts of its cells.
 
   Attributes:
-    is_testbed: whether it runs on a shipped model.
-    num_edits: how many records.
-    paper_model: the model of the paper whose rows are printed.
+    is_testbed: True on a shipped model.
+    num_edits: number of records.
+    paper_model: the paper's model whose rows are printed.
   """
 
   def __init__(self, argument: str, models: Sequence[str], num_edits: int = 10_000):
@@ -50,38 +44,36 @@ class Experiment:
 
     Args:
       argument: 'MODEL' or 'MODEL:EDITS'; empty for the first model.
-      models: those of the paper.
-      num_edits: of the paper.
+      models: the paper's models.
+      num_edits: the paper's number of edits.
     """
     model, _, edits = argument.partition(':')
     self._model = model or models[0]
     self.is_testbed = self._model in _STANDS_FOR
     known = [*models, *_STANDS_FOR]
     if self._model not in known:
-      raise ValueError(f'the model is {model!r}; choose of {", ".join(known)}')
+      raise UserError(f'The model is {model!r}; choose of {", ".join(known)}.')
     self._paper_edits = num_edits
     self.num_edits = int(edits or (_TESTBED_EDITS if self.is_testbed else num_edits))
     stands_for = _STANDS_FOR.get(self._model, (self._model,))
     self.paper_model = next((each for each in models if each in stands_for), models[0])
 
   def method(self, name: str, variant: str = '', **fields: Any) -> dict[str, Any]:
-    """The section `method` of the shipped config, of its variant where the model has one."""
-    section = self._config(name, variant).method.to_dict()
-    return {'method': {**section, **fields}}
+    """The section `method` of a preset with changed fields; testbeds have no variants."""
+    return {'method': method_section(name, **{**self._preset(name, variant), **fields})}
 
   def last_layer(self, name: str, variant: str = '') -> dict[str, Any]:
-    """The same on the last of its layers alone."""
-    layers = self.method(name, variant)['method']['layers']
-    return self.method(name, variant, layers=layers[-1:])
+    """As `method`, on the last of the preset's layers alone."""
+    return self.method(name, variant, layers=self._preset(name, variant)['layers'][-1:])
 
   def scaled(self, edits: int) -> int:
-    """A number of edits of the paper, at the scale of this run."""
+    """Scales a number of edits of the paper to this run."""
     return max(1, round(edits * self.num_edits / self._paper_edits))
 
   def log_sizes(self) -> list[int]:
     """The 17 edit counts of PMET and JEEP, exp(ln(n) i / 16), without repetitions.
 
-    Every second one on a testbed, whose numbers lie close to each other.
+    Testbeds take every second one, since their neighbouring counts differ by little.
     """
     steps = range(0, 17, 2 if self.is_testbed else 1)
     counts = [math.exp(math.log(self.num_edits) * i / 16) for i in steps]
@@ -94,52 +86,52 @@ class Experiment:
     rows: Mapping[str, Sequence[Any]] | None = None,
     columns: Sequence[str] = SUCCESS,
     base: str = 'pmet',
-  ) -> config_dict.ConfigDict:
+    records: str = 'multi_counterfact.json',
+  ) -> ConfigDict:
     """A sweep of cells, with a paper's rows.
 
     Args:
       cells: see `jedit.experiments.sweep.read_cells`.
       source: paper and table.
-      rows: of the paper by name of a cell, 'unedited', or what else it compares with: numbers, or
-        pairs of a number and its interval; the last columns may be left out.
+      rows: the paper's numbers, or pairs of a number and its interval, by name of a cell,
+        'unedited' or another editor; the last columns may be missing.
       columns: metrics of `rows`.
-      base: the method whose shipped config on this model has the other sections.
+      base: the method whose published run provides the other sections.
+      records: the paper's file; testbeds have their own.
     """
-    c = self._config(base, '')
+    c = edit.get_config(f'{base},{self._model}')
     c.task = 'sweep'
     c.data.num_edits = self.num_edits
-    c.edit.mode = 'together'
+    if not self.is_testbed:
+      c.data.records = records
     c.evaluation.samples = 1
     c.cells = tuple(cells)
     published = [(name, dict(zip(columns, row))) for name, row in (rows or {}).items()]
     if self.is_testbed and columns == ACCURACY:
       for _, row in published:
-        del row['score']  # of accuracies in the paper; of successes for records with two objects
+        del row['score']  # the paper's is of accuracies, a testbed's of success rates
     if any('fluency' in row for _, row in published):
       c.evaluation.generation_interval = _TESTBED_INTERVAL if self.is_testbed else _INTERVAL
     if any('consistency' in row for _, row in published) and not self.is_testbed:
-      for field, name in _REFERENCES.items():
-        c.evaluation[field] = name
+      c.evaluation.update(_REFERENCES)
     c.published = dict(source=source, rows=tuple(published))
     return c
 
-  def _config(self, name: str, variant: str) -> config_dict.ConfigDict:
-    stem = f'jedit.configs.{name}_{_STEMS[self._model]}'
-    if variant and not self.is_testbed:
-      stem += f'_{variant}'
-    return importlib.import_module(stem).get_config()
+  def _preset(self, name: str, variant: str) -> Mapping[str, Any]:
+    model = f'{self._model}-{variant}' if variant and not self.is_testbed else self._model
+    return presets.find(name, model).fields
 
 
 def sized(name: str, size: int) -> str:
-  """Name of a cell with so many edits in one model; curves take it apart."""
+  """Name of a cell with `size` edits in one model; curves parse it."""
   return f'{name}, {size:,} edit{"" if size == 1 else "s"}'
 
 
 def chunks(size: int) -> dict[str, Any]:
-  """Batches of `size`, each edited into the original model and asked about its own records."""
-  return {'edit': {'mode': 'separate', 'size': size}}
+  """Batches of `size` on the original model, each evaluated on its own records."""
+  return {'edit': {'mode': 'separate', 'edits_per_batch': size}}
 
 
 def sequence(size: int) -> dict[str, Any]:
-  """Batches of `size`, one after the other."""
-  return {'edit': {'mode': 'sequential', 'size': size, 'canary': 0}}
+  """Sequential batches of `size`."""
+  return {'edit': {'mode': 'sequential', 'edits_per_batch': size, 'canary': 0}}

@@ -1,19 +1,16 @@
 r"""JEEP (arXiv:2412.17872), figure 4: editors of LLaMA-7B at 17 numbers of edits.
 
 python -m jedit.main --config=configs/paper/jeep_figure4.py:testbed-llama
-python -m jedit.main --config=configs/paper/jeep_figure4.py --config.model.path=LLAMA_DIRECTORY \
-  --config.data.records=multi_counterfact.json --config.statistics.corpus=WIKIPEDIA_TEXT
+python -m jedit.main --config=configs/paper/jeep_figure4.py --config.statistics.corpus=CORPUS
 
-Every record is edited at every size, in batches on the original model, so that all points of a
-curve share their targets. MALMEN, the fourth curve, is not part of jedit.
+All records are edited at every size, in batches on the original model, so that all points of a
+curve share their targets. MALMEN, the fourth curve, is not implemented.
 """
-
-from ml_collections import config_dict
 
 from jedit.configs.paper import common
 
 
-def get_config(scale: str = '') -> config_dict.ConfigDict:
+def get_config(scale=''):
   e = common.Experiment(scale, ('llama-7b', 'gptj-6b'))
   cells = [
     (common.sized(name.upper(), size), e.method(name) | common.chunks(size))

@@ -1,14 +1,11 @@
 r"""JEEP (arXiv:2412.17872), table 3: 10,000 CounterFact edits of GPT-J and LLaMA-7B.
 
 python -m jedit.main --config=configs/paper/jeep_table3.py:testbed-gptj
-python -m jedit.main --config=configs/paper/jeep_table3.py --config.model.path=GPTJ_DIRECTORY \
-  --config.data.records=multi_counterfact.json --config.statistics.corpus=WIKIPEDIA_TEXT
+python -m jedit.main --config=configs/paper/jeep_table3.py --config.statistics.corpus=CORPUS
 
-LLaMA-7B: `configs/paper/jeep_table3.py:llama-7b`. The paper's intervals are over three seeds; ours
-are over records, and another `--config.seed` and workdir give another seed.
+LLaMA-7B: `configs/paper/jeep_table3.py:llama-7b`. The paper's intervals are over three seeds, ours
+over records; repeat the command with another `--config.seed` and workdir for another seed.
 """
-
-from ml_collections import config_dict
 
 from jedit.configs.paper import common
 
@@ -34,7 +31,7 @@ _ROWS = {
 }
 
 
-def get_config(scale: str = '') -> config_dict.ConfigDict:
+def get_config(scale=''):
   e = common.Experiment(scale, tuple(_ROWS))
   cells = [(name.upper(), e.method(name)) for name in ('memit', 'pmet', 'jeep')]
   if e.paper_model == 'gptj-6b':

@@ -1,19 +1,16 @@
 r"""PMET (arXiv:2308.08742), figure 3: editors of GPT-J at 17 numbers of edits.
 
 python -m jedit.main --config=configs/paper/pmet_figure3.py:testbed-gptj
-python -m jedit.main --config=configs/paper/pmet_figure3.py --config.model.path=GPTJ_DIRECTORY \
-  --config.data.records=multi_counterfact.json --config.statistics.corpus=WIKIPEDIA_TEXT
+python -m jedit.main --config=configs/paper/pmet_figure3.py --config.statistics.corpus=CORPUS
 
-Every record is edited at every size, in batches on the original model, so that all points of a
-curve share their targets; FT-W and ROME, which share none, edit the first records alone.
+PMET and MEMIT edit all records at every size, in batches on the original model, so that all points
+of a curve share their targets; FT-W and ROME, without shared targets, edit the first records only.
 """
-
-from ml_collections import config_dict
 
 from jedit.configs.paper import common
 
 
-def get_config(scale: str = '') -> config_dict.ConfigDict:
+def get_config(scale=''):
   e = common.Experiment(scale, ('gptj-6b',))
   cells = []
   for size in e.log_sizes():

@@ -1,13 +1,10 @@
 r"""PMET (arXiv:2308.08742), table 1: 10,000 CounterFact edits of GPT-J and GPT-NeoX.
 
 python -m jedit.main --config=configs/paper/pmet_table1.py:testbed-gptj
-python -m jedit.main --config=configs/paper/pmet_table1.py --config.model.path=GPTJ_DIRECTORY \
-  --config.data.records=multi_counterfact.json --config.statistics.corpus=WIKIPEDIA_TEXT
+python -m jedit.main --config=configs/paper/pmet_table1.py --config.statistics.corpus=CORPUS
 
-GPT-NeoX: `configs/paper/pmet_table1.py:gpt-neox-20b`. ROME edits one record after the other.
+GPT-NeoX: `configs/paper/pmet_table1.py:gpt-neox-20b`. ROME edits the records sequentially.
 """
-
-from ml_collections import config_dict
 
 from jedit.configs.paper import common
 
@@ -29,7 +26,7 @@ _ROWS = {
 }
 
 
-def get_config(scale: str = '') -> config_dict.ConfigDict:
+def get_config(scale=''):
   e = common.Experiment(scale, tuple(_ROWS))
   cells = [('MEMIT', e.method('memit')), ('PMET', e.method('pmet'))]
   if e.paper_model == 'gptj-6b':

@@ -1,13 +1,10 @@
-r"""PMET (arXiv:2308.08742), table 3: its ablations at 1,000, 5,623 and 10,000 edits of GPT-J.
+r"""PMET (arXiv:2308.08742), table 3: ablations at 1,000, 5,623 and 10,000 edits of GPT-J.
 
 python -m jedit.main --config=configs/paper/pmet_table3.py:testbed-gptj
-python -m jedit.main --config=configs/paper/pmet_table3.py --config.model.path=GPTJ_DIRECTORY \
-  --config.data.records=multi_counterfact.json --config.statistics.corpus=WIKIPEDIA_TEXT
+python -m jedit.main --config=configs/paper/pmet_table3.py --config.statistics.corpus=CORPUS
 
 All records are edited in batches of these sizes. Three of the four ablations share their targets.
 """
-
-from ml_collections import config_dict
 
 from jedit.configs.paper import common
 
@@ -15,8 +12,8 @@ _SOURCE = 'PMET (arXiv:2308.08742), table 3: 1,000, 5,623 and 10,000 edits'
 _ABLATIONS = {
   'PMET': {},
   'without attention delta': dict(optimise=('mlp',)),
-  'writing attention, too': dict(write=('attn', 'mlp')),
-  'even spread': dict(spread='even'),
+  'also writing attention': dict(write=('attn', 'mlp')),
+  'even schedule': dict(schedule='even'),
 }
 _ROWS = {
   1000: (
@@ -40,7 +37,7 @@ _ROWS = {
 }
 
 
-def get_config(scale: str = '') -> config_dict.ConfigDict:
+def get_config(scale=''):
   e = common.Experiment(scale, ('gptj-6b',))
   cells, rows = [], {'unedited': (22.4, 15.2, 17.7, 83.5, 622.4, 29.4)}
   for edits, published in _ROWS.items():

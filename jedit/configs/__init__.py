@@ -1,7 +1,6 @@
-"""The shipped configs, importable as `jedit.configs.<name>`.
+"""The shipped configs, which import each other as `jedit.configs.<name>`.
 
-In a clone they live in the repository's `configs/`, where people look for them; a wheel puts
-those files here instead of this one.
+In a clone they lie in the repository's `configs/`; a wheel has those files in place of this one.
 """
 
 import pathlib

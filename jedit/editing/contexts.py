@@ -1,14 +1,14 @@
-"""Prefix contexts: short texts that the model itself writes, put before the prompts of an edit."""
+"""Prefix contexts: short texts sampled from the model and put before the prompts of an edit."""
 
 from collections.abc import Iterable, Sequence
 
-from jedit.editing.prompts import Contexts, check_contexts
-from jedit.methods import Method
-from jedit.methods.base import Recipe
+from jedit.editing.method import Method
+from jedit.editing.prompts import BARE, Contexts, check_contexts
 from jedit.models.generate import generate
 from jedit.models.language_model import LanguageModel
 from jedit.types import UserError
 
+PREFIXES = ('memit', 'rome')  # kinds of samples
 STARTS = ('The', 'Therefore', 'Because', 'I', 'You')
 NUM_TOKENS = 10
 ROME_LENGTHS = (5,) * 10 + (10,) * 10
@@ -18,20 +18,22 @@ _TOP_K = 5
 def contexts_of(
   lm: LanguageModel, method: Method, seed: int, given: Iterable[Iterable[str]] | None = None
 ) -> Contexts:
-  """The contexts of an edit: those given, or a sample of the method's kind.
+  """Contexts of an edit: those given, a sample of the method's kind, or the bare prompt alone.
 
   Raises:
-    UserError: for contexts that cannot be used, and where none can be sampled.
+    UserError: for contexts that cannot be used, and if none can be sampled.
   """
   if given is not None:
     return check_contexts(given)
-  is_rome = prefixes_of(method) == 'rome'
-  return sample_rome_contexts(lm, seed) if is_rome else sample_contexts(lm, seed)
+  kind = prefixes_of(method)
+  if kind is None:
+    return BARE
+  return sample_rome_contexts(lm, seed) if kind == 'rome' else sample_contexts(lm, seed)
 
 
-def prefixes_of(method: Method) -> str:
-  """The kind that `contexts_of` samples; fine-tuning, which uses none, is given the usual one."""
-  return method.prefixes if isinstance(method, Recipe) else 'memit'
+def prefixes_of(method: Method) -> str | None:
+  """Kind of contexts that a method wants sampled, of `PREFIXES`; None if it uses none."""
+  return getattr(method, 'prefixes', None)
 
 
 def sample_contexts(lm: LanguageModel, seed: int) -> Contexts:

@@ -1,332 +1,276 @@
-"""The driver: a method and requests in, a patch out."""
+"""The driver: requests and a method in, an `EditResult` out, in one batch or several."""
 
 import dataclasses
-import hashlib
-import json
-import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, overload
+import functools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from jedit.data.records import find_conflicts
+from jedit.editing.context import EditContext, TokenizedRequests
 from jedit.editing.contexts import contexts_of
-from jedit.editing.delta import PlacedDelta
-from jedit.editing.prompts import (
-  Block,
-  Contexts,
-  EditRows,
-  check_contexts,
-  encode_edits,
-  fit_shapes,
-)
+from jedit.editing.method import Method
 from jedit.editing.provenance import describe
-from jedit.editing.schedule import Targets, choose_batch_size, optimise_targets
-from jedit.editing.update import write_region
+from jedit.editing.result import EditResult, sum_seconds
+from jedit.io.memo import Memo
 from jedit.io.progress import Timers
-from jedit.methods import Method
-from jedit.methods.base import Recipe
-from jedit.methods.fine_tune import FineTuning, fine_tune
-from jedit.models import functions
 from jedit.models.language_model import LanguageModel
-from jedit.models.patch import Patch, Update
+from jedit.models.patch import merge, patch_of
 from jedit.moments.files import SecondMoments
-from jedit.parallel.mesh import num_row_shards
-from jedit.types import Kernel, Request, UserError
+from jedit.solvers import FactorCache
+from jedit.types import Kernel, Record, Request, UserError, as_requests
+
+
+@dataclasses.dataclass(frozen=True)
+class Together:
+  """All requests in one batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Separate:
+  """Batches of the original model, each a patch of its own; 1 gives single edits."""
+
+  edits_per_batch: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequential:
+  """Batches one after the other, each on the model with all earlier batches.
+
+  Attributes:
+    edits_per_batch: requests of a batch.
+    accumulate_keys: preserves the keys of earlier batches as well, beside λC (AlphaEdit,
+      arXiv:2410.02355; the other published methods do not).
+  """
+
+  edits_per_batch: int = 1
+  accumulate_keys: bool = False
+
+
+Batching = Together | Separate | Sequential
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Details:
-  """Everything an edit computed on the way; arrays are in the order of the requests.
+class Batch:
+  """One batch of an edit.
 
   Attributes:
-    contexts: groups of prefix templates.
-    rows: texts of every edit with their token ids and positions.
-    targets: by stage, δ, v₀, z, step counts and traces.
-    keys: averaged keys [B, F] by kernel, read when the layer was about to be written.
-    residuals: [B, D] by kernel, shared over the layers.
-    updates: by parameter path.
-    seconds: by 'targets', 'keys' and 'solve'.
-    solve_errors: by kernel, the relative residual ‖A x - b‖ / ‖b‖ of the normal equations,
-      the largest over the edits; see `residual` of the solvers in `jedit.solvers.solve`.
+    edits: the requests of the batch, as a slice of all.
+    result: its result; without details if it was stored by an earlier run.
+    base: the model that was edited, with all earlier batches of a sequence.
   """
 
-  contexts: Contexts
-  rows: tuple[EditRows, ...]
-  targets: tuple[Targets, ...]
-  keys: dict[Kernel, np.ndarray]
-  residuals: dict[Kernel, np.ndarray]
-  updates: dict[str, Update]
-  seconds: dict[str, float]
-  solve_errors: dict[Kernel, float]
+  edits: slice
+  result: EditResult
+  base: LanguageModel
 
-  @classmethod
-  def of_fine_tuning(cls, patch: Patch) -> 'Details':
-    """Fine-tuning has neither targets nor keys."""
-    return cls((), (), (), {}, {}, dict(patch.updates), {}, {})
-
-  @property
-  def z(self) -> dict[str, np.ndarray]:
-    """Targets of all δ, [B, D] each."""
-    return {name: value for stage in self.targets for name, value in stage.z.items()}
+  @functools.cached_property
+  def lm(self) -> LanguageModel:
+    """The edited model, made when it is first wanted."""
+    return self.base.apply(self.result)
 
 
-@overload
 def edit(
   lm: LanguageModel,
-  requests: Sequence[Request],
+  requests: Sequence[Request] | Sequence[Record] | Request | Record,
   method: Method,
-  stats: SecondMoments | None = ...,
-  *,
-  contexts: Iterable[Iterable[str]] | None = ...,
-  seed: int = ...,
-  batch_size: int | None = ...,
-  store: pathlib.Path | None = ...,
-  earlier_keys: Mapping[Kernel, np.ndarray] | None = ...,
-  targets: Targets | None = ...,
-  details: Literal[False] = ...,
-) -> Patch: ...
-@overload
-def edit(
-  lm: LanguageModel,
-  requests: Sequence[Request],
-  method: Method,
-  stats: SecondMoments | None = ...,
-  *,
-  contexts: Iterable[Iterable[str]] | None = ...,
-  seed: int = ...,
-  batch_size: int | None = ...,
-  store: pathlib.Path | None = ...,
-  earlier_keys: Mapping[Kernel, np.ndarray] | None = ...,
-  targets: Targets | None = ...,
-  details: Literal[True],
-) -> tuple[Patch, Details]: ...
-def edit(
-  lm: LanguageModel,
-  requests: Sequence[Request],
-  method: Method,
-  stats: SecondMoments | None = None,
+  second_moments: SecondMoments | None = None,
   *,
   contexts: Iterable[Iterable[str]] | None = None,
   seed: int = 0,
-  batch_size: int | None = None,
-  store: pathlib.Path | None = None,
-  earlier_keys: Mapping[Kernel, np.ndarray] | None = None,
-  targets: Targets | None = None,
-  details: bool = False,
-) -> Patch | tuple[Patch, Details]:
-  """Edits all requests in one batch.
+  batching: Batching = Together(),
+  target_batch_size: int | None = None,
+  store: str | os.PathLike[str] | None = None,
+  target_store: str | os.PathLike[str] | None = None,
+  factors: FactorCache | None = None,
+) -> EditResult:
+  """Edits a model.
 
   Requests that contradict each other or share a subject are reported as warnings first.
 
   Args:
     lm: the model; it is not changed.
-    requests: facts to write.
-    method: of `jedit.methods`.
-    stats: second moments of the kernels that the method writes; None for a method that uses none.
-    contexts: groups of prefix templates, the bare prompt '{}' first; sampled from the model with
-      `seed` when None, as the method's authors do (`jedit.editing.contexts`).
-    seed: of the sampling.
-    batch_size: edits whose targets are optimised at once; bounds memory, not the result. None
-      takes what fits the device.
-    store: directory for finished targets; a run that is repeated after a kill goes on from them,
-      and so does one that writes the same targets in another way (`find_targets`).
-    earlier_keys: by kernel, keys [N, F] of earlier edits: they are preserved, too. A
-      sequence of edits gives those of `Details.keys`.
-    targets: what `find_targets` found for the same requests, method and contexts on this model.
-    details: also returns what was computed on the way.
+    requests: facts to write: requests, records, or mappings with the fields of a request.
+    method: of `jedit.methods`, or any object with the members of `jedit.methods.Method`.
+    second_moments: of the original model's keys, for the kernels that the method needs.
+    contexts: groups of prefix templates, the bare prompt '{}' first; None samples them from the
+      model with `seed`, as the method's authors do (`jedit.editing.contexts`).
+    seed: of every random draw.
+    batching: `Together()`, `Separate(edits_per_batch)` or `Sequential(edits_per_batch)`.
+    target_batch_size: edits whose targets are optimised at once; bounds memory. None takes what
+      fits the device.
+    store: directory for finished targets and batches; a run that is repeated after a kill goes on
+      from them.
+    target_store: directory for finished targets that several runs share; None keeps them in
+      `store`.
+    factors: factors of `second_moments` that several edits share; None makes them anew.
 
   Returns:
-    The patch, to be applied with `lm.apply`; with `details` a pair of it and `Details`.
+    Patch, details and batches; `lm.apply` takes the result as a whole.
 
   Raises:
     UserError: for no requests, texts longer than the model's positions, layers outside the model,
       missing second moments, more edits than the method can write at once, a target that is not
       finite, a solve that is singular.
   """
-  requests = _checked(requests)
-  for sentence in find_conflicts(requests).sentences():
-    logging.warning('%s', sentence)
-  if isinstance(method, FineTuning):
-    patch = fine_tune(lm, requests, method, seed=seed)
-    return (patch, Details.of_fine_tuning(patch)) if details else patch
-  check_method(lm, method, stats, len(requests))
-  groups = contexts_of(lm, method, seed, contexts)
-  rows = encode_edits(lm.tokenizer, requests, groups, lm.config.position_limit)
+  results = [
+    batch.result
+    for batch in edit_stream(
+      lm,
+      requests,
+      method,
+      second_moments,
+      contexts=contexts,
+      seed=seed,
+      batching=batching,
+      target_batch_size=target_batch_size,
+      store=store,
+      target_store=target_store,
+      factors=factors,
+    )
+  ]
+  return collect(results, batching)
 
-  run, _ = functions(lm.config)
-  timers = Timers({'targets': 0.0, 'keys': 0.0, 'solve': 0.0})
-  params = lm.params
-  updates: dict[str, Update] = {}
-  keys: dict[Kernel, np.ndarray] = {}
-  residuals: dict[Kernel, np.ndarray] = {}
-  solve_errors: dict[Kernel, float] = {}
-  stages: list[Targets] = []
-  for number, names in enumerate(method.stages):
-    if number == 0 and targets is not None:
-      found = targets
-    else:
-      # A later stage starts from what was written.
-      written_id = Patch(updates).id if updates else ''
-      with timers('targets'):
-        found = _stage_targets(
-          lm, params, rows, groups, method, number, batch_size, store, written_id
-        )
-    stages.append(found)
-    for region in map(method.region, names):
-      written = write_region(
-        run, params, region, rows, groups, found.z, stats, timers, earlier_keys
-      )
-      params = written.params
-      updates |= written.updates
-      keys |= written.keys
-      residuals |= written.residuals
-      solve_errors |= written.solve_errors
 
-  provenance = {
-    **describe(lm, requests, method, seed),
-    'contexts': [list(group) for group in groups],
-    'second_moments': None if stats is None else dict(stats.provenance),
-    'targets': [
-      {'regions': list(names), **found.reached()}
-      for names, found in zip(method.stages, stages, strict=True)
-    ],
-  }
-  patch = Patch(updates, provenance)
-  if not details:
-    return patch
-  return patch, Details(
-    groups, tuple(rows), tuple(stages), keys, residuals, updates, timers.seconds, solve_errors
+def collect(results: Sequence[EditResult], batching: Batching) -> EditResult:
+  """One result of the batches of an edit."""
+  if len(results) == 1:
+    return results[0]
+  patches = [result.patch for result in results if result.patch is not None]
+  return EditResult(
+    None if isinstance(batching, Separate) else merge(patches),
+    batches=tuple(results),
+    seconds=sum_seconds(*(result.seconds for result in results)),
   )
 
 
-def find_targets(
+def edit_stream(
   lm: LanguageModel,
-  requests: Sequence[Request],
-  method: Recipe,
+  requests: Sequence[Request] | Sequence[Record] | Request | Record,
+  method: Method,
+  second_moments: SecondMoments | None = None,
   *,
-  contexts: Iterable[Iterable[str]],
-  batch_size: int | None = None,
-  store: pathlib.Path | None = None,
-  shapes: Sequence[Block] | None = None,
-) -> Targets:
-  """The targets of a method's first stage, which depend on no other request and no second moment.
+  contexts: Iterable[Iterable[str]] | None = None,
+  seed: int = 0,
+  batching: Batching = Together(),
+  target_batch_size: int | None = None,
+  store: str | os.PathLike[str] | None = None,
+  target_store: str | os.PathLike[str] | None = None,
+  factors: FactorCache | None = None,
+) -> Iterator[Batch]:
+  """Yields the batches of `edit` as they are finished; ending the iteration ends the edit.
 
-  Edits of the same requests in other batches, or written in another way, can start from them:
-  see `targets` of `edit`.
-
-  Args:
-    lm, requests, method, batch_size, store: as of `edit`.
-    contexts: groups of prefix templates, the bare prompt '{}' first.
-    shapes: of `target_shapes` for all requests of a sequence that these are a part of, so that its
-      parts share compiled programs; None fits these requests alone.
-
-  Raises:
-    UserError: for no requests, layers outside the model, a target that is not finite.
+  Arguments and errors as of `edit`. `collect` makes one result of the batches.
   """
-  requests = _checked(requests)
-  method.check_layers(lm.config.num_layers)
-  groups = check_contexts(contexts)
-  rows = encode_edits(lm.tokenizer, requests, groups, lm.config.position_limit)
-  return _stage_targets(lm, lm.params, rows, groups, method, 0, batch_size, store, shapes=shapes)
+  todo = as_requests(requests)
+  if isinstance(method, str):
+    raise UserError(
+      f"The method is {method!r}; give its settings, such as jedit.preset({method!r}, 'gptj-6b')."
+    )
+  parts = _parts(len(todo), batching)
+  num_at_once = max(part.stop - part.start for part in parts)
+  for sentence in find_conflicts(todo).sentences():
+    logging.warning('%s', sentence)
+  method.check(lm.config, num_at_once)
+  check_second_moments(lm, method, second_moments)
+  if factors is not None and factors.source is not second_moments:
+    raise UserError('The factors are of other second moments; make them of those of this call.')
+  if factors is None and second_moments is not None and method.kernels:
+    factors = FactorCache(second_moments)
+  groups = contexts_of(lm, method, seed, contexts)
+  memo = Memo(store)
+  context = EditContext(
+    lm=lm,
+    requests=tuple(todo),
+    alongside=tuple(todo),
+    rows=TokenizedRequests(lm.tokenizer, todo, groups, lm.config.position_limit),
+    contexts=groups,
+    second_moments=second_moments,
+    factors=factors,
+    seed=seed,
+    target_batch_size=target_batch_size,
+    memo=memo.below('targets') if target_store is None else Memo(target_store),
+  )
+  # A single batch is not stored: its caller keeps the patch.
+  batch_memo = Memo(None) if isinstance(batching, Together) else memo.below('batches')
+  shared = {
+    'contexts': [list(group) for group in groups],
+    'second_moments': None if second_moments is None else dict(second_moments.provenance),
+  }
+  earlier: dict[Kernel, np.ndarray] = {}
+  for number, part in enumerate(parts):
+    batch = todo[part]
+    context = dataclasses.replace(context, lm=lm, earlier_keys=earlier, timers=Timers())
+    if isinstance(batching, Sequential):
+      context = dataclasses.replace(context, alongside=tuple(batch), targets={})
+    provenance = {**describe(lm, batch, method, seed), **shared}
+    key = [provenance, dataclasses.asdict(batching)]
+    stored = batch_memo.get(f'{number:05d}', key)
+    if stored is not None:
+      result = EditResult.unpack(stored)
+    else:
+      result = _edit_batch(method, context, batch, provenance)
+      if batch_memo.folder is not None:
+        batch_memo.put(f'{number:05d}', key, result.pack())
+    done = Batch(part, result, lm)
+    yield done
+    if isinstance(batching, Sequential):
+      lm = done.lm
+      if batching.accumulate_keys:
+        earlier = _with_keys(earlier, result.details.keys)
+    del done  # with its edited model
 
 
-def target_shapes(
-  lm: LanguageModel,
+def _edit_batch(
+  method: Method,
+  context: EditContext,
   requests: Sequence[Request],
-  method: Recipe,
-  contexts: Iterable[Iterable[str]],
-) -> list[Block]:
-  """The shapes that the targets of a method's first stage are padded to, for `find_targets`.
-
-  Args:
-    lm, method, contexts: as of `find_targets`.
-    requests: of the whole sequence.
-
-  Raises:
-    UserError: as `find_targets`.
-  """
-  limit = lm.config.position_limit
-  rows = encode_edits(lm.tokenizer, _checked(requests), check_contexts(contexts), limit)
-  tokens = tuple(dict.fromkeys(placed.token for placed in _placed(method, 0)))
-  return fit_shapes(rows, tokens, method.objective.num_steps)
-
-
-def _placed(method: Recipe, number: int) -> tuple[PlacedDelta, ...]:
-  """The δ of a stage."""
-  regions = map(method.region, method.stages[number])
-  return tuple(PlacedDelta(d, r.layers[-1], r.token) for r in regions for d in r.deltas)
-
-
-def _stage_targets(
-  lm: LanguageModel,
-  params: Any,
-  rows: Sequence[EditRows],
-  contexts: Contexts,
-  method: Recipe,
-  number: int,
-  batch_size: int | None,
-  store: pathlib.Path | None,
-  written_id: str = '',
-  shapes: Sequence[Block] | None = None,
-) -> Targets:
-  """Optimises what stage `number` optimises together.
-
-  Methods that only write differently find, and leave, their targets under one name in `store`.
-  """
-  if batch_size is not None and batch_size < 1:
-    raise UserError(f'batch_size is {batch_size}; give at least 1.')
-  run, read_out = functions(lm.config)
-  placed = _placed(method, number)
-  first_layer = min(each.layer for each in placed)
-  parts: list[Any] = [lm.fingerprint, lm.config.dtype, [p.id for p in lm.patches], written_id]
-  parts += [repr(placed), repr(method.objective), repr([row.request for row in rows]), contexts]
-  signature = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-  return optimise_targets(
-    run,
-    read_out,
-    lm.config.num_layers,
-    params,
-    rows,
-    placed,
-    method.objective,
-    batch_size=batch_size
-    or choose_batch_size(lm.config, rows, first_layer, num_row_shards(params)),
-    store=None if store is None else pathlib.Path(store) / signature[:16],
-    signature=signature,
-    shapes=shapes,
+  provenance: Mapping[str, Any],
+) -> EditResult:
+  """The result of a batch, with the provenance of the edit and the seconds of its stages."""
+  result = method.edit(context, requests)
+  patch = patch_of(result)
+  return dataclasses.replace(
+    result,
+    patch=dataclasses.replace(patch, provenance={**provenance, **patch.provenance}),
+    seconds={**context.timers.seconds, **result.seconds},
   )
 
 
-def _checked(requests: Sequence[Request]) -> list[Request]:
-  requests = list(requests)
-  if not requests:
-    raise UserError('There is nothing to edit; give at least one request.')
-  return requests
+def _with_keys(
+  earlier: Mapping[Kernel, np.ndarray], keys: Mapping[Kernel, np.ndarray]
+) -> dict[Kernel, np.ndarray]:
+  """Keys of all batches so far."""
+  new = dict(earlier)
+  for kernel, key_BxF in keys.items():
+    new[kernel] = np.concatenate([new[kernel], key_BxF]) if kernel in new else key_BxF
+  return new
 
 
-def check_method(
-  lm: LanguageModel, method: Recipe, stats: SecondMoments | None, num_edits: int
+def _parts(num_requests: int, batching: Batching) -> list[slice]:
+  if isinstance(batching, Together):
+    return [slice(0, num_requests)]
+  size = batching.edits_per_batch
+  if size < 1:
+    raise UserError(f'edits_per_batch is {size}; give at least 1.')
+  return [slice(i, min(i + size, num_requests)) for i in range(0, num_requests, size)]
+
+
+def check_second_moments(
+  lm: LanguageModel, method: Method, second_moments: SecondMoments | None
 ) -> None:
-  """Raises UserError for whatever can be known before the long work starts.
-
-  Args:
-    lm, method, stats: as of `edit`.
-    num_edits: of one batch.
-  """
-  config = lm.config
-  method.check_layers(config.num_layers)
-  size = config.key_sizes
-  method.check_edits(num_edits, size)
-  if not method.uses_moments:
+  """Raises UserError unless there are second moments of every kernel that the method needs."""
+  if not method.kernels:
     return
-  if stats is None:
+  if second_moments is None:
     raise UserError(f'Method {method.name} needs second moments; give those of jedit.statistics.')
   for kernel in method.kernels:
-    shape = stats.covariance(kernel).shape
-    if shape != (size[kernel.name], size[kernel.name]):
+    shape, size = second_moments.covariance(kernel).shape, lm.config.key_sizes[kernel.name]
+    if shape != (size, size):
       raise UserError(
-        f'The second moments of {kernel.label} have shape {shape}, the model '
-        f'wants {(size[kernel.name], size[kernel.name])}; collect them on this model.'
+        f'The second moments of {kernel.label} have shape {shape}, the model wants '
+        f'{(size, size)}; collect them on this model.'
       )

@@ -1,52 +1,48 @@
-"""Token rows that climb the network while it is being written.
+"""Layerwise forward pass of token rows while the layers are being updated.
 
-Keys depend only on the tokens up to the place they are read at, and the layers below the one
-being written never change again: the rows' hidden states are carried upward, layer by layer, and
-never start from the embeddings a second time. Tokens that many rows begin with, such as a sampled
-context before every edit's prompt, climb once for all of them.
+Keys depend only on the tokens up to their position, and the layers below the one being updated
+never change again: hidden states are carried upward, layer by layer, and never start from the
+embeddings a second time. Tokens that many rows begin with, such as a sampled context before every
+edit's prompt, are carried once for all of them.
 """
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.models import Past, past_taps, site
+from jedit.models import Model, Past, past_taps, site
 from jedit.parallel.mesh import fetch, place_rows
 from jedit.parallel.shapes import bucket, group_by_length, pad, round_up
 
 _CHUNK_TOKENS = 16_384  # of a chunk, per device: bounds its memory, whatever the number of rows
 
 
-class ClimbingRows:
-  """Rows cut behind the token that is read, in chunks of similar length; states live on the host.
+class LayerwiseForward:
+  """Rows that end at the token that is read, in chunks of similar length; states live on the host.
 
   Every layer runs through the same compiled program: its parameters go in as block 0.
 
   Args:
-    forward: `(params, token_NxT, **arguments) -> (hidden, seen)`.
     rows: token ids; each row ends at the token that is read.
-    groups: for each row, a number that it shares with rows that may begin alike; what all rows of
-      a group begin with climbs once. None shares nothing.
+    groups: for each row, a number that it shares with rows that may begin alike; the common
+      beginning of a group is carried once. None shares nothing.
     row_shards: devices that share the rows of a chunk.
   """
 
   def __init__(
     self,
-    forward: Callable,
     rows: Sequence[Sequence[int]],
     groups: Sequence[int] | None = None,
     row_shards: int = 1,
   ):
     self.layer = 0
     self.num_rows = len(rows)
-    self._forward = forward
     beginnings = _beginnings(rows, groups)
-    self._shared = _Shared(forward, beginnings) if beginnings else None
+    self._shared = _Shared(beginnings) if beginnings else None
     group_N = np.zeros(len(rows), np.int32) if groups is None else np.asarray(groups, np.int32)
     past_N = [len(beginnings[g]) if beginnings else 0 for g in group_N]
     rest = [row[past:] for row, past in zip(rows, past_N, strict=True)]
@@ -64,96 +60,91 @@ class ClimbingRows:
           _Chunk(np.array(part), token_NxT, first_N, length_N - 1, group_N[part_N])
         )
 
-  def climb(self, params: Mapping[str, Any], layer: int) -> None:
-    """Carries the states to the input of block `layer`; blocks below it must be final."""
+  def advance(self, model: Model, layer: int) -> None:
+    """Carries the states to the input of block `layer`; the blocks below it must be final."""
     if layer < self.layer:
-      raise ValueError(f'The rows are at layer {self.layer} already; they only climb.')
-    pasts = self._pasts(params, layer)
+      raise ValueError(f'The rows are at layer {self.layer} already; they only move up.')
+    pasts = self._pasts(model, layer)
     for chunk in self._chunks:
-      start = self._states(params, chunk)
-      chunk.hidden_NxTxD = fetch(self._up(params, chunk, start, layer, pasts))
+      start = self._states(model, chunk)
+      chunk.hidden_NxTxD = fetch(self._up(model, chunk, start, layer, pasts))
     if self._shared is not None:
-      self._shared.climb(params, layer)
+      self._shared.advance(model, layer)
     self.layer = layer
 
-  def read(self, params: Mapping[str, Any], layer: int, place: str) -> np.ndarray:
+  def read(self, model: Model, layer: int, place: str) -> np.ndarray:
     """Value of a place at each row's last token, looking ahead from the carried states.
 
     Args:
-      params: with every write so far.
+      model: with every update so far.
       layer: at or above the present one; the states stay where they are.
       place: a place of `jedit.models.sites`.
 
     Returns:
       float32 [rows, size of the place], in the order the rows were given.
     """
-    pasts = self._pasts(params, layer + 1)
+    pasts = self._pasts(model, layer + 1)
     parts = []
     for chunk in self._chunks:
-      hidden = self._up(params, chunk, self._states(params, chunk), layer, pasts)
-      block, past = _as_first(params, layer), pasts[-1] if pasts else None
-      at = place_rows(params, (chunk.last_N, chunk.group_N))
-      parts.append(_block(self._forward, block, hidden, at[0], past, at[1], place))
+      hidden = self._up(model, chunk, self._states(model, chunk), layer, pasts)
+      past = pasts[-1] if pasts else None
+      at = place_rows(model, (chunk.last_N, chunk.group_N))
+      parts.append(_block(model.block(layer), hidden, at[0], past, at[1], place))
     out = np.empty((self.num_rows, parts[0].shape[-1]), np.float32)
     for chunk, part in zip(self._chunks, parts, strict=True):
       out[chunk.indices] = fetch(part)[: len(chunk.indices)]
     return out
 
-  def _pasts(self, params, stop: int) -> list[Past]:
+  def _pasts(self, model: Model, stop: int) -> list[Past]:
     """Keys and values of the shared tokens in every block from the present one to `stop`."""
-    return [] if self._shared is None else self._shared.pasts(params, stop)
+    return [] if self._shared is None else self._shared.pasts(model, stop)
 
-  def _states(self, params, chunk: '_Chunk'):
+  def _states(self, model: Model, chunk: '_Chunk'):
     if chunk.hidden_NxTxD is None:
-      token_NxT, first_N = place_rows(params, (chunk.token_NxT, chunk.first_N))
-      return _embed(self._forward, {'embed': params['embed']}, token_NxT, first_N)
-    return place_rows(params, chunk.hidden_NxTxD)
+      token_NxT, first_N = place_rows(model, (chunk.token_NxT, chunk.first_N))
+      return _embed(model.embedding(), token_NxT, first_N)
+    return place_rows(model, chunk.hidden_NxTxD)
 
-  def _up(self, params, chunk: '_Chunk', hidden_NxTxD, layer: int, pasts: Sequence[Past]):
-    last_N, group_N = place_rows(params, (chunk.last_N, chunk.group_N))
+  def _up(self, model: Model, chunk: '_Chunk', hidden_NxTxD, layer: int, pasts: Sequence[Past]):
+    last_N, group_N = place_rows(model, (chunk.last_N, chunk.group_N))
     for below in range(self.layer, layer):
-      block, past = _as_first(params, below), pasts[below - self.layer] if pasts else None
-      hidden_NxTxD = _block(self._forward, block, hidden_NxTxD, last_N, past, group_N, None)
+      past = pasts[below - self.layer] if pasts else None
+      hidden_NxTxD = _block(model.block(below), hidden_NxTxD, last_N, past, group_N, None)
     return hidden_NxTxD
 
 
 class _Shared:
   """The beginnings that rows share, one row per group, and their carried states."""
 
-  def __init__(self, forward: Callable, rows: Sequence[Sequence[int]]):
-    self._forward = forward
+  def __init__(self, rows: Sequence[Sequence[int]]):
     self._token_GxT, self._length_G = pad(rows, max(map(len, rows)))
     self._layer, self._hidden_GxTxD = 0, None
 
-  def climb(self, params: Mapping[str, Any], layer: int) -> None:
-    hidden_GxTxD = self._states(params)
+  def advance(self, model: Model, layer: int) -> None:
+    hidden_GxTxD = self._states(model)
     for below in range(self._layer, layer):
-      hidden_GxTxD, _ = _shared_block(
-        self._forward, _as_first(params, below), hidden_GxTxD, self._length_G
-      )
+      hidden_GxTxD, _ = _shared_block(model.block(below), hidden_GxTxD, self._length_G)
     self._layer, self._hidden_GxTxD = layer, hidden_GxTxD
 
-  def pasts(self, params: Mapping[str, Any], stop: int) -> list[Past]:
+  def pasts(self, model: Model, stop: int) -> list[Past]:
     """Keys and values in every block from the present one to `stop`, which is left out."""
-    found, hidden_GxTxD = [], self._states(params)
+    found, hidden_GxTxD = [], self._states(model)
     for layer in range(self._layer, stop):
-      hidden_GxTxD, past = _shared_block(
-        self._forward, _as_first(params, layer), hidden_GxTxD, self._length_G
-      )
+      hidden_GxTxD, past = _shared_block(model.block(layer), hidden_GxTxD, self._length_G)
       found.append(past)
     return found
 
-  def _states(self, params):
+  def _states(self, model: Model):
     if self._hidden_GxTxD is None:
       first_G = np.zeros_like(self._length_G)
-      return _embed(self._forward, {'embed': params['embed']}, self._token_GxT, first_G)
+      return _embed(model.embedding(), self._token_GxT, first_G)
     return self._hidden_GxTxD
 
 
 def _beginnings(
   rows: Sequence[Sequence[int]], groups: Sequence[int] | None
 ) -> list[tuple[int, ...]]:
-  """What all rows of each group begin with, short of their last tokens; nothing if it saves little.
+  """Common beginnings of the rows of each group, last tokens left out; empty if they save little.
 
   Groups are numbered from 0.
   """
@@ -168,33 +159,32 @@ def _beginnings(
   return [tuple(beginning) for beginning in found] if pays else []
 
 
-@functools.partial(jax.jit, static_argnames='forward')
-def _embed(forward: Callable, params, token_NxT, first_N) -> jax.Array:
+@jax.jit
+def _embed(embedding: Model, token_NxT, first_N) -> jax.Array:
   position_NxT = first_N[:, None] + jnp.arange(token_NxT.shape[1])[None]
-  return forward(params, token_NxT, position_NxT=position_NxT, stop=0)[0]
+  return embedding(token_NxT, position_NxT=position_NxT, stop=0)[0]
 
 
-@functools.partial(jax.jit, static_argnames='forward')
-def _shared_block(forward: Callable, params, hidden_GxTxD, length_G) -> tuple[jax.Array, Past]:
-  """One block over the shared beginnings: its output, and keys and values for those behind."""
-  hidden_GxTxD, seen = forward(params, hidden_NxTxD=hidden_GxTxD, stop=1, taps=past_taps((0,)))
+@jax.jit
+def _shared_block(block: Model, hidden_GxTxD, length_G) -> tuple[jax.Array, Past]:
+  """One block over the shared beginnings: its output, and keys and values for later tokens."""
+  hidden_GxTxD, seen = block(hidden_NxTxD=hidden_GxTxD, stop=1, taps=past_taps((0,)))
   return hidden_GxTxD, Past.from_seen(seen, (0,), length_G)
 
 
-@functools.partial(jax.jit, static_argnames=('forward', 'place'))
+@functools.partial(jax.jit, static_argnames='place')
 def _block(
-  forward: Callable, params, hidden_NxTxD, last_N, past: Past | None, group_N, place: str | None
+  block: Model, hidden_NxTxD, last_N, past: Past | None, group_N, place: str | None
 ) -> jax.Array:
   """One block: its output, or with a place that place's value at each row's last token.
 
   Args:
-    forward: of the model.
-    params: of the block, as block 0.
+    block: the block alone, as block 0.
     hidden_NxTxD: the block's input, without the shared beginnings.
     last_N: each row's last token in it.
     past: of the shared beginnings, one row per group; None where there are none.
     group_N: each row's group.
-    place: what is read.
+    place: the place that is read.
   """
   taps = () if place is None else (site(0, place),)
   if past is not None:
@@ -203,8 +193,8 @@ def _block(
   position_NxT = jnp.minimum(jnp.arange(hidden_NxTxD.shape[1])[None], last_N[:, None])
   if past is not None:
     position_NxT = position_NxT + past.length_N[:, None]
-  hidden_NxTxD, seen = forward(
-    params, hidden_NxTxD=hidden_NxTxD, stop=1, position_NxT=position_NxT, past=past, taps=taps
+  hidden_NxTxD, seen = block(
+    hidden_NxTxD=hidden_NxTxD, stop=1, position_NxT=position_NxT, past=past, taps=taps
   )
   if place is None:
     return hidden_NxTxD
@@ -213,9 +203,9 @@ def _block(
 
 
 class _Chunk:
-  """Padded rows, which of the given ones they are, their groups, and their carried states.
+  """Padded rows, their places among the given ones, their groups, and their carried states.
 
-  Rows begin at position `first_N`, behind what their group shares.
+  Rows begin at position `first_N`, behind the beginning of their group.
   """
 
   def __init__(
@@ -229,8 +219,3 @@ class _Chunk:
     self.indices, self.token_NxT, self.first_N, self.last_N = indices, token_NxT, first_N, last_N
     self.group_N = group_N
     self.hidden_NxTxD: np.ndarray | None = None
-
-
-def _as_first(params: Mapping[str, Any], layer: int) -> dict[str, Any]:
-  """The parameters of one block, under the name of the lowest."""
-  return {'block_0': params[f'block_{layer}']}

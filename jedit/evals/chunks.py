@@ -1,4 +1,4 @@
-"""Jobs of an evaluation; finished ones are lines of a file, found by all that they depend on."""
+"""Chunks of an evaluation; results are lines of a file, keyed by everything that they depend on."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jedit.evals.generation import Generation
-from jedit.evals.table import Values
+from jedit.evals.metrics import METRICS, Values
 from jedit.io.jsonl import JsonlWriter, read_jsonl
 from jedit.io.storage import to_json
 from jedit.types import Record
 
 if TYPE_CHECKING:
   from jedit.models.language_model import LanguageModel
+  from jedit.models.patch import Patch
 
 
 @dataclasses.dataclass(frozen=True)
-class How:
-  """The choices of `evaluate`."""
+class EvalOptions:
+  """The options of `evaluate`."""
 
   generation: Generation | None = None
   reencode: bool = False
@@ -31,34 +32,44 @@ class How:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-  """A chunk of records, and of the other questions, that one model is asked."""
+class Chunk:
+  """Records and unedited prompts that one model is measured on at a time.
+
+  Attributes:
+    state: 'before' or 'after' the edit.
+    lm: the model without `patches`.
+    patches: applied while the chunk is measured.
+    records: of the evaluation.
+    unedited: prompts of the evaluation, likewise.
+  """
 
   state: str
   lm: LanguageModel
+  patches: Sequence[Patch]
   records: slice
   unedited: slice
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-  """What a job found.
+class ChunkResult:
+  """Measurements of a chunk.
 
   Attributes:
-    values: by metric name, one value per record of the job.
-    unedited_acc: one value per question.
-    shapes: of the programs that were needed; later jobs use them again.
+    values: by metric name, one value per record.
+    unedited_exact_N: per unedited prompt, 1 where every token of the known answer is on top.
+    shapes: of the compiled programs, for later chunks to reuse.
   """
 
   values: Values
-  unedited_acc: np.ndarray
+  unedited_exact_N: np.ndarray
   shapes: tuple[tuple[int, int, int], ...]
 
 
 class Store:
-  """Finished jobs as lines of a file, found again by everything that they depend on."""
+  """Results of finished chunks as lines of a file."""
 
   def __init__(self, path: str | os.PathLike[str] | None):
+    """Opens the file; without a path nothing is kept."""
     self._writer = None if path is None else JsonlWriter(path)
     lines = [] if path is None else read_jsonl(path)
     self._lines = {line['key']: line for line in lines if 'key' in line}
@@ -72,40 +83,43 @@ class Store:
 
   def key(
     self,
-    job: Job,
+    chunk: Chunk,
     records: Sequence[Record],
     unedited: Sequence[tuple[str, str]],
-    how: How,
+    options: EvalOptions,
   ) -> str:
-    """A digest of model, questions and choices."""
+    """A digest of the model, the records and prompts of the chunk, options and metrics."""
     if self._writer is None:
       return ''
-    generation = how.generation
+    generation = options.generation
     texts = None
     if generation is not None:
       references = generation.references
       texts = {**vars(generation), 'references': references and references.digest}
       texts['notes'] = generation.notes()
     parts = [
-      job.state,
-      [job.lm.fingerprint, [patch.id for patch in job.lm.patches]],
+      chunk.state,
+      [chunk.lm.fingerprint, [patch.id for patch in (*chunk.lm.patches, *chunk.patches)]],
       [dataclasses.asdict(record) for record in records],
       list(unedited),
-      [how.reencode, how.tokens_per_batch, texts],
+      [options.reencode, options.tokens_per_batch, texts],
+      list(METRICS),
     ]
     return hashlib.sha256(json.dumps(to_json(parts)).encode()).hexdigest()
 
-  def get(self, key: str) -> Found | None:
+  def get(self, key: str) -> ChunkResult | None:
+    """The result that was put under a key; None without one."""
     line = self._lines.get(key)
     if line is None:
       return None
-    return Found(
+    return ChunkResult(
       {name: np.array(values, np.float64) for name, values in line['values'].items()},
-      np.array(line['unedited_acc'], np.float64),
+      np.array(line['unedited_exact_N'], np.float64),
       tuple(tuple(shape) for shape in line['shapes']),
     )
 
-  def put(self, key: str, job: Job, found: Found) -> None:
+  def put(self, key: str, chunk: Chunk, result: ChunkResult) -> None:
+    """Appends a result."""
     if self._writer is not None:
-      place = {'state': job.state, 'first': job.records.start, 'stop': job.records.stop}
-      self._writer.write({'key': key, **place, **vars(found)})
+      place = {'state': chunk.state, 'first': chunk.records.start, 'stop': chunk.records.stop}
+      self._writer.write({'key': key, **place, **vars(result)})

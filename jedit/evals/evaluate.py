@@ -1,38 +1,39 @@
-"""Scores an edited model on the prompts of its records, beside the model it came from."""
+"""Evaluation of an edited model on the prompts of its records, beside the model it came from."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jedit.evals import metrics, zsre_reference
-from jedit.evals.chunks import Found, How, Job, Store
-from jedit.evals.generation import Generation
-from jedit.evals.generation import measure as measure_texts
+from jedit.evals.chunks import Chunk, ChunkResult, EvalOptions, Store
+from jedit.evals.generation import Generation, generate_texts
+from jedit.evals.metrics import PartScores, UneditedScores, Values
 from jedit.evals.scoring import Scores, plan_batches, score_plan
-from jedit.evals.table import Table, Values
+from jedit.evals.table import Table
 from jedit.io.progress import Progress
 from jedit.models.encoding import Row, encode_many
 from jedit.types import Record, UserError
 
 if TYPE_CHECKING:
   from jedit.models.language_model import LanguageModel
+  from jedit.models.patch import Patch
 
 _CHUNK = 256  # records measured at a time, which bounds the memory; a kill repeats one chunk
 
 
 @dataclasses.dataclass(frozen=True)
-class _Questions:
-  """Rows to score and which of them belong to which part of which record.
+class _ChunkRows:
+  """Texts to score and their places among records and parts.
 
   Attributes:
-    rows: every text, the parts' first, then those about subjects that were not edited.
+    rows: all texts; those of the parts first, then the unedited prompts.
     parts: per record, by part: the rows of the wanted object and of the other one (or nothing).
-    unedited: the rows about subjects that were not edited.
+    unedited: the rows of the unedited prompts.
   """
 
   rows: tuple[Row, ...]
@@ -51,24 +52,24 @@ def evaluate(
   tokens_per_batch: int | None = None,
   store: str | os.PathLike[str] | None = None,
 ) -> Table:
-  """Measures what an edit did: efficacy, paraphrase, neighbourhood and the score made of them.
+  """Measures an edit: efficacy, paraphrase, neighborhood, their score and every other metric.
 
-  Every prompt of every record is scored by teacher forcing after both objects; the definitions
-  stand in `jedit.evals.metrics`, those of generated texts in `jedit.evals.generation`.
+  Every prompt of every record is scored by teacher forcing with both objects. `jedit.evals.metrics`
+  has the definitions, `jedit.evals.generation` those of generated texts.
 
   Args:
     lm: the edited model.
-    records: what to measure; either all compare two objects (CounterFact) or none does (zsRE).
+    records: either all compare two objects (CounterFact) or none does (zsRE).
     before: the model before the edit, measured on the same texts.
-    unedited: prompts about subjects that were not edited, each with its known answer: they tell
-      how much of what the model knew was left (`unedited_acc`, `unedited_kept`).
-    generation: also generates texts and measures them; None does not, which is much faster.
+    unedited: prompts about subjects that were not edited, each with its known answer, for
+      `unedited_acc` and `unedited_kept`.
+    generation: options of generated texts, whose metrics take most of the time; None for none.
     reencode: token accuracies of records with a single object by the published procedure, see
       `jedit.evals.zsre_reference`; False takes one teacher-forced pass on token ids.
     tokens_per_batch: tokens that go through the model together, which bounds the memory; None
       chooses by device.
-    store: a JSON lines file for finished parts; the same call goes on from there after a kill and
-      ends with the same numbers.
+    store: a JSON lines file of finished chunks; after a kill the same call resumes from it and ends
+      with the same numbers.
 
   Returns:
     The table.
@@ -76,13 +77,12 @@ def evaluate(
   Raises:
     UserError: without records, with records of both kinds, or with a text that cannot be scored.
   """
-  parts = [(slice(0, len(records)), lm)]
-  how = How(generation, reencode, tokens_per_batch)
-  return _measure(parts, records, before, unedited, how, store)
+  options = EvalOptions(generation, reencode, tokens_per_batch)
+  return _measure(lm, [(slice(None), ())], records, before, unedited, options, store)
 
 
 def evaluate_apart(
-  parts: Sequence[tuple[slice, LanguageModel]],
+  parts: Sequence[tuple[slice, Sequence[Patch]]],
   records: Sequence[Record],
   before: LanguageModel,
   *,
@@ -91,71 +91,70 @@ def evaluate_apart(
   reencode: bool = False,
   store: str | os.PathLike[str] | None = None,
 ) -> Table:
-  """Measures edits that are models of their own, each on its own records, as one table.
+  """Measures separate edits of one model, each on its own records, as one table.
+
+  One edited model exists at a time: it is made from its patches, measured and dropped.
 
   Args:
-    parts: which records each edited model is about; together all records, in order.
-    records: what to measure.
+    parts: records and the patches that `before` takes for them; together all records, in order.
+    records: as of `evaluate`.
     before: the model before the edits.
-    unedited: as of `evaluate`; each model is asked its share of them, in order.
+    unedited: as of `evaluate`; each edited model is measured on its share of them, in order.
     generation, reencode, store: as of `evaluate`.
 
   Returns:
-    The table, as if one model had answered for all records.
+    The table, as if one model had been measured on all records.
 
   Raises:
     UserError: as `evaluate`.
   """
-  return _measure(parts, records, before, unedited, How(generation, reencode), store)
+  options = EvalOptions(generation, reencode)
+  return _measure(before, parts, records, before, unedited, options, store)
 
 
 def _measure(
-  parts: Sequence[tuple[slice, LanguageModel]],
+  lm: LanguageModel,
+  parts: Sequence[tuple[slice, Sequence[Patch]]],
   records: Sequence[Record],
   before: LanguageModel | None,
   unedited: Sequence[tuple[str, str]],
-  how: How,
+  options: EvalOptions,
   store: str | os.PathLike[str] | None,
 ) -> Table:
-  """Runs all jobs that are not stored, and puts what they found together."""
+  """Runs all chunks that are not stored, and joins their results."""
   _check(records)
-  jobs = list(_jobs(parts, before, len(records), len(unedited)))
-  sizes = [_num_rows(records[job.records]) + _length(job.unedited) for job in jobs]
-  stored = Store(store)
-  found: dict[str, list[Found]] = {'before': [], 'after': []}
+  sizes = len(records), len(unedited)
+  by_part = [] if before is None else [*_chunks('before', before, [(slice(None), ())], *sizes)]
+  by_part += _chunks('after', lm, parts, *sizes)
+  total = sum(_num_rows(records, chunk) for chunks in by_part for chunk in chunks)
+  results: dict[str, list[ChunkResult]] = {'before': [], 'after': []}
   shapes: tuple[tuple[int, int, int], ...] = ()
-  with stored, Progress('evaluate', total=sum(sizes), unit='prompts') as progress:
-    for job, size in zip(jobs, sizes, strict=True):
-      key = stored.key(job, records[job.records], unedited[job.unedited], how)
-      result = stored.get(key)
-      if result is None:
+  stored = Store(store)
+  with stored, Progress('evaluate', total=total, unit='prompts') as progress:
+    for chunks in by_part:
+      edited = None  # the model of the part before is dropped here
+      for chunk in chunks:
         done = progress.done
-        result = _run(job, records, unedited, how, shapes, progress)
-        stored.put(key, job, result)
-        progress.update(done + size - progress.done)
-      else:
-        progress.update(size)
-      shapes = tuple(sorted({*shapes, *result.shapes}))
-      found[job.state].append(result)
-  values = {state: _joined([each.values for each in results]) for state, results in found.items()}
-  accs = {
-    state: np.concatenate([each.unedited_acc for each in results])
-    for state, results in found.items()
-    if results and unedited
-  }
-  unedited_values: dict[str, Values] = {state: {'unedited_acc': acc} for state, acc in accs.items()}
-  if len(accs) == 2:
-    kept_N = metrics.kept(accs['before'] == 100, accs['after'] == 100)
-    unedited_values['after']['unedited_kept'] = kept_N
-  generation = how.generation
+        key = stored.key(chunk, records[chunk.records], unedited[chunk.unedited], options)
+        result = stored.get(key)
+        if result is None:
+          edited = edited or _apply(chunk)
+          result = _run(edited, chunk, records, unedited, options, shapes, progress)
+          stored.put(key, chunk, result)
+        progress.update(done + _num_rows(records, chunk) - progress.done)
+        shapes = tuple(sorted({*shapes, *result.shapes}))
+        results[chunk.state].append(result)
+  values = {state: _joined(found) for state, found in results.items()}
+  unedited_values = _unedited_values(results) if unedited else {}
+  generation = options.generation
   return Table(
     case_ids=tuple(record.case_id for record in records),
     after=values['after'],
-    before=values['before'] if before is not None else None,
+    before=None if before is None else values['before'],
     unedited_after=unedited_values.get('after', {}),
     unedited_before=unedited_values.get('before', {}),
     is_generated_R=None if generation is None else np.array(list(map(generation.chooses, records))),
-    notes=how_measured(records, generation, how.reencode),
+    notes=_notes(records, options),
   )
 
 
@@ -164,16 +163,16 @@ def check_texts(lm: LanguageModel, records: Sequence[Record]) -> None:
   _check(records)
   limit = lm.config.position_limit
   if limit is not None:
-    encode_many(lm.tokenizer, _ask(records, ()).rows, limit)
+    encode_many(lm.tokenizer, _chunk_rows(records, ()).rows, limit)
 
 
-def how_measured(
-  records: Sequence[Record], generation: Generation | None = None, reencode: bool = False
-) -> tuple[str, ...]:
-  """Sentences about how `evaluate` makes its numbers and which metrics it leaves out."""
-  found = []
+def _notes(records: Sequence[Record], options: EvalOptions) -> tuple[str, ...]:
+  """Sentences about the procedure and about metrics that are left out."""
+  found, generation = [], options.generation
   if not _compares(records):
-    way = 'tokens before are decoded and encoded again' if reencode else 'one pass on token ids'
+    way = (
+      'tokens before are decoded and encoded again' if options.reencode else 'one pass on token ids'
+    )
     found.append(f'Token accuracy by teacher forcing, {way}; the score is that of the accuracies.')
   if generation is not None:
     found += generation.notes()
@@ -182,59 +181,94 @@ def how_measured(
   return tuple(found)
 
 
-def _jobs(
-  parts: Sequence[tuple[slice, LanguageModel]],
-  before: LanguageModel | None,
+def _chunks(
+  state: str,
+  lm: LanguageModel,
+  parts: Sequence[tuple[slice, Sequence[Patch]]],
   num_records: int,
   num_unedited: int,
-) -> Iterator[Job]:
-  """Chunks of every part; each part is asked its share of the other questions first."""
-  asked = [('before', [(slice(0, num_records), before)])] if before is not None else []
-  for state, models in [*asked, ('after', list(parts))]:
-    bounds = np.linspace(0, num_unedited, len(models) + 1).astype(int).tolist()
-    for (part, lm), share in zip(models, zip(bounds[:-1], bounds[1:], strict=True), strict=True):
-      start, stop, _ = part.indices(num_records)
-      questions = slice(*share)
-      for first in range(start, stop, _CHUNK):
-        yield Job(state, lm, slice(first, min(first + _CHUNK, stop)), questions)  # type: ignore[arg-type]
-        questions = slice(share[1], share[1])
+) -> Iterator[list[Chunk]]:
+  """The chunks of each part; its first one has its share of the unedited prompts."""
+  bounds = np.linspace(0, num_unedited, len(parts) + 1).astype(int).tolist()
+  for (part, patches), *share in zip(parts, bounds[:-1], bounds[1:], strict=True):
+    start, stop, _ = part.indices(num_records)
+    chunks = []
+    for first in range(start, stop, _CHUNK):
+      chosen = slice(first, min(first + _CHUNK, stop))
+      chunks.append(Chunk(state, lm, patches, chosen, slice(*share)))
+      share = [share[1], share[1]]
+    yield chunks
+
+
+def _apply(chunk: Chunk) -> LanguageModel:
+  """The model of a chunk."""
+  lm = chunk.lm
+  for patch in chunk.patches:
+    lm = lm.apply(patch)
+  return lm
 
 
 def _run(
-  job: Job,
+  lm: LanguageModel,
+  chunk: Chunk,
   records: Sequence[Record],
   unedited: Sequence[tuple[str, str]],
-  how: How,
+  options: EvalOptions,
   shapes: Sequence[tuple[int, int, int]],
   progress: Progress,
-) -> Found:
-  """Asks one model one chunk."""
-  chunk = records[job.records]
-  questions = _ask(chunk, unedited[job.unedited])
-  config, tokenizer = job.lm.config, job.lm.tokenizer
+) -> ChunkResult:
+  """Measures one chunk."""
+  chosen = records[chunk.records]
+  texts = _chunk_rows(chosen, unedited[chunk.unedited])
   plan = plan_batches(
-    encode_many(tokenizer, questions.rows, config.position_limit),
-    config.vocab_size,
-    tokens_per_batch=how.tokens_per_batch,
+    encode_many(lm.tokenizer, texts.rows, lm.config.position_limit),
+    lm.config.vocab_size,
+    tokens_per_batch=options.tokens_per_batch,
     shapes=shapes,
   )
-  scores = score_plan(job.lm.model, plan, on_batch=progress.update)
-  if how.reencode and not _compares(chunk):
-    again = zsre_reference.token_accuracy(job.lm, questions.rows)
+  scores = score_plan(lm.model, plan, on_batch=progress.update)
+  if options.reencode and not _compares(chosen):
+    again = zsre_reference.token_accuracy(lm, texts.rows)
     scores = dataclasses.replace(scores, is_top_NxT=again)
-  values = _values(scores, questions)
-  if how.generation is not None:
-    values |= measure_texts(job.lm, chunk, how.generation)
-  return Found(values, 100 * scores.exact_N[questions.unedited], plan.shapes)
+  evidence: list[dict[str, Any]] = [
+    {part: _part_scores(scores, *rows) for part, rows in parts.items()} for parts in texts.parts
+  ]
+  if options.generation is not None:
+    generated = generate_texts(lm, chosen, options.generation)
+    for each, of_record in zip(evidence, generated, strict=True):
+      each |= {} if of_record is None else {metrics.TEXTS: of_record}
+  return ChunkResult(metrics.all_values(evidence), scores.exact_N[texts.unedited], plan.shapes)
 
 
-def _joined(values: Sequence[Values]) -> Values:
-  names = dict.fromkeys(name for each in values for name in each)
-  return {name: np.concatenate([each[name] for each in values]) for name in names}
+def _part_scores(scores: Scores, wanted: np.ndarray, other: np.ndarray | None) -> PartScores:
+  if other is None:
+    return PartScores(scores.token_acc_N[wanted], scores.nll_N[wanted])
+  return PartScores(scores.exact_N[wanted], scores.nll_N[wanted], scores.nll_N[other])
 
 
-def _length(part: slice) -> int:
-  return part.stop - part.start
+def _joined(results: Sequence[ChunkResult]) -> Values:
+  """Values of all records; nan in chunks that have none of a metric."""
+  names = [name for name in metrics.METRICS if any(name in each.values for each in results)]
+  missing = [np.full_like(next(iter(each.values.values())), np.nan) for each in results]
+  return {
+    name: np.concatenate(
+      [each.values.get(name, nan_R) for each, nan_R in zip(results, missing, strict=True)]
+    )
+    for name in names
+  }
+
+
+def _unedited_values(results: dict[str, list[ChunkResult]]) -> dict[str, Values]:
+  """By state, the values of the unedited prompts."""
+  exact = {
+    state: np.concatenate([each.unedited_exact_N for each in found])
+    for state, found in results.items()
+    if found
+  }
+  scores = {'after': UneditedScores(exact['after'], exact.get('before'))}
+  if 'before' in exact:
+    scores['before'] = UneditedScores(exact['before'])
+  return {state: metrics.record_values({metrics.UNEDITED: each}) for state, each in scores.items()}
 
 
 def _compares(records: Sequence[Record]) -> bool:
@@ -254,35 +288,32 @@ def _check(records: Sequence[Record]) -> None:
       )
 
 
-def _num_rows(records: Sequence[Record]) -> int:
-  prompts = sum(len(p) for record in records for p, _, _ in _prompts(record).values())
-  return prompts * (2 if _compares(records) else 1)
+def _num_rows(records: Sequence[Record], chunk: Chunk) -> int:
+  """Texts that a chunk scores."""
+  chosen = records[chunk.records]
+  prompts = sum(len(p) for record in chosen for p, _, _ in _prompts(record).values())
+  return prompts * (2 if _compares(records) else 1) + chunk.unedited.stop - chunk.unedited.start
 
 
-def _ask(records: Sequence[Record], unedited: Sequence[tuple[str, str]]) -> _Questions:
-  """Writes down every text that the metrics need."""
+def _chunk_rows(records: Sequence[Record], unedited: Sequence[tuple[str, str]]) -> _ChunkRows:
+  """All texts that the metrics need."""
   compares = _compares(records)
   rows: list[Row] = []
   parts = []
 
-  def add(new: list[Row]) -> np.ndarray:
-    rows.extend(new)
-    return np.arange(len(rows) - len(new), len(rows))
+  def add(prompts: Sequence[Row], target: str | None) -> np.ndarray:
+    rows.extend(dataclasses.replace(prompt, target=target) for prompt in prompts)
+    return np.arange(len(rows) - len(prompts), len(rows))
 
   for record in records:
     parts.append(
       {
-        part: (
-          add([dataclasses.replace(prompt, target=wanted) for prompt in prompts]),
-          add([dataclasses.replace(prompt, target=other) for prompt in prompts])
-          if compares
-          else None,
-        )
+        part: (add(prompts, wanted), add(prompts, other) if compares else None)
         for part, (prompts, wanted, other) in _prompts(record).items()
       }
     )
-  known = add([Row(prompt, target=answer) for prompt, answer in unedited])
-  return _Questions(tuple(rows), tuple(parts), known)
+  rows += [Row(prompt, target=answer) for prompt, answer in unedited]
+  return _ChunkRows(tuple(rows), tuple(parts), np.arange(len(rows) - len(unedited), len(rows)))
 
 
 def _prompts(record: Record) -> dict[str, tuple[list[Row], str | None, str | None]]:
@@ -293,34 +324,13 @@ def _prompts(record: Record) -> dict[str, tuple[list[Row], str | None, str | Non
   return {
     'efficacy': (
       [Row(request.prompt, request.subject)],
-      request.target,
+      request.target_new,
       request.target_true,
     ),
     'paraphrase': (
       [Row(prompt) for prompt in record.paraphrase_prompts],
-      request.target,
+      request.target_new,
       request.target_true,
     ),
-    'neighborhood': ([Row(prompt) for prompt in neighborhood], stays, request.target),
+    'neighborhood': ([Row(prompt) for prompt in neighborhood], stays, request.target_new),
   }
-
-
-def _values(scores: Scores, questions: _Questions) -> Values:
-  """Per-record values by metric name."""
-  by_record = []
-  for parts in questions.parts:
-    found = {}
-    for part, (wanted, other) in parts.items():
-      if other is None:
-        found[part] = metrics.PartScores(acc_P=scores.token_acc_N[wanted])
-      else:
-        found[part] = metrics.PartScores(
-          scores.exact_N[wanted], scores.nll_N[wanted], scores.nll_N[other]
-        )
-    by_record.append(metrics.record_values(found))
-  names = [
-    name
-    for name in (*metrics.SUCCESS, *metrics.MAGNITUDE, *metrics.ACCURACY)
-    if name in by_record[0]
-  ]
-  return {name: np.array([values[name] for values in by_record]) for name in names}

@@ -1,25 +1,15 @@
-"""Metrics of texts that a model generates about an edited subject, as ROME and MEMIT measure them.
+"""Texts that a model generates about edited subjects, as ROME and MEMIT generate them.
 
-A record's generation prompts are continued once each, sampling from the 5 most probable tokens,
+Each generation prompt of a record is continued once, sampling from the 5 most probable tokens,
 until prompt and continuation have 100 tokens together; the end-of-text token does not stop a text.
 Where the longest prompt of a record has 100 tokens already, none of its prompts is continued. The
 published codes fix no seed; here a text depends on the seed, the record and the prompt alone.
 
-  fluency                 mean over the texts of their n-gram entropy (`texts.fluency`), x 100; the
-                          prompt is part of the text, as in ROME, MEMIT and PMET
-  fluency_without_prompt  the same of the continuations alone
-  consistency             cosine, x 100, of the TF-IDF vectors of the joined texts and of the joined
-                          snippets about entities that have the new object (`texts.cosine`)
-  essence                 perplexity of snippets among these that are about the edited subject,
-                          joined and cut to 100 tokens: exp of the sum of N - 1 negative log
-                          probabilities divided by N tokens, as published; lower is better
-  free_generation_acc     100 where greedy decoding after the edited prompt gives the new object and
-                          then ends: the end-of-text token, a line break or the end of a sentence
-                          follows, so that the model chose where to stop ("The mirage of model
-                          editing", arXiv:2502.11177); teacher forcing overstates this
+Greedy decoding after the edited prompt gives the new object if its text follows and then ends: the
+end-of-text token, a line break or the end of a sentence comes next, so that the model chose where
+to stop ("The mirage of model editing", arXiv:2502.11177). Teacher forcing overstates this.
 
-What cannot be measured is nan, is left out of the means and counted: texts of which none has three
-words, texts or snippets without a known word, essence without snippets about the subject.
+`jedit.evals.metrics` has the metrics of these texts.
 """
 
 import dataclasses
@@ -27,11 +17,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from jedit.evals import scoring
+from jedit.evals.metrics import GeneratedTexts
 from jedit.evals.references import References
-from jedit.evals.texts import Words, clean_up, cosine, has_nltk, mean_fluency
+from jedit.evals.texts import Words, clean_up, has_nltk
 from jedit.models.encoding import Encoded, Row, encode_many
 from jedit.models.generate import generate
 from jedit.types import Record, UserError
@@ -48,14 +37,14 @@ _SENTENCE_ENDS = ('.', '!', '?', '\n')
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generation:
-  """What is generated and what it is compared with.
+  """Options of generated texts and their metrics.
 
   Attributes:
     interval: texts are generated for records whose case_id is a multiple of it; the papers' scripts
       use 10 at paper scale.
     num_tokens: length of a text with its prompt.
     seed: of the sampling.
-    references: for consistency and essence, which are left out without.
+    references: attribute snippets for consistency and essence, which are left out without.
   """
 
   interval: int = 1
@@ -71,11 +60,11 @@ class Generation:
       )
 
   def chooses(self, record: Record) -> bool:
-    """Whether texts are generated for a record."""
+    """Whether texts are generated about a record."""
     return record.case_id % self.interval == 0
 
   def notes(self) -> tuple[str, ...]:
-    """Sentences about how the texts are made and which metrics are left out."""
+    """Sentences about the procedure and about metrics that are left out."""
     found = [
       f'Generated texts: records with a case_id that is a multiple of {self.interval}, '
       f'{self.num_tokens} tokens with the prompt, top {_TOP_K} sampling, seed {self.seed}.'
@@ -95,41 +84,34 @@ class Generation:
     return tuple(found)
 
 
-def measure(
+def generate_texts(
   lm: 'LanguageModel', records: Sequence[Record], generation: Generation
-) -> dict[str, np.ndarray]:
-  """Generates texts for the chosen records and measures them.
+) -> list[GeneratedTexts | None]:
+  """Generates texts about the chosen records.
 
   Args:
     lm: the model.
     records: R records, chosen or not.
-    generation: what is generated.
+    generation: the options.
 
   Returns:
-    By metric name, one value per record; nan where nothing is measured.
+    One item per record; None for records that are not chosen.
   """
   chosen = [r for r, record in enumerate(records) if generation.chooses(record)]
-  asked = [records[r] for r in chosen]
-  found: dict[str, list[float]] = {}
-  texts, continuations = _write(lm, asked, generation)
-  if has_nltk():
-    words = Words()
-    found['fluency'] = [100 * mean_fluency(each, words) for each in texts]
-    found['fluency_without_prompt'] = [100 * mean_fluency(each, words) for each in continuations]
-  if generation.references is not None:
-    references = generation.references
-    snippets = [references.of(record) for record in asked]
-    found['consistency'] = [
-      100 * cosine(references.tfidf.weights(' '.join(each)), weights)
-      for each, (weights, _) in zip(texts, snippets, strict=True)
-    ]
-    found['essence'] = perplexities(lm, [essence for _, essence in snippets])
-  found['free_generation_acc'] = _free_generation(lm, asked)
-  values = {}
-  for name, chosen_values in found.items():
-    values[name] = np.full(len(records), np.nan)
-    values[name][chosen] = chosen_values
-  return values
+  covered = [records[r] for r in chosen]
+  texts, continuations = _write(lm, covered, generation)
+  words = Words() if has_nltk() else None
+  gives_object = _gives_object(lm, covered)
+  references = generation.references
+  tfidf = None if references is None else references.tfidf
+  snippets = [({}, '') if references is None else references.of(record) for record in covered]
+  perplexity = perplexities(lm, [essence for _, essence in snippets])
+  found: list[GeneratedTexts | None] = [None] * len(records)
+  for i, r in enumerate(chosen):
+    found[r] = GeneratedTexts(
+      texts[i], continuations[i], gives_object[i], words, tfidf, snippets[i][0], perplexity[i]
+    )
+  return found
 
 
 def _write(
@@ -185,12 +167,12 @@ def perplexities(lm: 'LanguageModel', texts: Sequence[str]) -> list[float]:
   return values
 
 
-def _free_generation(lm: 'LanguageModel', records: Sequence[Record]) -> list[float]:
-  """100 or 0 for each record; see the head of the module."""
+def _gives_object(lm: 'LanguageModel', records: Sequence[Record]) -> list[bool]:
+  """Whether greedy decoding after the edited prompt gives the new object and ends."""
   if not records:
     return []
-  asked = [Row(r.request.prompt, r.request.subject, r.request.target) for r in records]
-  encoded = encode_many(lm.tokenizer, asked, lm.config.position_limit)
+  rows = [Row(r.request.prompt, r.request.subject, r.request.target_new) for r in records]
+  encoded = encode_many(lm.tokenizer, rows, lm.config.position_limit)
   stop = () if lm.tokenizer.eos_token_id is None else (lm.tokenizer.eos_token_id,)
   prompts = [list(row.ids[: row.target_start]) for row in encoded]
   made = generate(
@@ -199,17 +181,17 @@ def _free_generation(lm: 'LanguageModel', records: Sequence[Record]) -> list[flo
     max_new_tokens=max(len(row.target_ids) for row in encoded) + _ANSWER_TOKENS,
     stop_ids=stop,
   )
-  values = []
+  found = []
   for record, prompt, ids in zip(records, prompts, made, strict=True):
     has_ended = bool(ids) and ids[-1] in stop
     answer = list(ids[:-1] if has_ended else ids)
     before = lm.tokenizer.decode(prompt)
-    said = lm.tokenizer.decode([*prompt, *answer])[len(before) :].lstrip()
-    target = record.request.target.strip()
-    rest = said[len(target) :].lstrip(' ')
+    text = lm.tokenizer.decode([*prompt, *answer])[len(before) :].lstrip()
+    target = record.request.target_new.strip()
+    rest = text[len(target) :].lstrip(' ')
     ends = rest.startswith(_SENTENCE_ENDS) if rest else has_ended
-    values.append(100.0 * (said.startswith(target) and ends))
-  return values
+    found.append(text.startswith(target) and ends)
+  return found
 
 
 def _tokens(lm: 'LanguageModel', texts: Sequence[str]) -> list[list[int]]:

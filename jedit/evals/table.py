@@ -1,35 +1,36 @@
-"""What an evaluation found: values of every record, their summary, and both as text to read."""
+"""The result of an evaluation: values of every record, their estimates, and both as a table."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import html
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from jedit.evals import metrics
+from jedit.evals.metrics import Summary, Values
+from jedit.io import tables
 
-Values = dict[str, np.ndarray]
-Summary = dict[str, dict[str, float | int | None]]
+_REPR_ROWS = 8
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Table:
-  """What was measured: per-record values, their summary, and both as a text to read.
+  """Values of every record before and after an edit; `str`, `repr` and notebooks show estimates.
 
   Attributes:
     case_ids: the records, in the order of the values.
-    after: by metric name, one value per record of the evaluated model, in percent; nan where
-      undefined.
+    after: by metric name, one value per record of the evaluated model, in the metric's unit; nan
+      where undefined.
     before: the same of the model it came from; None where none was given.
     unedited_after: by metric name, one value per prompt about a subject that was not edited; empty
-      without such prompts. `unedited_acc`: 100 where every token of the known answer is on top,
-      so that greedy decoding gives it. `unedited_kept`: the same over the prompts that the model
-      answered right before, nan for the others.
+      without such prompts.
     unedited_before: the same of the model it came from (without `unedited_kept`).
-    is_generated_R: for which records texts were generated; None where for none. The metrics in
-      `metrics.GENERATION` were asked of these alone.
-    notes: sentences about how the numbers were made and what was left out.
+    is_generated_R: the records that texts were generated for; None for none. Metrics of generated
+      texts cover these alone.
+    notes: sentences about the procedure and about metrics that are left out.
   """
 
   case_ids: tuple[int, ...]
@@ -43,14 +44,25 @@ class Table:
   @functools.cached_property
   def metrics(self) -> dict[str, Summary]:
     """By metric name: `before` (where measured) and `after`, each with `mean`, `ci95` and `n`."""
-    after = metrics.summarize(self.after) | _summarize_each(self.unedited_after)
-    before: Summary = {}
+    states = {}
     if self.before is not None:
-      before = metrics.summarize(self.before) | _summarize_each(self.unedited_before)
+      states['before'] = metrics.summarize(self.before | self.unedited_before)
+    states['after'] = metrics.summarize(self.after | self.unedited_after)
     return {
-      name: ({'before': before[name]} if name in before else {}) | {'after': after[name]}
-      for name in after
+      name: {state: found[name] for state, found in states.items() if name in found}
+      for name in states['after']
     }
+
+  def to_frame(self) -> pd.DataFrame:
+    """Estimates as numbers: metrics as rows; columns (state, 'mean' | 'ci95' | 'n')."""
+    columns = {
+      (state, field): {
+        name: states.get(state, {}).get(field) for name, states in self.metrics.items()
+      }
+      for state in self._values
+      for field in ('mean', 'ci95', 'n')
+    }
+    return pd.DataFrame(columns, dtype=np.float64).rename_axis(index='metric')
 
   def to_summary(self) -> dict[str, Any]:
     """In the form of summary.json: `metrics`, `undefined` (counts by metric and state), `notes`."""
@@ -59,77 +71,78 @@ class Table:
   def to_records(self) -> list[dict[str, Any]]:
     """One dict per record: case_id, and `before` and `after` with every per-record value.
 
-    Percent, except essence; None where a value is undefined. A record without generated texts has
-    no entry for their metrics.
+    None where a value is undefined. A record without generated texts has no entry for their
+    metrics.
     """
     rows = []
     for r, case_id in enumerate(self.case_ids):
       row: dict[str, Any] = {'case_id': case_id}
-      for state, values in (('before', self.before), ('after', self.after)):
-        if values is not None:
-          row[state] = {
-            name: None if np.isnan(value_R[r]) else float(value_R[r])
-            for name, value_R in values.items()
-            if self._asked(name)[r]
-          }
+      for state, values in self._values.items():
+        row[state] = {
+          name: None if np.isnan(value_R[r]) else float(value_R[r])
+          for name, value_R in values.items()
+          if self._is_covered(name)[r]
+        }
       rows.append(row)
     return rows
 
   def __str__(self) -> str:
-    """The table as aligned text, `mean ± ci95` in percent."""
-    states = ('before', 'after') if self.before is not None else ('after',)
-    rows = [('', *states, 'n')]
-    for name, by_state in self.metrics.items():
-      cells = [_cell(by_state.get(state)) for state in states]
-      counts = [by_state[state]['n'] for state in states if state in by_state]
-      rows.append((name, *cells, ' / '.join(str(count) for count in dict.fromkeys(counts))))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-      cells = [row[0].ljust(widths[0])]
-      cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
-      lines.append('  '.join(cells).rstrip())
-    lines.insert(1, '-' * max(len(line) for line in lines))
-    notes = [f'percent, ± half width of the 95% interval; {len(self.case_ids)} records']
-    if any(name in self.after for name in metrics.GENERATION):
-      notes.append('fluency is in bits x 100, essence a perplexity')
-    return '\n'.join([*lines, *notes, *self.left_out(), *self.notes])
+    """All metrics as aligned text, and the notes."""
+    return '\n'.join([tables.to_text(self._cells(list(self.metrics))), *self._notes()])
+
+  def __repr__(self) -> str:
+    """The headline metrics in at most ten lines."""
+    names = [name for name in self.metrics if metrics.entry(name).is_headline][:_REPR_ROWS]
+    head, _, *lines = tables.to_text(self._cells(names)).split('\n')
+    title = f'Table of {len(self.case_ids)} records, {len(self.metrics)} metrics; print it for all'
+    return '\n'.join([title, head, *lines])
+
+  def _repr_html_(self) -> str:
+    notes = ''.join(f'<div>{html.escape(note)}</div>' for note in self._notes())
+    return tables.to_html(self._cells(list(self.metrics))) + notes
 
   @property
   def undefined(self) -> dict[str, dict[str, int]]:
-    """By metric and state: how many records that were asked have no value, where there are some."""
+    """By metric and state: the number of covered records without a value, where there are any."""
     found: dict[str, dict[str, int]] = {}
-    for state, values in (('before', self.before), ('after', self.after)):
-      for name, value_R in (values or {}).items():
-        count = int(np.sum(np.isnan(value_R) & self._asked(name)))
+    for state, values in self._values.items():
+      for name, value_R in values.items():
+        count = int(np.sum(np.isnan(value_R) & self._is_covered(name)))
         if count:
           found.setdefault(name, {})[state] = count
     return found
 
-  def left_out(self) -> list[str]:
-    """A sentence for each part, and each metric of generated texts, that some record lacks."""
-    labels = {f'{part}_acc': part for part in metrics.PARTS}
-    labels |= {name: name for name in metrics.GENERATION}
-    notes = []
-    for name, label in labels.items():
-      for state, count in self.undefined.get(name, {}).items():
-        have = '1 record has' if count == 1 else f'{count} records have'
-        verb = 'is' if count == 1 else 'are'
-        notes.append(f'{label} {state}: {have} no value and {verb} left out')
-    return notes
+  @property
+  def _values(self) -> dict[str, Values]:
+    before = {} if self.before is None else {'before': self.before}
+    return before | {'after': self.after}
 
-  def _asked(self, name: str) -> np.ndarray:
-    """Of which records a metric was asked."""
-    if name in metrics.GENERATION and self.is_generated_R is not None:
+  def _cells(self, names: Sequence[str]) -> pd.DataFrame:
+    """A row for each metric: its estimates, and the counts they stand on."""
+    rows = []
+    for name in names:
+      estimates = [self.metrics[name].get(state) for state in self._values]
+      counts = dict.fromkeys(str(each['n']) for each in estimates if each is not None)
+      cells = [metrics.as_cell(name, each) for each in estimates]
+      rows.append([name, *cells, ' / '.join(counts)])
+    return tables.table(['', *self._values, 'n'], rows)
+
+  def _notes(self) -> list[str]:
+    """Units, a sentence for each part or metric of texts that some record lacks, and the notes."""
+    unit = f'{metrics.units(self.metrics)}; ± half width of the 95% interval'
+    left_out: dict[str, dict[str, int]] = {}
+    for name, counts in self.undefined.items():
+      evidence = metrics.entry(name).evidence
+      left_out.setdefault(evidence if evidence in metrics.PARTS else name, counts)
+    notes = [f'{unit}; {len(self.case_ids)} records']
+    for label, counts in left_out.items():
+      for state, count in counts.items():
+        have, verb = ('1 record has', 'is') if count == 1 else (f'{count} records have', 'are')
+        notes.append(f'{label} {state}: {have} no value and {verb} left out')
+    return [*notes, *self.notes]
+
+  def _is_covered(self, name: str) -> np.ndarray:
+    """The records that a metric covers."""
+    if metrics.entry(name).evidence == metrics.TEXTS and self.is_generated_R is not None:
       return self.is_generated_R
     return np.ones(len(self.case_ids), bool)
-
-
-def _summarize_each(values: Values) -> Summary:
-  return {name: metrics.summarize_values(value_R) for name, value_R in values.items()}
-
-
-def _cell(summary: Mapping[str, float | int | None] | None) -> str:
-  if summary is None or summary['mean'] is None:
-    return '–'
-  return f'{summary["mean"]:.1f} ±{summary["ci95"]:5.1f}'

@@ -1,4 +1,4 @@
-"""What a run starts from: model, records, text, questions about what must stay."""
+"""Inputs of a run: model, records, text, and prompts whose answers should stay."""
 
 import dataclasses
 import hashlib
@@ -40,7 +40,7 @@ def load_selection(settings: Settings) -> list[Record]:
   """The records of the run.
 
   Raises:
-    UserError: for a file that cannot be used, or one with fewer records.
+    UserError: for a file that cannot be used or has fewer records.
   """
   data = settings.data
   records = load_records(_records_file(settings), data.kind or None)  # type: ignore[arg-type]
@@ -49,8 +49,8 @@ def load_selection(settings: Settings) -> list[Record]:
 
 
 def describe_selection(settings: Settings, records: Sequence[Record]) -> str:
-  """Which records were edited and measured, how and when, as one sentence."""
-  data, edit = settings.data, settings.edit
+  """The selection of records and the order of edits and evaluation, as one sentence."""
+  data, size = settings.data, settings.edit.edits_per_batch
   chosen = {
     'first': 'the first ones in file order',
     'random': f'drawn without replacement with seed {settings.seed}',
@@ -58,19 +58,19 @@ def describe_selection(settings: Settings, records: Sequence[Record]) -> str:
   if data.unique_subjects:
     chosen += ', of each subject only the first'
   order = {
-    'together': 'edited in one batch and measured afterwards',
-    'separate': f'edited in chunks of {edit.size} from the original model, each measured on its '
-    'own records',
-    'sequential': f'edited in batches of {edit.size} one after the other, all measured in the end',
-  }[edit.mode]
+    'together': 'edited in one batch and evaluated afterwards',
+    'separate': f'edited in batches of {size} on the original model, each evaluated on its own '
+    'records',
+    'sequential': f'edited in batches of {size} one after the other, all evaluated in the end',
+  }[settings.edit.mode]
   return f'Selection: {len(records)} of {_records_file(settings).name}, {chosen}; {order}.'
 
 
 def public_file(name: str, data: Data) -> pathlib.Path:
-  """A file; one that is public and named without a directory is downloaded where it is absent.
+  """The path of a file; a public one named without a directory is downloaded if absent.
 
   Raises:
-    UserError: where it cannot be downloaded.
+    UserError: if it cannot be downloaded.
   """
   path = pathlib.Path(name)
   if path.is_file() or name not in FILES:
@@ -82,10 +82,10 @@ def public_file(name: str, data: Data) -> pathlib.Path:
 def load_generation(
   settings: Settings, records: Sequence[Record]
 ) -> tuple[Generation | None, list[str]]:
-  """What is generated for the records, and a sentence for each file that could not be had.
+  """Settings of generation, and a sentence for each file that is not available.
 
   Raises:
-    UserError: for a file that is there and cannot be used.
+    UserError: for a file that exists and cannot be used.
   """
   wanted, data = settings.evaluation, settings.data
   if not wanted.generation_interval:
@@ -106,10 +106,10 @@ def load_generation(
   generation = Generation(
     interval=wanted.generation_interval, num_tokens=wanted.generation_tokens, seed=settings.seed
   )
-  asked = [record for record in records if generation.chooses(record)]
-  if 'snippets' in found and asked and not notes:
+  chosen = [record for record in records if generation.chooses(record)]
+  if 'snippets' in found and chosen and not notes:
     tfidf = TfIdf.load(found['idf'], found['vocabulary']) if 'idf' in found else None
-    references = load_references(found['snippets'], asked, tfidf)
+    references = load_references(found['snippets'], chosen, tfidf)
     weights = found['idf'].name if tfidf else 'the texts of the snippets'
     notes.append(f'Consistency: snippets of {found["snippets"].name}, weights of {weights}.')
   return dataclasses.replace(generation, references=references), notes
@@ -125,10 +125,10 @@ def _records_file(settings: Settings) -> pathlib.Path:
 
 
 def load_documents(settings: Settings) -> Corpus | None:
-  """The text for second moments; None where `statistics.file` has them from elsewhere.
+  """The text for second moments; None if `statistics.file` holds finished ones.
 
   Raises:
-    UserError: where there is none.
+    UserError: without either.
   """
   wanted = settings.statistics
   if wanted.file and is_archive(wanted.file):
@@ -156,7 +156,7 @@ def load_contexts(path: str) -> Contexts:
   """The groups of templates in a contexts.json.
 
   Raises:
-    UserError: for a file that holds something else.
+    UserError: for a file of another form.
   """
   groups = storage.read_json(path)
   if not isinstance(groups, list) or not all(
@@ -167,10 +167,10 @@ def load_contexts(path: str) -> Contexts:
 
 
 def load_patches(settings: Settings, workdir: pathlib.Path) -> list[Patch]:
-  """The patches that the config names, or the one that an edit left in the workdir.
+  """The patches that the config names, or the patch of the workdir.
 
   Raises:
-    UserError: where there is none.
+    UserError: without a patch.
   """
   names = [name.strip() for name in settings.patches.split(',') if name.strip()]
   paths = [pathlib.Path(name) for name in names]
@@ -183,10 +183,10 @@ def load_patches(settings: Settings, workdir: pathlib.Path) -> list[Patch]:
 
 
 def unedited_questions(settings: Settings, records: Sequence[Record]) -> list[Question]:
-  """Questions about subjects that `records` do not edit, with the answers that should stay.
+  """Prompts about unedited subjects, with the answers that should stay.
 
-  They are drawn with the seed from all that the model was taught, where its directory tells, and
-  from the neighbourhood prompts of the records elsewhere.
+  They are drawn with the seed of the run: for a testbed from its training facts, otherwise from the
+  neighbourhood prompts of the records.
   """
   taught = _taught(settings.model, settings.data)
   if taught is not None:
@@ -205,10 +205,7 @@ def unedited_questions(settings: Settings, records: Sequence[Record]) -> list[Qu
 
 
 def _taught(model: Model, data: Data) -> list[Prompt] | None:
-  """Everything that a testbed knows; None for a model whose directory does not tell.
-
-  Records of another file are about other things: then nothing is known.
-  """
+  """All training facts of a testbed; None for other models and for records of another file."""
   made_by = model.directory / 'knowledge.json'
   if data.records or not made_by.is_file():
     return None
@@ -229,7 +226,7 @@ def describe_model(lm: LanguageModel, settings: Settings) -> dict[str, Any]:
 
 
 def describe_data(settings: Settings, records: Sequence[Record]) -> dict[str, Any]:
-  """Provenance of the records: the file and which of it were chosen."""
+  """Provenance of the records: file and selection."""
   file = _records_file(settings)
   return {
     'file': str(file),

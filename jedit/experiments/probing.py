@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jedit.evals.metrics import summarize_values
+from jedit.evals.estimates import summarize_values
 from jedit.experiments.schema import Probe
 from jedit.io import storage
 from jedit.io.storage import to_json

@@ -1,16 +1,18 @@
-"""The sections of a config as frozen dataclasses, so that mistakes fail before any work starts.
+"""The fields of a config: frozen dataclasses, one per section, with defaults and checks.
 
-A field that a config leaves out has its default; one that does not exist is an error.
+No other place lists them. `jedit.experiments.config` makes the configs that configs/ change, and
+reads them back before any work starts. Training has its own, `jedit.testbeds.settings`.
 """
 
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from jedit import methods
+from jedit.editing.edit import Batching, Separate, Sequential, Together
 from jedit.methods import Method
+from jedit.models.checkpoints import CHECKPOINTS
 from jedit.models.hub import find_directory
 from jedit.probes.tracing import POSITIONS
 from jedit.testbeds import NAMES, testbed_directory
@@ -38,8 +40,8 @@ class Model:
 
   Attributes:
     name: for tables; 'testbed-gptj' and 'testbed-llama' are the shipped models.
-    path: Hugging Face directory, or id of a model on the Hugging Face hub; empty takes the shipped
-      model of this name.
+    path: Hugging Face directory or hub id; empty takes the shipped model of this name, or the
+      public checkpoint (`jedit.models.checkpoints`).
     dtype: of weights and activations.
     revision: branch, tag or commit on the hub; empty takes the main branch.
   """
@@ -51,29 +53,29 @@ class Model:
 
   @property
   def directory(self) -> pathlib.Path:
-    """Where the model is; one of the hub is downloaded where it is not there yet.
+    """The model's directory; a model of the hub is downloaded unless it is in the cache.
 
     Raises:
-      UserError: without a path, for a name that is not shipped, and for a model that is not found.
+      UserError: for an unknown name without a path, and for a model that is not found.
     """
-    if self.path:
-      return find_directory(self.path, self.revision or None)
+    if self.path or self.name in CHECKPOINTS:
+      return find_directory(self.path or CHECKPOINTS[self.name].hub, self.revision or None)
     shipped = [_TESTBED + name for name in NAMES]
     if self.name not in shipped:
       raise UserError(
         f'model.path is empty and no model {self.name!r} is shipped; give a Hugging Face directory '
-        f'or the id of a model on the hub, or name {" or ".join(shipped)}.'
+        f'or the id of a model on the hub, or name one of {", ".join([*shipped, *CHECKPOINTS])}.'
       )
     return testbed_directory(self.name.removeprefix(_TESTBED))
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """How all devices of all processes are used, see `jedit.parallel.mesh.make_mesh`.
+  """Axes of the device mesh over all processes, see `jedit.parallel.mesh.make_mesh`.
 
   Attributes:
-    data: devices that share rows of texts and edits; 0 takes as many as `model` leaves.
-    model: devices that share each copy of the parameters.
+    data: devices that split rows of text and edits; 0 takes as many as `model` leaves.
+    model: devices that split each copy of the parameters.
   """
 
   data: int = 0
@@ -85,18 +87,17 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """The records to edit and to measure.
+  """The records to edit and evaluate.
 
   Attributes:
-    records: a JSON file, or the name of a public one (`jedit.data.download.FILES`); empty takes
-      the records.json that a testbed's directory holds.
-    kind: schema of the file, see `jedit.data.records.load_records`; empty tells it from the file.
-    num_edits: how many records.
+    records: CounterFact, zsRE or EasyEdit file, or the name of a public one, which is downloaded
+      (`jedit.data.download.FILES`); empty takes records.json of the model's directory.
+    kind: schema of the file, see `jedit.data.records.load_records`; empty detects it.
+    num_edits: number of records.
     selection: 'first' takes the first ones, 'random' draws them with the seed of the run.
-    unique_subjects: of several records about one subject only the first is taken.
-    directory: where public files lie that are named without a directory, and where they are
-      downloaded to; empty takes ~/.cache/jedit/data.
-    mirrors: roots to download from before the public ones, separated by commas.
+    unique_subjects: keep only the first of several records about one subject.
+    directory: of the public files; empty takes ~/.cache/jedit/data.
+    mirrors: roots to try before the public ones, separated by commas.
   """
 
   records: str = ''
@@ -117,22 +118,22 @@ class Statistics:
   """Second moments of the keys to preserve.
 
   Attributes:
-    corpus: text, JSON lines or parquet, as a file or a directory of files; with no dataset either,
-      the corpus.txt of a testbed's directory.
+    corpus: text, JSON lines or parquet: a file or a directory of files. Without corpus and dataset,
+      corpus.txt of the model's directory.
     dataset: a dataset of the Hugging Face hub instead.
     dataset_config: its config, such as a Wikipedia dump.
     column: field of the text in a dataset, JSON lines or parquet.
-    streaming: reads the dataset while it goes instead of storing it first.
-    max_documents: how many are drawn; 0 takes all.
-    seed: draws documents and their order.
+    streaming: read the dataset as it is needed instead of downloading it first.
+    max_documents: number of documents drawn; 0 takes all.
+    seed: of the draw and the order of documents.
     part: '2/8' takes the second eighth of them, for `SecondMoments.merge`; empty takes all.
-    fast: stops after 10 tokens per component of a key.
-    max_document_tokens: longer documents are cut; 0 cuts at a row.
-    file: where the moments are kept, for runs that share them; empty keeps them in the workdir.
-      Finished ones from elsewhere: a `.npz` archive, a directory of these, or, where no text is
-      given, a file of `SecondMoments.save`.
+    fast: stop after 10 tokens per component of a key.
+    max_document_tokens: truncate longer documents; 0 truncates at a row.
+    file: of the second moments, for runs that share them; empty keeps them in the workdir.
+      Published ones are a `.npz` archive, a directory of these, or, without a text, a file of
+      `SecondMoments.save`.
     row_tokens: tokens of a packed row; 0 takes the model's positions, at most 512.
-    batch_tokens: tokens that go through the model together.
+    batch_tokens: tokens per forward pass.
   """
 
   corpus: str = ''
@@ -170,25 +171,25 @@ class Statistics:
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-  """How the edit is run.
+  """Batches of edits.
 
   Attributes:
-    batch_size: edits whose targets are optimised at once, which does not change the result; 0
-      takes what suits the device.
-    mode: 'together' edits all records in one batch; 'separate' edits batches of `size`, each from
-      the original model and measured on its own records; 'sequential' edits such batches one
-      after the other, and measures the last model on all of them.
-    size: records of a batch; 'separate' with 1 are single edits.
-    accumulate_keys: in a sequence, preserves the keys of earlier batches, too.
-    canary: in a sequence, records of the run whose neighbourhood is asked about after every
-      batch; 0 for none.
-    min_neighborhood: percent; a sequence stops once the neighbourhood of the canary is below.
-    max_growth: a sequence stops once ‖W - W₀‖ / ‖W₀‖ of some edited kernel is above; 0 for never.
+    mode: 'together' edits all records in one batch; 'separate' edits the original model with each
+      batch and evaluates it on the records of that batch; 'sequential' edits one batch after the
+      other and evaluates the last model on all records.
+    edits_per_batch: records of a batch when separate or sequential; 1 for single edits.
+    target_batch_size: edits whose targets are optimised at once, without effect on the result; 0
+      fits it to the device.
+    accumulate_keys: in a sequence, also preserve the keys of earlier batches.
+    canary: in a sequence, number of records whose neighbourhood prompts are evaluated after every
+      batch.
+    min_neighborhood: stop a sequence once specificity on the canary falls below, in percent.
+    max_growth: stop a sequence once ‖W - W₀‖ / ‖W₀‖ of an edited kernel exceeds this; 0 never.
   """
 
-  batch_size: int = 0
   mode: str = 'together'
-  size: int = 1
+  edits_per_batch: int = 1
+  target_batch_size: int = 0
   accumulate_keys: bool = False
   canary: int = 50
   min_neighborhood: float = 0.0
@@ -197,27 +198,37 @@ class Edit:
   def __post_init__(self) -> None:
     if self.mode not in _MODES:
       raise UserError(f'edit.mode is {self.mode!r}; choose one of {", ".join(_MODES)}.')
-    _at_least('edit', self, batch_size=0, size=1, canary=0, min_neighborhood=0, max_growth=0)
+    _at_least('edit', self, edits_per_batch=1, target_batch_size=0, canary=0)
+    _at_least('edit', self, min_neighborhood=0, max_growth=0)
+
+  @property
+  def batching(self) -> Batching:
+    """The batches of `jedit.edit`."""
+    if self.mode == 'separate':
+      return Separate(self.edits_per_batch)
+    if self.mode == 'sequential':
+      return Sequential(self.edits_per_batch, self.accumulate_keys)
+    return Together()
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What is measured besides the metrics of the records.
+  """Measurements besides the metrics of the records.
 
   Attributes:
-    unedited: questions about subjects that are not edited, to see how many answers are kept.
-    samples: texts that are generated before and after.
+    unedited: prompts about unedited subjects, to count the answers that stay.
+    samples: texts generated before and after.
     new_tokens: length of each.
-    generation_interval: texts are generated and measured for records whose case_id is a multiple
-      of it, 10 in the papers; 0 generates none, which is much faster.
+    generation_interval: generate and evaluate texts for records whose case_id is a multiple of it,
+      10 in the papers; 0 generates none, which is much faster.
     generation_tokens: length of these texts with their prompts.
-    snippets: attribute snippets, a JSON file or the name of the public one, for consistency and
-      essence; a file that cannot be had leaves them out.
-    idf, vocabulary: the published weights of words, idf.npy and tfidf_vocab.json, likewise; empty
-      counts the words of the snippets.
-    reencode: token accuracies of zsRE by the published procedure, see `jedit.evals.zsre_reference`.
-    store: JSON lines file of finished parts, for runs one after the other that share them; empty
-      keeps them in the workdir.
+    snippets: attribute snippets for consistency and essence: a JSON file or the name of the public
+      one. Both metrics are left out without the file.
+    idf, vocabulary: published word weights, idf.npy and tfidf_vocab.json; empty counts the words of
+      the snippets.
+    reencode: zsRE token accuracies by the published procedure, see `jedit.evals.zsre_reference`.
+    store: JSON lines file of finished chunks, for consecutive runs that share them; empty keeps
+      them in the workdir.
   """
 
   unedited: int = 1000
@@ -240,10 +251,10 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-  """Where the edited model goes.
+  """The exported model.
 
   Attributes:
-    path: directory to be; empty takes `model` in the workdir.
+    path: a new directory; empty takes `model` in the workdir.
     dtype: of the stored tensors; empty keeps each as it was, see `LanguageModel.export`.
   """
 
@@ -253,17 +264,17 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-  """What is looked at inside of the model, for the task `probe`; `data` says on which records.
+  """Probes of the model's activations on the records of `data`.
 
   Attributes:
     probes: of 'similarity' (PMET), 'contrast' (JEEP) and 'tracing' (ROME), separated by commas.
     top_k: words that the Jaccard similarity compares.
-    words: JSON file with sets of words by name that the contrast follows, too; empty for none.
-    window: layers whose MLP or attention outputs tracing puts back together.
-    noise: standard deviation of tracing's noise, in those of the embeddings.
+    words: JSON file with more sets of words, by name, for the contrast; empty for none.
+    window: layers whose MLP or attention outputs tracing restores together; 10 in ROME's figures.
+    noise: standard deviation of tracing's noise, in standard deviations of the embeddings.
     draws: of the noise for each record.
-    positions: tokens at which tracing puts them back, of `jedit.probes.tracing.POSITIONS`,
-      separated by commas; each takes as long as any other.
+    positions: tokens at which tracing restores outputs, of `jedit.probes.tracing.POSITIONS`,
+      separated by commas; all take the same time.
   """
 
   probes: str = 'similarity, contrast, tracing'
@@ -294,25 +305,25 @@ class Probe:
 
   @property
   def traced(self) -> tuple[str, ...]:
-    """Where tracing puts outputs back, in the order of a prompt's tokens."""
+    """Positions of tracing in the order of a prompt's tokens."""
     named = dict.fromkeys(_separated(self.positions))
     return tuple(sorted(named, key=lambda name: (*POSITIONS, name).index(name)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """A config, checked.
+  """A config of any task but `train`, checked.
 
   Attributes:
-    task: what to do, see `jedit.experiments.TASKS`.
-    seed: of contexts, drawn records, unedited questions and the choice of sampled texts.
-    method: None where the config has no such section.
-    contexts: a contexts.json to use instead of sampling; empty samples.
+    task: see `jedit.experiments.TASKS`.
+    seed: of contexts, drawn records, unedited prompts and the choice of sampled texts.
+    method: a section with a name and the fields of `jedit.methods.<name>`.
+    contexts: a contexts.json to use; empty samples contexts from the model.
     targets: directory of optimised targets, for runs that share them; empty keeps them in the
       workdir.
-    patches: for the tasks `evaluate` and `export`: patch files or workdirs, separated by commas;
-      empty takes the patch of the workdir. For `probe`, empty probes the unedited model.
-    workdirs: for the task `compare`: those of finished runs, separated by commas.
+    patches: of the tasks `evaluate`, `export` and `probe`: patch files or workdirs, separated by
+      commas. Empty takes the patch of the workdir; a probe then takes the unedited model.
+    workdirs: of finished runs, for the task `compare`, separated by commas.
   """
 
   task: str = 'edit'
@@ -336,7 +347,7 @@ class Settings:
     """The method.
 
     Raises:
-      UserError: where the config has none.
+      UserError: without one in the config.
     """
     if self.method is None:
       known = ', '.join(methods.METHODS)
@@ -350,67 +361,5 @@ class Settings:
 
   @property
   def dataset(self) -> str:
-    """What the records are called in tables."""
+    """Name of the records in tables."""
     return pathlib.Path(self.data.records).stem if self.data.records else self.model.name
-
-
-def read_settings(config: Mapping[str, Any]) -> Settings:
-  """Checks a config and turns its sections into dataclasses.
-
-  Args:
-    config: nested mappings; a ConfigDict's `to_dict()`.
-
-  Raises:
-    UserError: for fields that do not exist or have a value of another type, and for what the
-      sections and the method do not accept.
-  """
-  values: dict[str, Any] = {}
-  for field in _fields(Settings, config, 'The config'):
-    value = config[field.name]
-    if field.name == 'method':
-      values['method'] = read_method(value)
-    elif dataclasses.is_dataclass(field.type):
-      values[field.name] = _section(field.type, field.name, value)
-    else:
-      values[field.name] = _typed(field, field.name, value)
-  return Settings(**values)
-
-
-def read_method(section: Any) -> Method:
-  """The method that the section `method` of a config describes.
-
-  Raises:
-    UserError: for a section without name, and what `jedit.methods.get` does not accept.
-  """
-  if not isinstance(section, Mapping) or not isinstance(section.get('name'), str):
-    raise UserError(f'method is {section!r}; give a section with a name and the fields of it.')
-  fields = {name: value for name, value in section.items() if name != 'name'}
-  for name, value in fields.items():
-    if name.startswith('layers') and not isinstance(value, list | tuple):
-      raise UserError(f'method.{name} is {value!r}; give a tuple of layer numbers.')
-  return methods.get(section['name'], **fields)
-
-
-def _section(cls: Any, name: str, values: Any) -> Any:
-  if not isinstance(values, Mapping):
-    raise UserError(f'The config section {name} is {values!r}; give its fields.')
-  fields = _fields(cls, values, f'The config section {name}')
-  return cls(**{f.name: _typed(f, f'{name}.{f.name}', values[f.name]) for f in fields})
-
-
-def _fields(cls: Any, values: Mapping[str, Any], label: str) -> list[dataclasses.Field]:
-  """The fields that have a value, once all values are known to be fields."""
-  fields = {field.name: field for field in dataclasses.fields(cls)}
-  for name in values:
-    if name not in fields:
-      raise UserError(f'{label} has no field {name!r}; it has {", ".join(fields)}.')
-  return [field for field in fields.values() if field.name in values]
-
-
-def _typed(field: dataclasses.Field, name: str, value: Any) -> Any:
-  kind: Any = field.type
-  kinds = (int, float) if kind is float else kind
-  if not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool):
-    words = {str: 'a string', int: 'a whole number', float: 'a number', bool: 'True or False'}[kind]
-    raise UserError(f'The config field {name} is {value!r}; give {words}.')
-  return value

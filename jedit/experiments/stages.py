@@ -1,5 +1,6 @@
 """The stages of a run: each reads its result back from the workdir, or makes and keeps it."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -7,13 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from jedit.editing.batches import edit_separately, edit_sequentially
 from jedit.editing.contexts import contexts_of, prefixes_of
-from jedit.editing.edit import edit as edit_requests
-from jedit.editing.prompts import Contexts
-from jedit.evals.evaluate import evaluate as evaluate_records
+from jedit.editing.edit import (
+  Batching,
+  Separate,
+  Sequential,
+  Together,
+  collect,
+  edit_stream,
+)
+from jedit.editing.prompts import BARE, Contexts
+from jedit.editing.result import Details, EditResult
+from jedit.evals import metrics
 from jedit.evals.evaluate import evaluate_apart
-from jedit.evals.metrics import GENERATION
 from jedit.evals.samples import Sample, sample_texts
 from jedit.evals.table import Table
 from jedit.experiments import probing
@@ -27,17 +34,17 @@ from jedit.io.progress import Progress
 from jedit.io.storage import to_json
 from jedit.methods import Method
 from jedit.models.language_model import LanguageModel
-from jedit.models.patch import Patch, merge
+from jedit.models.patch import Patch, patch_of
 from jedit.moments.collect import statistics
 from jedit.moments.corpus import Corpus
 from jedit.moments.files import SecondMoments, read_moments
+from jedit.solvers import FactorCache
 from jedit.types import Record, UserError
 
 STATISTICS_FILE = 'statistics.safetensors'
 DAMAGE_FILE = 'damage.jsonl'
 CHUNKS_FILE = 'evaluation.jsonl'
 
-_BATCHES = 'batches'
 _PROBES = 'probes'
 _TARGETS = 'targets'
 _CONTEXTS = 'contexts.json'
@@ -54,24 +61,24 @@ def second_moments(
   settings: Settings,
   workdir: Workdir,
 ) -> SecondMoments | None:
-  """Second moments of every kernel that the methods write; None if they need none.
+  """Second moments of every kernel that the methods need; None if they need none.
 
-  In one pass over the documents, or, without any, from the file that the settings name.
+  One pass over the documents collects them; without documents, the file of the settings has them.
   """
-  needy = [method for method in methods if method.uses_moments]
-  if not needy:
+  needed = {kernel for method in methods for kernel in method.kernels}
+  if not needed:
     return None
   wanted = settings.statistics
-  layers = sorted({layer for method in needy for layer in method.layers})
-  sites = sorted({site for method in needy for site in method.sites})
+  layers = sorted({kernel.layer for kernel in needed})
+  names = sorted({kernel.name for kernel in needed})
   with workdir.stage('statistics'):
     if documents is None:
-      return read_moments(wanted.file, lm, layers, sites)
+      return read_moments(wanted.file, lm, layers, names)
     return statistics(
       lm,
       documents,
       layers=layers,
-      sites=sites,
+      kernels=names,
       row_tokens=wanted.row_tokens or None,
       batch_tokens=wanted.batch_tokens,
       max_document_tokens=wanted.max_document_tokens or None,
@@ -88,7 +95,7 @@ def shared_files(settings: Settings, workdir: Workdir) -> dict[str, Any]:
     workdir: of the sweep.
   """
   return {
-    'contexts': settings.contexts or str(workdir / _shared_contexts(settings)),
+    'contexts': settings.contexts or _shared_contexts(settings, workdir),
     'targets': settings.targets or str(workdir / _TARGETS),
     'statistics': {'file': settings.statistics.file or str(workdir / STATISTICS_FILE)},
     'evaluation': {'store': settings.evaluation.store or str(workdir / CHUNKS_FILE)},
@@ -98,7 +105,12 @@ def shared_files(settings: Settings, workdir: Workdir) -> dict[str, Any]:
 def contexts(
   lm: LanguageModel, settings: Settings, workdir: Workdir, name: str = _CONTEXTS
 ) -> Contexts:
-  """The prefix contexts, given or sampled from the model, and kept as `name`."""
+  """The prefix contexts, given or sampled from the model, and kept as `name`.
+
+  A method that samples none gets the bare prompt alone, without a file.
+  """
+  if not settings.contexts and prefixes_of(settings.required_method) is None:
+    return BARE
   file = workdir / name
   if file.is_file():
     return load_contexts(str(file))
@@ -111,127 +123,95 @@ def contexts(
 
 def shared_contexts(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None:
   """Makes the contexts that `shared_files` names for a cell."""
-  contexts(lm, settings, workdir, _shared_contexts(settings))
+  if path := _shared_contexts(settings, workdir):
+    contexts(lm, settings, workdir, pathlib.Path(path).name)
 
 
-def _shared_contexts(settings: Settings) -> str:
+def _shared_contexts(settings: Settings, workdir: Workdir) -> str:
+  """Path of the contexts of a cell's kind; empty for a method that samples none."""
   kind = prefixes_of(settings.required_method)
-  return _CONTEXTS if kind == 'memit' else f'contexts_{kind}.json'
+  if kind is None:
+    return ''
+  return str(workdir / (_CONTEXTS if kind == 'memit' else f'contexts_{kind}.json'))
 
 
-def patch(
+def edit(
   lm: LanguageModel,
   records: Sequence[Record],
   documents: Corpus | None,
   settings: Settings,
   workdir: Workdir,
-) -> Patch:
-  """The edit of all records in one batch or a sequence of them.
-
-  Finished targets stay in `targets`, finished batches of a sequence in `batches`.
-  """
-  file = workdir / PATCH_FILE
-  if file.is_file():
-    return Patch.load(file)
-  method = settings.required_method
-  moments = second_moments(lm, documents, [method], settings, workdir)
-  templates = contexts(lm, settings, workdir)
-  if settings.edit.mode == 'sequential':
-    made = _sequence(lm, records, moments, templates, settings, workdir)
-  else:
-    with workdir.stage('edit'):
-      made, details = edit_requests(
-        lm,
-        [record.request for record in records],
-        method,
-        moments,
-        contexts=templates,
-        seed=settings.seed,
-        batch_size=settings.edit.batch_size or None,
-        store=_targets_store(settings, workdir),
-        details=True,
-      )
-    _add_parts(workdir, details.seconds)
-  made.save(file)
-  return made
-
-
-def separate_patches(
-  lm: LanguageModel,
-  records: Sequence[Record],
-  documents: Corpus | None,
-  settings: Settings,
-  workdir: Workdir,
+  factors: FactorCache | None = None,
 ) -> list[tuple[slice, Patch]]:
-  """An edit of the original model for each batch of records, which say which they are."""
-  method = settings.required_method
-  moments = second_moments(lm, documents, [method], settings, workdir)
+  """Patches and the records that each one edits: one for all, or one for each separate batch.
+
+  Finished targets stay in `targets`, finished batches in `batches`. A sequence stops early if it
+  damages the model.
+
+  Args:
+    lm, records, settings, workdir: of the run.
+    documents: text for second moments.
+    factors: second moments with their factors, shared by the cells of a sweep.
+  """
+  file, batching, method = workdir / PATCH_FILE, settings.edit.batching, settings.required_method
+  if file.is_file():
+    patch = Patch.load(file)
+    return [(slice(0, patch.provenance['num_edits']), patch)]
+  if factors is None:
+    moments = second_moments(lm, documents, [method], settings, workdir)
+  else:
+    assert isinstance(factors.source, SecondMoments)
+    moments = factors.source
   templates = contexts(lm, settings, workdir)
-  found = []
-  with workdir.stage('edit'), Progress('edit', len(records), 'edits') as progress:
-    for batch in edit_separately(
+  parts: list[tuple[slice, EditResult]] = []
+  reason = ''
+  with workdir.stage('edit'), _batch_progress(batching, len(records)) as progress:
+    monitor = None
+    if isinstance(batching, Sequential):
+      monitor = DamageMonitor(workdir / DAMAGE_FILE, lm, records, settings.edit)
+    for batch in edit_stream(
       lm,
       [record.request for record in records],
       method,
       moments,
-      size=settings.edit.size,
       contexts=templates,
       seed=settings.seed,
-      batch_size=settings.edit.batch_size or None,
-      store=workdir / _BATCHES,
-      targets_store=_targets_store(settings, workdir),
+      batching=batching,
+      target_batch_size=settings.edit.target_batch_size or None,
+      store=workdir.path,
+      target_store=settings.targets or workdir / _TARGETS,
+      factors=factors,
     ):
-      found.append((batch.edits, batch.patch))
-      _add_parts(workdir, batch.seconds)
-      progress.update(batch.edits.stop - batch.edits.start)
-  return found
+      parts.append((batch.edits, dataclasses.replace(batch.result, details=Details())))
+      # The stage counts all of its seconds as 'edit'; those of the parts are named apart.
+      seconds = batch.result.seconds
+      workdir.add_seconds({**seconds, 'edit': -sum(seconds.values())})
+      if progress is not None:
+        progress.update(batch.edits.stop - batch.edits.start)
+      if monitor is not None:
+        reason = monitor.check(batch.edits.stop, batch.lm)
+        if reason:
+          break
+  if isinstance(batching, Separate):
+    return [(edits, patch_of(result)) for edits, result in parts]
+  patch = patch_of(collect([result for _, result in parts], batching))
+  if monitor is not None:
+    patch = dataclasses.replace(patch, provenance={**patch.provenance, 'stopped': reason})
+  patch.save(file)
+  return [(slice(0, parts[-1][0].stop), patch)]
 
 
-def _targets_store(settings: Settings, workdir: Workdir) -> pathlib.Path:
-  return pathlib.Path(settings.targets or workdir / _TARGETS)
-
-
-def _sequence(
-  lm: LanguageModel,
-  records: Sequence[Record],
-  moments: SecondMoments | None,
-  templates: Contexts,
-  settings: Settings,
-  workdir: Workdir,
-) -> Patch:
-  """Batches one after the other as one patch, until the damage says stop."""
-  patches, reason = [], ''
-  with workdir.stage('edit'), Progress('edit', len(records), 'edits') as progress:
-    monitor = DamageMonitor(workdir / DAMAGE_FILE, lm, records, settings.edit)
-    for batch in edit_sequentially(
-      lm,
-      [record.request for record in records],
-      settings.required_method,
-      moments,
-      size=settings.edit.size,
-      accumulate_keys=settings.edit.accumulate_keys,
-      contexts=templates,
-      seed=settings.seed,
-      batch_size=settings.edit.batch_size or None,
-      store=workdir / _BATCHES,
-    ):
-      patches.append(batch.patch)
-      _add_parts(workdir, batch.seconds)
-      progress.update(batch.edits.stop - batch.edits.start)
-      reason = monitor.check(batch.edits.stop, batch.lm)
-      if reason:
-        break
-  whole = merge(patches)
-  return dataclasses.replace(whole, provenance={**whole.provenance, 'stopped': reason})
-
-
-def _add_parts(workdir: Workdir, seconds: Mapping[str, float]) -> None:
-  """What is left to 'edit' is text to tokens, and whatever an interrupted run did."""
-  workdir.add_seconds({**seconds, 'edit': -sum(seconds.values())})
+def _batch_progress(
+  batching: Batching, num_edits: int
+) -> contextlib.AbstractContextManager[Progress | None]:
+  """Progress over batches; one batch alone shows that of its own stages."""
+  if isinstance(batching, Together):
+    return contextlib.nullcontext()
+  return Progress('edit', num_edits, 'edits')
 
 
 def evaluate(
-  parts: Sequence[tuple[slice, LanguageModel]],
+  parts: Sequence[tuple[slice, Sequence[Patch]]],
   lm: LanguageModel,
   records: Sequence[Record],
   questions: Sequence[Question],
@@ -240,24 +220,23 @@ def evaluate(
 ) -> Table:
   """The metrics of all records before and after, and whether unedited answers stay.
 
-  Each part of the records is asked of its own model; one model for all is the usual case. Finished
-  chunks stay in `evaluation.jsonl`, which the cells of a sweep share: what the unedited model says
-  of the same records is measured once.
+  Each part of the records is measured on the model with its patches; one part for all is the usual
+  case. Finished chunks stay in `evaluation.jsonl`, which the cells of a sweep share: the unedited
+  model is measured once on the same records.
   """
   files = [workdir / name for name in (_RECORDS, _UNEDITED, _EVALUATION)]
   if not all(file.is_file() for file in files):
     with workdir.stage('evaluate'):
       generation, notes = load_generation(settings, records)
-      how: dict[str, Any] = {
-        'unedited': questions,
-        'generation': generation,
-        'reencode': settings.evaluation.reencode,
-        'store': settings.evaluation.store or workdir / CHUNKS_FILE,
-      }
-      if len(parts) == 1:
-        table = evaluate_records(parts[0][1], records, before=lm, **how)
-      else:
-        table = evaluate_apart(parts, records, lm, **how)
+      table = evaluate_apart(
+        parts,
+        records,
+        lm,
+        unedited=questions,
+        generation=generation,
+        reencode=settings.evaluation.reencode,
+        store=settings.evaluation.store or workdir / CHUNKS_FILE,
+      )
     write_jsonl(workdir / _UNEDITED, _unedited_rows(table, questions))
     write_jsonl(workdir / _RECORDS, table.to_records())
     storage.write_json(workdir / _EVALUATION, {'notes': [*table.notes, *notes]})
@@ -303,7 +282,9 @@ def _read_table(records: pathlib.Path, unedited: pathlib.Path, evaluation: pathl
   rows = _read_rows(records, ('case_id', 'before', 'after'))
   questions = _read_rows(unedited, ('before', 'after'))
   notes = storage.read_json(evaluation)['notes']
-  generated = [not set(row['after']).isdisjoint(GENERATION) for row in rows]
+  generated = [
+    any(metrics.entry(name).evidence == metrics.TEXTS for name in row['after']) for row in rows
+  ]
   return Table(
     case_ids=tuple(row['case_id'] for row in rows),
     after=_columns(rows, 'after'),

@@ -1,19 +1,23 @@
 """Many edits of one model as one run: a cell for each, and a table of all."""
 
 import copy
-import dataclasses
 import json
 import os
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jedit.experiments.schema import Settings, read_settings
-from jedit.experiments.workdir import flat
+from jedit.experiments.config import read_settings
+from jedit.experiments.schema import Settings
+from jedit.experiments.workdir import CONFIG_FILE, FREE, SUMMARY_FILE, flat
+from jedit.io import storage
 from jedit.io.storage import to_json
+from jedit.reports.comparison import Axis
 from jedit.types import UserError
 
 _OF_SWEEP = ('cells', 'published', 'axis')  # fields that its cells do not have
-SHARED = ('contexts', 'statistics.file')  # files that differ by sweep, and are not free
+SWEEP_FILE = 'sweep.json'  # the summaries of all cells
+_SHARED = ('contexts', 'statistics.file')  # files that differ by sweep, and are not free
 
 
 def read_cells(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -76,21 +80,6 @@ def with_shared(cell: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str,
   return {**cell, **shared, **sections}
 
 
-@dataclasses.dataclass(frozen=True)
-class Axis:
-  """A field that curves are drawn over.
-
-  Attributes:
-    field: its name, as 'method.cov_weight'.
-    values: by name of a cell.
-    series: likewise, what is common to the names of the cells that differ in this field alone.
-  """
-
-  field: str
-  values: Mapping[str, float]
-  series: Mapping[str, str]
-
-
 def read_axis(config: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> Axis | None:
   """The field that `config.axis` names; None where it names none.
 
@@ -129,3 +118,48 @@ def read_axis(config: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]])
 def folder(name: str) -> str:
   """A cell's name as that of a directory."""
   return ''.join(char if char.isalnum() or char in '-_.' else '_' for char in name.lower())
+
+
+def read_runs(
+  workdirs: Sequence[str],
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+  """The summaries and configs of finished runs; a sweep gives its cells'.
+
+  Returns:
+    Both by the name of the workdir, with that of the cell. Configs are flat, without fields that
+    change no result; files that a sweep made for its cells are those that it was given.
+
+  Raises:
+    UserError: without workdirs, for one without results, and for two of one name.
+  """
+  if not workdirs:
+    raise UserError('There is nothing to compare; give workdirs, separated by commas.')
+  summaries: dict[str, dict[str, Any]] = {}
+  configs: dict[str, dict[str, Any]] = {}
+  for workdir in workdirs:
+    place = pathlib.Path(workdir)
+    label = place.name or place.resolve().name
+    if (place / SWEEP_FILE).is_file():
+      cells = storage.read_json(place / SWEEP_FILE)
+      config = _read_config(place)
+      shared = {field: config.get(field, '') for field in _SHARED}
+      more = {f'{label}: {name}': summary for name, summary in cells.items()}
+      places = [place / 'cells' / folder(name) for name in cells]
+    elif (place / SUMMARY_FILE).is_file():
+      more, places, shared = {label: storage.read_json(place / SUMMARY_FILE)}, [place], {}
+    else:
+      raise UserError(f'{place} has no {SUMMARY_FILE}; give the workdir of a finished run.')
+    for (name, summary), where in zip(more.items(), places, strict=True):
+      if name in summaries:
+        raise UserError(f'Two workdirs are called {name!r}; rename one.')
+      summaries[name] = summary
+      if config := _read_config(where):
+        configs[name] = {**config, **shared}
+  return summaries, configs
+
+
+def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
+  """The flat config of a run without fields that change no result; empty where it has none."""
+  file = workdir / CONFIG_FILE
+  fields = flat(storage.read_json(file)) if file.is_file() else {}
+  return {name: value for name, value in fields.items() if not name.startswith(FREE)}

@@ -10,18 +10,18 @@ from typing import Any
 
 import ml_collections
 
-from jedit.configs import train_testbed_gptj  # type: ignore[attr-defined]
 from jedit.evals.evaluate import check_texts
 from jedit.experiments import inputs, probing, stages, sweep
-from jedit.experiments.schema import Settings, read_settings
-from jedit.experiments.workdir import Workdir, flat
+from jedit.experiments.config import read_settings, read_training
+from jedit.experiments.schema import Settings
+from jedit.experiments.workdir import SUMMARY_FILE, Workdir
 from jedit.io import storage
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch
 from jedit.probes.contrast import check_objects
 from jedit.reports import comparison, probes, summary
-from jedit.reports.comparison import SUMMARY_FILE
 from jedit.reports.published import read_published
+from jedit.solvers import FactorCache
 from jedit.testbeds.train import train
 from jedit.types import Record, UserError
 
@@ -30,7 +30,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> N
   """Does what `config.task` says and writes the results to `workdir`.
 
   Args:
-    config: as in configs/; see `jedit.experiments.schema` for the fields.
+    config: as in configs/; `jedit.experiments.schema` has the fields.
     workdir: a directory to be, or that of the same config, whose run then goes on.
 
   Raises:
@@ -48,10 +48,12 @@ def _edit(config: ml_collections.ConfigDict, path: str) -> None:
   _edit_model(inputs.load_model(settings), settings, workdir)
 
 
-def _edit_model(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None:
+def _edit_model(
+  lm: LanguageModel, settings: Settings, workdir: Workdir, factors: FactorCache | None = None
+) -> None:
   method = settings.required_method
   records = _checked_records(lm, settings)
-  documents = inputs.load_documents(settings) if method.uses_moments else None
+  documents = inputs.load_documents(settings) if method.kernels and factors is None else None
   if settings.contexts:
     inputs.load_contexts(settings.contexts)
   workdir.begin(
@@ -61,22 +63,17 @@ def _edit_model(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None
       'data': inputs.describe_data(settings, records),
     }
   )
-  if settings.edit.mode == 'separate':
-    parts = stages.separate_patches(lm, records, documents, settings, workdir)
-  else:
-    patch = stages.patch(lm, records, documents, settings, workdir)
-    records = records[: patch.provenance['num_edits']]  # a sequence may have been stopped
-    parts = [(slice(0, len(records)), patch)]
+  parts = stages.edit(lm, records, documents, settings, workdir, factors)
+  records = records[: parts[-1][0].stop]  # a sequence may have been stopped
   _measure(lm, [(part, [patch]) for part, patch in parts], records, settings, workdir)
 
 
 def _checked_records(lm: LanguageModel, settings: Settings) -> list[Record]:
   """The records of an edit, once all that can be known says that the method can write them."""
   method, edit = settings.required_method, settings.edit
-  method.check_layers(lm.config.num_layers)
   records = inputs.load_selection(settings)
-  at_once = len(records) if edit.mode == 'together' else min(edit.size, len(records))
-  method.check_edits(at_once, lm.config.key_sizes)
+  at_once = len(records) if edit.mode == 'together' else min(edit.edits_per_batch, len(records))
+  method.check(lm.config, at_once)
   check_texts(lm, records)
   return records
 
@@ -85,10 +82,10 @@ def _stats(config: ml_collections.ConfigDict, path: str) -> None:
   """Second moments alone; an `edit` in the same workdir goes on from them."""
   settings, workdir = _open(config.to_dict(), path)
   method = settings.required_method
-  if not method.uses_moments:
+  if not method.kernels:
     raise UserError(f'Method {method.name} needs no second moments; choose another method or task.')
   lm = inputs.load_model(settings)
-  method.check_layers(lm.config.num_layers)
+  method.check(lm.config, 1)
   documents = inputs.load_documents(settings)
   workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings)})
   moments = stages.second_moments(lm, documents, [method], settings, workdir)
@@ -155,21 +152,22 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
       _checked_records(lm, each)
     except UserError as error:
       raise UserError(f'In the cell {name!r}: {error}') from error
-  needy = any(method.uses_moments for method in methods)
+  needy = any(method.kernels for method in methods)
   documents = inputs.load_documents(first) if needy else None
   if first.contexts:
     inputs.load_contexts(first.contexts)
   whole.begin({'seed': first.seed, 'model': inputs.describe_model(lm, first)})
-  stages.second_moments(lm, documents, methods, first, whole)
+  moments = stages.second_moments(lm, documents, methods, first, whole)
+  factors = None if moments is None else FactorCache(moments)
   for each in settings.values():
     stages.shared_contexts(lm, each, whole)
   summaries = {}
   for number, (name, (cell_settings, workdir)) in enumerate(opened.items(), start=1):
     if not (workdir / SUMMARY_FILE).is_file():
       print(f'Cell {number} of {len(cells)}: {name}', flush=True)
-      _edit_model(lm, cell_settings, workdir)
+      _edit_model(lm, cell_settings, workdir, factors)
     summaries[name] = storage.read_json(workdir / SUMMARY_FILE)
-  storage.write_json(whole / comparison.SWEEP_FILE, summaries)
+  storage.write_json(whole / sweep.SWEEP_FILE, summaries)
   title = f'{len(cells)} runs on {first.model.name}'
   provenance = storage.read_json(whole / 'provenance.json')
   samples = [stages.finished_samples(workdir) for _, workdir in opened.values()]
@@ -177,18 +175,18 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
   text = comparison.write(
     whole.path, 'sweep', title, summaries, provenance, published, texts, axis=axis
   )
-  print(f'\n{text}\n\nThe files are in {whole.path}; open run.html there.')
+  print(f'\n{text}\n\nThe files are in {whole.path}; open report.html there.')
 
 
 def _compare(config: ml_collections.ConfigDict, path: str) -> None:
   """Finished runs side by side."""
   settings, workdir = _open(config.to_dict(), path)
-  summaries, configs = comparison.read_runs(settings.compared)
+  summaries, configs = sweep.read_runs(settings.compared)
   workdir.begin({})
   title = f'{len(summaries)} runs compared'
   provenance = {'workdirs': settings.compared}
   text = comparison.write(workdir.path, 'compare', title, summaries, provenance, configs=configs)
-  print(f'\n{text}\n\nThe files are in {workdir.path}; open run.html there.')
+  print(f'\n{text}\n\nThe files are in {workdir.path}; open report.html there.')
 
 
 def _probe(config: ml_collections.ConfigDict, path: str) -> None:
@@ -217,20 +215,15 @@ def _probe(config: ml_collections.ConfigDict, path: str) -> None:
 
 def _train(config: ml_collections.ConfigDict, path: str) -> None:
   """Trains a testbed; its model directory is then a `model.path` for the other tasks."""
-  known, given = flat(train_testbed_gptj.get_config().to_dict()), flat(config.to_dict())
-  for name in [*given, *known]:
-    if name not in known:
-      raise UserError(f'A config for training has no field {name!r}; it has {", ".join(known)}.')
-    if name not in given:
-      raise UserError(f'The config lacks {name!r}, which training needs; add it.')
-  workdir = Workdir(path, config.to_dict())
+  complete = read_training(config.to_dict())
+  workdir = Workdir(path, complete.to_dict())
   made = workdir / 'model' / 'knowledge.json'
   if made.is_file():
     knows = storage.read_json(made)
     print(f'{made.parent} is trained already: {knows["trained"]}% of trained prompts are right.')
     return
-  train(config, path)
-  workdir.begin({'seed': config.seed})
+  train(complete, path)
+  workdir.begin({'seed': complete.seed})
 
 
 TASKS: Mapping[str, Callable[[ml_collections.ConfigDict, str], None]] = {
@@ -263,16 +256,20 @@ def _measure(
   workdir: Workdir,
 ) -> None:
   """Evaluates each part of the records on its patched model, generates texts, reports both."""
-  edited = [(part, _apply(lm, patches)) for part, patches in parts]
   questions = inputs.unedited_questions(settings, records)
-  table = stages.evaluate(edited, lm, records, questions, settings, workdir)
-  part, model = edited[0]
-  samples = stages.samples(model, lm, records[part], settings, workdir)
-  patches = [patch for _, each in parts for patch in each]
-  selection = inputs.describe_selection(settings, records)
-  found = summary.summarize(settings, patches, table, selection, workdir.seconds)
-  storage.write_json(workdir / SUMMARY_FILE, found)
-  missing = summary.write_page(workdir.path, found, table, records, samples)
-  print(
-    '\n'.join(filter(None, (summary.as_text(found, table, samples, str(workdir.path)), missing)))
+  table = stages.evaluate(parts, lm, records, questions, settings, workdir)
+  part, first = parts[0]
+  samples = stages.samples(_apply(lm, first), lm, records[part], settings, workdir)
+  found = summary.summarize(
+    [patch for _, patches in parts for patch in patches],
+    table,
+    model=settings.model.name,
+    dataset=settings.dataset,
+    selection=inputs.describe_selection(settings, records),
+    mode=settings.edit.mode,
+    edits_per_batch=settings.edit.edits_per_batch,
+    seconds=workdir.seconds,
   )
+  storage.write_json(workdir / SUMMARY_FILE, found)
+  summary.write_page(workdir.path, found, table, records, samples)
+  print(summary.as_text(found, table, samples, str(workdir.path)))

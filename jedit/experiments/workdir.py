@@ -22,6 +22,7 @@ from jedit.io.storage import to_json
 from jedit.types import UserError
 
 CONFIG_FILE = 'config.json'
+SUMMARY_FILE = 'summary.json'
 _PROVENANCE = 'provenance.json'
 _SECONDS = 'seconds.json'
 # Results of stages, whole or begun. A workdir that has none of them is free for any config.
@@ -38,7 +39,7 @@ _RESULTS = (
   'probes',
   'evaluation.jsonl',
   'records.jsonl',
-  'summary.json',
+  SUMMARY_FILE,
   'model',
 )
 # Fields that may change between two runs in one workdir: they do not change a stage's result.

@@ -1,19 +1,29 @@
-"""Editing methods as frozen settings; `get` finds one by name."""
+"""Editing methods as frozen settings; `get` finds one by name.
+
+Any object with the members of `Method` is a method. An entry in `METHODS` makes one known to
+configs and the command line: a constructor whose arguments are the fields of the section `method`.
+"""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from jedit.methods.base import Recipe
-from jedit.methods.fine_tune import FineTuning
-from jedit.methods.fine_tuning import ft, ft_l, ft_w
-from jedit.methods.single_region import alphaedit, emmet, memit, pmet, r_rome, rome
-from jedit.methods.two_regions import jeep
+from jedit.editing.method import Method
+from jedit.methods.alphaedit import alphaedit
+from jedit.methods.emmet import emmet
+from jedit.methods.fine_tuning import FineTuning, ft, ft_l, ft_w
+from jedit.methods.jeep import jeep
+from jedit.methods.memit import memit
+from jedit.methods.pmet import pmet
+from jedit.methods.recipe import Recipe
+from jedit.methods.rome import r_rome, rome
 from jedit.types import UserError
 
 __all__ = [
   'METHODS',
+  'FineTuning',
   'Method',
+  'Recipe',
   'alphaedit',
   'emmet',
   'ft',
@@ -27,9 +37,7 @@ __all__ = [
   'rome',
 ]
 
-Method = Recipe | FineTuning
-
-METHODS: Mapping[str, Callable[..., Method]] = {
+METHODS: dict[str, Callable[..., Method]] = {
   'alphaedit': alphaedit,
   'emmet': emmet,
   'ft': ft,
@@ -53,6 +61,8 @@ def get(name: str, **fields: Any) -> Method:
     raise UserError(f'There is no method {name!r}; choose one of {", ".join(METHODS)}.')
   parameters = inspect.signature(METHODS[name]).parameters
   for field in fields:
+    if field.replace('spread', 'schedule') in parameters and field not in parameters:
+      raise UserError(f'The field {field} is called {field.replace("spread", "schedule")} now.')
     if field not in parameters:
       raise UserError(f'Method {name} has no field {field!r}; it has {", ".join(parameters)}.')
   for field, parameter in parameters.items():

@@ -1,13 +1,45 @@
 """Fine-tuning baselines: FT-W of all weights of a block, FT and FT-L of one MLP output projection.
 
-Defaults are the released forms behind the published tables; what the papers write instead is a
-named choice of the same field. For all fields see `jedit.methods.fine_tune.FineTuning`.
+Defaults are the released forms behind the published tables; the forms of the papers are named
+choices of the same fields.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
-from jedit.methods.fine_tune import FineTuning
+from jedit.editing.context import EditContext
+from jedit.editing.region import as_layers, check_layers
+from jedit.editing.result import EditResult
+from jedit.methods.training import Training, train
+from jedit.models import ModelConfig
+from jedit.models.patch import Patch
+from jedit.types import Kernel, Request
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning(Training):
+  """A fine-tuning baseline; built by `ft`, `ft_l` and `ft_w`; settings of `Training`."""
+
+  kernels: ClassVar[tuple[Kernel, ...]] = ()  # needs no second moments
+
+  def check(self, config: ModelConfig, num_edits: int) -> None:
+    """Raises UserError for a layer outside the model; any number of edits can be trained on."""
+    del num_edits
+    check_layers(self.trained_layers, config.num_layers)
+
+  def edit(self, context: EditContext, requests: Sequence[Request]) -> EditResult:
+    """Trains the layers until the model predicts the targets.
+
+    Returns:
+      A patch of dense float32 updates, whatever the model's dtype. Its provenance has the mean
+      loss of every epoch, in nats per target token.
+
+    Raises:
+      UserError: for a loss or weight that is not finite.
+    """
+    updates, losses = train(context.lm, requests, self)
+    return EditResult(Patch(updates, {'epoch_losses': losses}))
 
 
 def ft_w(
@@ -28,11 +60,11 @@ def ft_w(
     layers: trained layers, ascending; one in the papers.
     weight_decay: 'paper' gives the name its reason; the released code runs without decay.
     learning_rate, num_epochs, batch_size, stop_loss, loss_position, mean_over, parameters: see
-      `jedit.methods.fine_tune.FineTuning`.
+      `Training`.
   """
   return FineTuning(
     name='ft_w',
-    trained_layers=tuple(layers),
+    trained_layers=as_layers(layers),
     parameters=parameters,
     learning_rate=learning_rate,
     num_epochs=num_epochs,
@@ -60,11 +92,11 @@ def ft(
     layers: trained layers, ascending; one in the paper.
     parameters: 'mlp_kernel' leaves the bias alone, which the released code trains with the kernel.
     learning_rate, num_epochs, batch_size, stop_loss, loss_position: see
-      `jedit.methods.fine_tune.FineTuning`.
+      `Training`.
   """
   return FineTuning(
     name='ft',
-    trained_layers=tuple(layers),
+    trained_layers=as_layers(layers),
     parameters=parameters,
     learning_rate=learning_rate,
     num_epochs=num_epochs,

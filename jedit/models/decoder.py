@@ -6,7 +6,6 @@ the stored keys and values of earlier ones, each row at its own positions. Targe
 key extraction, statistics, evaluation and generation are all this one call.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -178,24 +177,6 @@ class Decoder(nn.Module):
     rope = self.config.rope
     cos, sin = (None, None) if rope is None else rotary_tables(rope, position_NxT)
     return View(cos_NxTxR=cos, sin_NxTxR=sin, mask_NxTxS=mask_NxTxS, past=layers, cache=cache)
-
-
-@functools.cache
-def functions(config: ModelConfig) -> tuple[Callable, Callable]:
-  """The decoder and its head as functions of the parameters, the same pair for equal configs.
-
-  Returns:
-    `(params, token_NxT, **arguments) -> (hidden, seen)` and `(params, hidden) -> logits`.
-  """
-  decoder = Decoder(config)
-
-  def forward(params: Any, token_NxT: jax.Array | None = None, **arguments: Any) -> Any:
-    return decoder.apply({'params': params}, token_NxT, **arguments)
-
-  def head(params: Any, hidden: jax.Array) -> Any:
-    return decoder.apply({'params': params}, hidden, method='logits')
-
-  return forward, head
 
 
 def init_params(config: ModelConfig, rng: jax.Array) -> Any:

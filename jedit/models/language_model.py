@@ -16,7 +16,7 @@ from jedit.models.export import Export, save_directory
 from jedit.models.generate import generate
 from jedit.models.hub import find_directory
 from jedit.models.load import fingerprint, load_directory
-from jedit.models.patch import Patch, patched
+from jedit.models.patch import Patch, patch_of, patched
 from jedit.models.precision import check_dtype
 from jedit.models.sharding import param_shardings
 from jedit.models.tokenizer import load_tokenizer
@@ -61,13 +61,17 @@ class LanguageModel:
     """The edited decoder as one pytree, for jitted functions."""
     return Model(self.params, config=self.config)
 
-  def apply(self, patch: Patch) -> 'LanguageModel':
+  def apply(self, patch: Any) -> 'LanguageModel':
     """A model with one more patch.
+
+    Args:
+      patch: a `Patch`, or an `EditResult`, which has one.
 
     Raises:
       UserError: if the patch was made on another model or on top of patches that this one does not
         carry, or is applied already.
     """
+    patch = patch_of(patch)
     applied = {
       name for each in self.patches for name in (each.id, *each.provenance.get('patches', ()))
     }
@@ -88,12 +92,13 @@ class LanguageModel:
     params = patched(self.params, patch.updates)
     return dataclasses.replace(self, patches=(*self.patches, patch), params=params)
 
-  def revert(self, patch: Patch) -> 'LanguageModel':
+  def revert(self, patch: Any) -> 'LanguageModel':
     """A model without this patch, recomputed from the base: the bits before come back.
 
     Raises:
       UserError: if the patch is not applied.
     """
+    patch = patch_of(patch)
     left = tuple(applied for applied in self.patches if applied.id != patch.id)
     if len(left) == len(self.patches):
       raise UserError(f'Patch {patch.id} is not applied to this model; there is nothing to revert.')

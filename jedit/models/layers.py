@@ -93,9 +93,9 @@ class View:
 def linear(
   x: jax.Array, kernel: jax.Array, bias: jax.Array | None, out_dtype: DTypeLike
 ) -> jax.Array:
-  """X @ kernel + bias; product and sum in the widest dtype involved, rounded once to `out_dtype`.
+  """The map x @ kernel + bias, rounded once to `out_dtype`, at the end.
 
-  So an edited kernel, which stays float32 in a bfloat16 model, is not rounded on the way.
+  An edited kernel, which is float32 in a bfloat16 model, is not rounded on the way.
   """
   y = matmul(x, kernel, out_dtype)
   if bias is not None:

@@ -7,6 +7,7 @@ recomputed from its base kernels, so reverting one restores the bits.
 
 import dataclasses
 import hashlib
+import html
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jedit.io.memo import Stored
 from jedit.io.storage import read_tensors, write_tensors
 from jedit.types import UserError
 
@@ -87,6 +89,18 @@ class Patch:
     if not self.updates:
       raise UserError('The patch changes no kernel; write at least one.')
 
+  def __repr__(self) -> str:
+    method, num_edits = self.provenance.get('method', {}), self.provenance.get('num_edits', '?')
+    paths = list(self.updates)
+    more = f' and {len(paths) - 6} more' if len(paths) > 6 else ''
+    return (
+      f'Patch {self.id}: {num_edits} edits by {method.get("name", "an unknown method")}\n'
+      f'  updates {", ".join(paths[:6])}{more}'
+    )
+
+  def _repr_html_(self) -> str:
+    return f'<pre>{html.escape(repr(self))}</pre>'
+
   @property
   def id(self) -> str:
     """Hash of the updates: two patches with the same id do the same."""
@@ -97,14 +111,32 @@ class Patch:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 
-  def save(self, path: str | os.PathLike[str]) -> None:
-    """Writes a safetensors file with the provenance in its header."""
+  def pack(self) -> Stored:
+    """Arrays and facts of the file."""
     tensors = {
       f'{key}:{name}': array
       for key, update in self.updates.items()
       for name, array in update.tensors().items()
     }
-    write_tensors(path, tensors, {'format': _FORMAT, 'provenance': dict(self.provenance)})
+    return Stored(tensors, {'format': _FORMAT, 'provenance': dict(self.provenance)})
+
+  @classmethod
+  def unpack(cls, stored: Stored) -> 'Patch':
+    """The patch that `pack` stored."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in stored.tensors.items():
+      key, _, part = name.rpartition(':')
+      if part in ('left', 'right', 'dense'):  # the file of a batch has its keys besides
+        parts.setdefault(key, {})[part] = array
+    updates = {
+      key: Update(left_FxR=p.get('left'), right_RxD=p.get('right'), dense=p.get('dense'))
+      for key, p in parts.items()
+    }
+    return cls(updates, stored.facts['provenance'])
+
+  def save(self, path: str | os.PathLike[str]) -> None:
+    """Writes a safetensors file with the provenance in its header."""
+    write_tensors(path, *self.pack())
 
   @classmethod
   def load(cls, path: str | os.PathLike[str]) -> 'Patch':
@@ -116,15 +148,23 @@ class Patch:
     tensors, metadata = read_tensors(path)
     if metadata.get('format') != _FORMAT:
       raise UserError(f'{path} is no jedit patch; give a file written by Patch.save.')
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in tensors.items():
-      key, _, part = name.rpartition(':')
-      parts.setdefault(key, {})[part] = array
-    updates = {
-      key: Update(left_FxR=p.get('left'), right_RxD=p.get('right'), dense=p.get('dense'))
-      for key, p in parts.items()
-    }
-    return cls(updates, metadata['provenance'])
+    return cls.unpack(Stored(tensors, metadata))
+
+
+def patch_of(result: Any) -> Patch:
+  """A patch, or that of an edit's result.
+
+  Raises:
+    UserError: for separate batches, which have none in common, and for anything else.
+  """
+  patch = getattr(result, 'patch', result)
+  if patch is None:
+    raise UserError(
+      'The batches were edited separately and have no common patch; take those of result.batches.'
+    )
+  if not isinstance(patch, Patch):
+    raise UserError(f'{type(result).__name__} is not a patch; give what jedit.edit returns.')
+  return patch
 
 
 def merge(patches: Sequence[Patch]) -> Patch:

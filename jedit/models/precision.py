@@ -1,13 +1,14 @@
 """Dtypes and products of a model: every decision about bfloat16 stands here.
 
-weights, activations  `dtype` of `jedit.load`, one of `DTYPES`
-edited kernels        float32 in any model, since bfloat16 stores a 1% update with 17% error; a
-product with one is computed in float32 and rounded once
-products              `matmul`: bfloat16 operands as they are, all digits of float32 ones
-norms                 float32 inside, rounded once to the activations' dtype
-attention             scores and softmax in float32, weights rounded to the values' dtype
-logits                float32 out of the product, never rounded: bfloat16 logits are off by 0.03
-nats and tie
+  weights, activations  `dtype` of `jedit.load`, one of `DTYPES`
+  edited kernels        float32 in any model, since bfloat16 stores a 1% update with 17% error; a
+                        product with one is computed in float32 and rounded once
+  products              bfloat16 operands as they are, all digits of float32 ones (`matmul`)
+  norms                 float32 inside, rounded once to the activations' dtype
+  attention             scores and softmax in float32, weights rounded to the values' dtype
+  logits                float32 out of the product, never rounded
+
+Logits rounded to bfloat16 are off by up to 0.1 nats, and the two best of them tie.
 """
 
 import functools
@@ -39,7 +40,7 @@ def matmul_precision(dtype: jnp.dtype) -> str | None:
 
 
 def matmul(x: jax.Array, kernel: jax.Array, at_least: DTypeLike) -> jax.Array:
-  """X @ kernel in the wider of their dtypes.
+  """The product x @ kernel in the wider of their dtypes.
 
   Args:
     x: [..., I].

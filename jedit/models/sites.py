@@ -56,7 +56,7 @@ def kernel_path(kernel: Kernel) -> tuple[str, ...]:
 class Intervention(Protocol):
   """A change of the value at one site: a pytree that can be called inside a jitted forward pass."""
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, /) -> jax.Array:
     """The new value, of the same shape; it is cast to the dtype of `x`."""
     ...
 

@@ -1,11 +1,14 @@
-"""Second moments C = E[k kᵀ] of the keys that an edit must preserve: what they are and their files.
+"""SecondMoments: C = E[k kᵀ] of the keys that an edit must preserve, by kernel, and its files.
 
 `jedit.moments.collect` takes them over text.
 """
 
 import dataclasses
+import html
+import json
 import os
 import pathlib
+import textwrap
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,9 +21,10 @@ from jedit.models.language_model import LanguageModel
 from jedit.types import Kernel, UserError
 
 _FORMAT = 'jedit-second-moments-1'
+_SOURCE = ('corpus', 'archives', 'num_documents', 'parts', 'preset', 'model')  # in the repr
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SecondMoments:
   """Uncentred second moments by kernel.
 
@@ -33,6 +37,31 @@ class SecondMoments:
   cov: Mapping[Kernel, np.ndarray]
   num_tokens: int = 0
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def _summary(self) -> dict[str, str]:
+    """Labels and values that describe the moments on a few short lines."""
+    by_size: dict[str, list[str]] = {}
+    for kernel in sorted(self.cov):
+      rows, columns = self.cov[kernel].shape
+      by_size.setdefault(f'{rows} x {columns}', []).append(str(kernel))
+    source = {name: self.provenance.get(name) for name in _SOURCE if self.provenance.get(name)}
+    return {
+      **{size: _shorten(', '.join(names)) for size, names in by_size.items()},
+      'tokens': f'{self.num_tokens:,}' if self.num_tokens else 'unknown',
+      'source': _shorten(json.dumps(source)) if source else 'unknown',
+    }
+
+  def __repr__(self) -> str:
+    lines = [f'  {label}: {value}' for label, value in self._summary().items()]
+    return '\n'.join([f'SecondMoments of {len(self.cov)} kernels', *lines])
+
+  def _repr_html_(self) -> str:
+    rows = (
+      f'<tr><th>{label}</th><td>{html.escape(value)}</td></tr>'
+      for label, value in self._summary().items()
+    )
+    title = f'<caption>Second moments of {len(self.cov)} kernels</caption>'
+    return f'<table>{title}{"".join(rows)}</table>'
 
   def covariance(self, kernel: Kernel) -> np.ndarray:
     """C_FxF of a kernel's keys.
@@ -60,7 +89,7 @@ class SecondMoments:
 
   @classmethod
   def load(cls, path: str | os.PathLike[str]) -> 'SecondMoments':
-    """Reads what `save` wrote.
+    """Reads a file of `save`.
 
     Raises:
       UserError: if the file is missing or holds something else.
@@ -79,8 +108,8 @@ class SecondMoments:
     """One result of several runs over parts of one corpus: means weighted by their tokens.
 
     Args:
-      parts: of runs that differ only in `part`; at least one. All parts together are what a run
-        over the whole corpus gives, and can stand for it.
+      parts: of runs that differ only in `part`; at least one. All parts together equal a run over
+        the whole corpus and replace it.
 
     Raises:
       UserError: for runs of different models, kernels or settings, and for a part given twice.
@@ -130,16 +159,16 @@ class SecondMoments:
     path: str | os.PathLike[str],
     lm: LanguageModel,
     layers: Sequence[int],
-    sites: Sequence[str] = ('mlp',),
+    kernels: Sequence[str] = ('mlp',),
   ) -> 'SecondMoments':
     """Reads archives of the ROME and MEMIT statistics, which hold sums: C = sum / count.
 
     Args:
       path: a directory with an archive per kernel, named as their programs name them
         ('transformer.h.3.mlp.fc_out_float32_mom2_100000.npz'), or one such file.
-      lm: the model; an archive tells of its own no more than the module's name and size.
+      lm: the model; an archive holds no more of its own than the module's name and size.
       layers: wanted layers.
-      sites: wanted kernels, 'mlp' or 'attn' or both.
+      kernels: names of the wanted kernels, 'mlp' or 'attn' or both.
 
     Raises:
       UserError: for a kernel without an archive or with several, and for an archive of another
@@ -147,7 +176,7 @@ class SecondMoments:
     """
     path, sizes = pathlib.Path(path), lm.config.key_sizes
     cov, counts, names = {}, set(), {}
-    for kernel in [Kernel(layer, name) for layer in layers for name in sites]:
+    for kernel in [Kernel(layer, name) for layer in layers for name in kernels]:
       file = _find_archive(path, _module_name(lm, kernel))
       cov[kernel], count = _read_archive(file, sizes[kernel.name])
       counts.add(count)
@@ -161,7 +190,7 @@ def read_moments(
   path: str | os.PathLike[str],
   lm: LanguageModel,
   layers: Sequence[int],
-  sites: Sequence[str] = ('mlp',),
+  kernels: Sequence[str] = ('mlp',),
 ) -> SecondMoments:
   """Finished second moments from elsewhere: a file of `SecondMoments.save`, or archives.
 
@@ -169,7 +198,7 @@ def read_moments(
     UserError: if they cannot be read, are of another model or lack a wanted kernel.
   """
   if is_archive(path):
-    return SecondMoments.from_npz(path, lm, layers, sites)
+    return SecondMoments.from_npz(path, lm, layers, kernels)
   found = SecondMoments.load(path)
   if found.provenance.get('model') != lm.fingerprint:
     raise UserError(
@@ -177,18 +206,22 @@ def read_moments(
       f'this one has {lm.fingerprint}; give those of this model.'
     )
   for layer in layers:
-    for name in sites:
+    for name in kernels:
       found.covariance(Kernel(layer, name))
   return found
 
 
+def _shorten(text: str) -> str:
+  return textwrap.shorten(text, 160, placeholder=' …')
+
+
 def is_archive(path: str | os.PathLike[str]) -> bool:
-  """Whether a path names a `.npz` archive or a directory of them."""
+  """True for the path of a `.npz` archive or of a directory of them."""
   return pathlib.Path(path).suffix == '.npz' or pathlib.Path(path).is_dir()
 
 
 def _module_name(lm: LanguageModel, kernel: Kernel) -> str:
-  """What PyTorch calls the module whose input a kernel's keys are."""
+  """PyTorch's name of the module whose input is the kernel's keys."""
   path = '/'.join(['block_{}', *kernel_path(kernel)[1:]])
   name = next(name for name, ours, _ in FAMILIES[lm.config.family].names if ours == path)
   return name.removesuffix('.weight').format(kernel.layer)

@@ -1,12 +1,17 @@
 """Documents to packed token batches, made while they are asked for.
 
-Documents are cut to a length cap and packed into rows without gaps; a token attends within its
+Documents are cut to a length cap and packed into rows of fixed length; a token attends within its
 own document at positions counted from the document's start, so packing changes nothing.
 """
 
+import bisect
+import concurrent.futures
 import dataclasses
 import itertools
-from collections.abc import Iterator
+import random
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import transformers
@@ -16,6 +21,24 @@ from jedit.parallel.shapes import round_up
 from jedit.types import UserError
 
 _TEXTS_PER_CALL = 256  # the tokenizer works on these in parallel
+_ROWS_PER_WINDOW = 256  # packed together; what remains empty at their end is lost
+
+_Item = TypeVar('_Item')
+
+
+class Place(NamedTuple):
+  """The beginning of a batch in a corpus.
+
+  Attributes:
+    document: first document of the window that the batch begins in.
+    row: rows of the window that earlier batches hold.
+  """
+
+  document: int = 0
+  row: int = 0
+
+
+START = Place()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,15 +49,20 @@ class PackedBatch:
     token_NxT: token ids, 0 where a row is not full.
     segment_NxT: number of the document in its row from 1; 0 marks padding.
     position_NxT: position of each token in its document.
-    num_tokens: tokens that are not padding.
-    end: documents of the corpus up to the end of this batch; the next one begins with that number.
+    num_documents: documents in the batch.
+    end: beginning of the next batch.
   """
 
   token_NxT: np.ndarray
   segment_NxT: np.ndarray
   position_NxT: np.ndarray
-  num_tokens: int
-  end: int
+  num_documents: int
+  end: Place
+
+  @property
+  def num_tokens(self) -> int:
+    """Tokens that are not padding."""
+    return int((self.segment_NxT > 0).sum())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,44 +91,87 @@ class PackedText:
     num_rows = max(1, self.batch_tokens // self.row_tokens)
     return round_up(num_rows, self.multiple), self.row_tokens
 
-  def batches(self, start: int = 0) -> Iterator[PackedBatch]:
-    """Documents in order, packed first into rows, then rows into batches.
+  def batches(self, start: Place = START) -> Iterator[PackedBatch]:
+    """Windows of documents in order, their rows in random order.
 
     Args:
-      start: the document to begin with: the `end` of a batch gives the batches after it.
+      start: the `end` of a batch gives the batches after it, without what came before.
 
     Raises:
       UserError: if there is no text.
     """
-    num_rows, row_tokens = self.shape
+    num_rows, _ = self.shape
     rows: list[list[list[int]]] = []
-    room, end = 0, start
-    for document in self._documents(start):
-      if len(document) > room:
-        if len(rows) == num_rows:
-          yield _batch(rows, self.shape, end)
-          rows = []
-        rows.append([])
-        room = row_tokens
-      if document:
-        rows[-1].append(document)
-        room -= len(document)
-      end += 1
+    end = start
+    for row, end in self._rows(start):
+      rows.append(row)
+      if len(rows) == num_rows:
+        yield _batch(rows, self.shape, end)
+        rows = []
     if rows:
       yield _batch(rows, self.shape, end)
-    elif start == 0:
+    elif end == START:
       raise UserError('There is no text in the corpus; give documents that have tokens.')
 
-  def _documents(self, start: int) -> Iterator[list[int]]:
-    """Token ids of the documents, cut."""
+  def _rows(self, start: Place) -> Iterator[tuple[list[list[int]], Place]]:
+    """Rows of documents, each with the place behind it."""
+    first, done = start
+    for window in self._windows(first):
+      rows = best_fit(window, self.row_tokens)
+      # A pass may stop within a window, and its first rows hold the longest documents.
+      random.Random(first).shuffle(rows)
+      for number, row in enumerate(rows[done:], start=done + 1):
+        yield row, Place(first, number)
+      first, done = first + len(window), 0
+
+  def _windows(self, start: int) -> Iterator[list[list[int]]]:
+    """Token ids of successive documents, cut; as many as fill a window's rows."""
     cap = min(self.max_document_tokens or self.row_tokens, self.row_tokens)
     texts = self.corpus.read(start)
+    window: list[list[int]] = []
+    num_tokens = 0
     while some := list(itertools.islice(texts, _TEXTS_PER_CALL)):
       for ids in self.tokenizer(some, truncation=False, padding=False)['input_ids']:
-        yield ids[:cap]
+        window.append(ids[:cap])
+        num_tokens += len(window[-1])
+        if num_tokens >= _ROWS_PER_WINDOW * self.row_tokens:
+          yield window
+          window, num_tokens = [], 0
+    if window:
+      yield window
 
 
-def _batch(rows: list[list[list[int]]], shape: tuple[int, int], end: int) -> PackedBatch:
+def best_fit(documents: Sequence[list[int]], row_tokens: int) -> list[list[list[int]]]:
+  """Packs documents into rows: the longest first, each where it leaves the least room.
+
+  Args:
+    documents: token ids, none longer than a row; those without tokens are dropped.
+    row_tokens: tokens of a row.
+  """
+  rows: list[list[list[int]]] = []
+  open_rows: list[tuple[int, int]] = []  # tokens left and number of the row, sorted
+  for ids in sorted(filter(None, documents), key=len, reverse=True):
+    at = bisect.bisect_left(open_rows, (len(ids), 0))
+    if at == len(open_rows):
+      rows.append([])
+      room, number = row_tokens, len(rows) - 1
+    else:
+      room, number = open_rows.pop(at)
+    rows[number].append(ids)
+    bisect.insort(open_rows, (room - len(ids), number))
+  return rows
+
+
+def prefetch(items: Iterator[_Item], depth: int = 2) -> Iterator[_Item]:
+  """The same items, made ahead in a thread while their user works on earlier ones."""
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    coming = deque(pool.submit(next, items, None) for _ in range(depth))
+    while (item := coming.popleft().result()) is not None:
+      coming.append(pool.submit(next, items, None))
+      yield item
+
+
+def _batch(rows: list[list[list[int]]], shape: tuple[int, int], end: Place) -> PackedBatch:
   token, segment, position = (np.zeros(shape, np.int32) for _ in range(3))
   for n, documents in enumerate(rows):
     at = 0
@@ -110,4 +181,4 @@ def _batch(rows: list[list[list[int]]], shape: tuple[int, int], end: int) -> Pac
       segment[n, at:stop] = number
       position[n, at:stop] = np.arange(len(ids))
       at = stop
-  return PackedBatch(token, segment, position, int((segment > 0).sum()), end)
+  return PackedBatch(token, segment, position, sum(map(len, rows)), end)

@@ -1,4 +1,4 @@
-"""Few padded lengths: every shape is a program to compile, every padded token is wasted work."""
+"""Padded lengths: few shapes, since each is compiled, and little padding, which is wasted work."""
 
 from collections.abc import Sequence
 

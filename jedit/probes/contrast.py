@@ -165,7 +165,7 @@ def _encode(
     encode_many(lm.tokenizer, [Row(r.prompt, r.subject, target) for r, target in pairs], limit)
     for pairs in (
       [(r, r.target_true) for r in requests],
-      [(r, r.target) for r in requests],
+      [(r, r.target_new) for r in requests],
     )
   ]
   token_NxO = np.array([[e.target_ids[0] for e in each] for each in objects], np.int32).T

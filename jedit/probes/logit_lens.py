@@ -94,4 +94,4 @@ def project(model: Model, state: jax.Array, projection: str) -> jax.Array:
 
 def known_answer(request: Request) -> str:
   """What the model says today: the true object; the target of a request that has no other."""
-  return request.target if request.target_true is None else request.target_true
+  return request.target_new if request.target_true is None else request.target_true

@@ -1,21 +1,20 @@
-"""Figures of reports: curves with their 95% intervals, in colours that most eyes tell apart.
+"""Figures of reports: curves with 95% intervals, in colours for colour-blind readers."""
 
-matplotlib is an extra: where it is absent, everything but the figures is written.
-"""
-
-import importlib.util
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from PIL import Image
 
 from jedit.io import storage
 
-MISSING = "Plots are left out, since matplotlib is absent; pip install 'jedit[plots]' adds them."
-
-# Okabe and Ito's colours, which differ for colour-blind readers, too; markers differ besides.
+# Okabe and Ito's colours, which colour-blind readers tell apart; markers differ as well.
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 _MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 _STYLE = {
@@ -34,13 +33,8 @@ _STYLE = {
 Line = tuple[Sequence[float], Sequence[float], Sequence[float]]
 
 
-def available() -> bool:
-  """Whether figures can be drawn."""
-  return importlib.util.find_spec('matplotlib') is not None
-
-
 class Panels:
-  """A figure of panels in a grid, to be filled and saved.
+  """A figure of panels in a grid.
 
   Attributes:
     axes: matplotlib's axes by row and column.
@@ -48,9 +42,7 @@ class Panels:
 
   def __init__(self, num_rows: int, num_columns: int, *, width: float = 3.1, height: float = 2.3):
     """Width and height are those of a panel, in inches."""
-    from matplotlib.figure import Figure
-
-    with _style():
+    with matplotlib.rc_context(_STYLE):
       self._figure = Figure((width * num_columns, height * num_rows), layout='constrained')
       self.axes = self._figure.subplots(num_rows, num_columns, squeeze=False)
     self._series: dict[str, tuple[str, str]] = {}
@@ -68,7 +60,7 @@ class Panels:
     Args:
       row, column: the panel.
       lines: by name, in the order of the legend.
-      labels: what `Axes.set` takes: title, xlabel, ylabel, scales and limits.
+      labels: arguments of `Axes.set`: title, xlabel, ylabel, scales and limits.
     """
     axes = self.axes[row, column]
     for name, line in lines.items():
@@ -84,13 +76,13 @@ class Panels:
   def heat(
     self, row: int, column: int, values: np.ndarray, names: Sequence[str], **labels: Any
   ) -> None:
-    """Draws a field of values with a scale beside it; nan stays empty.
+    """Draws a heat map with its colour bar; nan stays empty.
 
     Args:
       row, column: the panel.
-      values: a line for each name, a column for each number from 0.
-      names: of the lines, from the top.
-      labels: what `Axes.set` takes.
+      values: one row for each name, one column for each number from 0.
+      names: of the rows, from the top.
+      labels: arguments of `Axes.set`.
     """
     axes = self.axes[row, column]
     drawn = axes.imshow(values, cmap='cividis', aspect='auto', interpolation='nearest')
@@ -109,15 +101,11 @@ class Panels:
 
   def whole_layers(self) -> None:
     """Ticks at whole numbers, for axes of layers."""
-    from matplotlib.ticker import MaxNLocator
-
     for axes in self.axes.flat:
       axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
   def plain_log_ticks(self) -> None:
-    """Few whole numbers at logarithmic axes, where labels of all digits would overlap."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
+    """Few plain numbers at logarithmic axes, where labels of all digits would overlap."""
     for axis in (axis for axes in self.axes.flat for axis in (axes.xaxis, axes.yaxis)):
       if axis.get_scale() == 'log':
         low, high = axis.get_view_interval()
@@ -131,7 +119,7 @@ class Panels:
     for axes in self.axes.flat:
       for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
         handles.setdefault(name, handle)
-    with _style():
+    with matplotlib.rc_context(_STYLE):
       if len(handles) > 1:
         columns = min(len(handles), 3)
         where = dict(loc='outside upper center', ncols=columns)
@@ -145,26 +133,18 @@ class Panels:
 
   def _png(self) -> bytes:
     """The figure as PNG of few colours, a fifth of the size."""
-    from PIL import Image
-
     drawn, small = io.BytesIO(), io.BytesIO()
     self._figure.savefig(drawn, format='png', dpi=150)
     Image.open(drawn).convert('RGB').quantize(64).save(small, format='PNG')
     return small.getvalue()
 
 
-def _style() -> Any:
-  import matplotlib
-
-  return matplotlib.rc_context(_STYLE)
-
-
 def histogram(values: Mapping[str, np.ndarray], xlabel: str) -> Panels:
-  """How values in percent are spread, in 40 bins from -100 to 100.
+  """A histogram of values in percent, in 40 bins from -100 to 100.
 
   Args:
     values: by state ('before', 'after'); nan is left out.
-    xlabel: what they are.
+    xlabel: of the values.
   """
   panels = Panels(1, 1, width=6, height=2.8)
   axes = panels.axes[0, 0]
@@ -179,23 +159,24 @@ def histogram(values: Mapping[str, np.ndarray], xlabel: str) -> Panels:
   return panels
 
 
-def dots(names: Sequence[str], values: Mapping[str, Sequence[Any]], xlabel: str) -> Panels:
-  """A row for each name and, in it, a dot with its interval for each series.
+def dots(frame: pd.DataFrame, xlabel: str) -> Panels:
+  """One row for each name, with a dot and its interval for each series.
 
   Args:
-    names: of the rows, from the top.
-    values: by series, a summary with `mean` and `ci95` for each row.
+    frame: names, counts, and a column of estimates for each series.
     xlabel: of the common axis, 0 to 100.
   """
+  names = [f'{name} ({count})' for name, count in zip(frame.iloc[:, 0], frame.iloc[:, 1])]
   panels = Panels(1, 1, width=6, height=1.2 + 0.3 * len(names))
   axes = panels.axes[0, 0]
-  for i, (name, summaries) in enumerate(values.items()):
-    shift = 0.2 * (i - (len(values) - 1) / 2)
-    found = [(y, s) for y, s in enumerate(summaries) if s['mean'] is not None]
+  series = frame.columns[2:]
+  for i, name in enumerate(series):
+    shift = 0.2 * (i - (len(series) - 1) / 2)
+    found = [(y, each) for y, each in enumerate(frame[name]) if each['mean'] is not None]
     axes.errorbar(
-      [s['mean'] for _, s in found],
+      [each['mean'] for _, each in found],
       [y + shift for y, _ in found],
-      xerr=[s['ci95'] for _, s in found],
+      xerr=[each['ci95'] for _, each in found],
       **panels.style(name),
       linestyle='none',
       markersize=5,

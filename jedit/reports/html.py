@@ -1,4 +1,4 @@
-"""Reports as HTML pages that need nothing else: style inside, pictures as data."""
+"""Self-contained HTML pages: style inside, pictures as data."""
 
 import base64
 import html
@@ -9,7 +9,6 @@ from typing import Any
 
 from jedit.io import storage
 from jedit.io.storage import to_json
-from jedit.reports.tables import Grid
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -44,17 +43,9 @@ summary {{ cursor: pointer; }}
 
 
 def write(workdir: pathlib.Path, title: str, parts: Sequence[str]) -> None:
-  """Writes the report.html of a workdir; its parts are HTML already."""
+  """Writes report.html in `workdir`; `parts` are HTML."""
   text = _PAGE.format(title=html.escape(title), body='\n'.join(parts))
-  with storage.atomic_file(workdir / 'report.html') as beside:
-    beside.write_text(text, encoding='utf-8')
-
-
-def write_table(folder: pathlib.Path, name: str, grid: Grid) -> None:
-  """Writes a table as CSV and LaTeX."""
-  for ending, text in (('csv', grid.csv()), ('tex', grid.latex())):
-    with storage.atomic_file(folder / f'{name}.{ending}') as beside:
-      beside.write_text(text, encoding='utf-8')
+  storage.write_text(workdir / 'report.html', text)
 
 
 def heading(text: str) -> str:
@@ -77,7 +68,7 @@ def picture(png: bytes, caption: str) -> str:
 
 
 def folded(title: str, value: Mapping[str, Any] | str) -> str:
-  """A text, or JSON, that opens on a click."""
+  """Text or JSON that unfolds on a click."""
   if not isinstance(value, str):
     value = json.dumps(to_json(value), indent=2, ensure_ascii=False)
   code = html.escape(value)

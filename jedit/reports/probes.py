@@ -1,19 +1,22 @@
-"""What probes found as tables and as the papers' figures."""
+"""Results of probes as tables and as the papers' figures."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from jedit.experiments.probing import Row
-from jedit.io import storage
+from jedit.io import storage, tables
+from jedit.io.tables import Cell
 from jedit.probes.contrast import NORMS, OBJECTS, POSITIONS
 from jedit.probes.similarity import BEFORE, MODULES
 from jedit.probes.tracing import ENDS, PLACES
-from jedit.reports import figures, html
+from jedit.reports import html
 from jedit.reports.figures import Line, Panels
-from jedit.reports.tables import Grid
+
+Row = dict[str, Any]  # a place in the model, and the `mean`, `ci95` and `n` of a measure there
+Result = Mapping[str, Any]  # `rows`, `num_requests` and `notes`
 
 _WHERE = {
   'subject_first': "subject's first token",
@@ -33,53 +36,40 @@ _STATES = {'stream': 'incoming stream', 'input': "module's input"}
 _OBJECTS = {'true': 'original object', 'new': 'target object'}
 
 
-def write(workdir: pathlib.Path, title: str, probes: Mapping[str, Mapping[str, Any]]) -> str:
+def write(workdir: pathlib.Path, title: str, probes: Mapping[str, Result]) -> str:
   """Writes the tables and figures of all probes and report.html.
 
   Args:
-    workdir: of the run; config.json and provenance.json are there. Tables and figures go to
-      `probes`.
+    workdir: of the run, with config.json and provenance.json. Tables and figures go to `probes`.
     title: of the page.
-    probes: what `probing.measure` returned, by name.
+    probes: results by name.
 
   Returns:
-    The tables as text, and where the files are.
+    The tables as text.
   """
   folder, parts, lines = workdir / 'probes', [], []
-  for name, found in probes.items():
-    _write_text(folder / f'{name}.csv', _rows_grid(found).csv())
-    tables = _GRIDS[name](found)
-    latex = [f'% {caption}\n{grid.latex()}' for caption, grid in tables.items()]
-    _write_text(folder / f'{name}.tex', '\n'.join(latex))
-    parts += [html.heading(f'{name.capitalize()}: {found["num_requests"]} records')]
-    if figures.available():
-      for file, (caption, panels) in _FIGURES[name](found).items():
-        parts += [html.picture(panels.save(folder / file), caption)]
-    for caption, grid in tables.items():
-      lines += ['', caption, grid.text()]
-      parts += [html.paragraph(caption), grid.html()]
-  parts += [html.heading('Where this comes from')]
+  for name, result in probes.items():
+    head = list(result['rows'][0])
+    rows = tables.table(head, [[row[field] for field in head] for row in result['rows']])
+    storage.write_text(folder / f'{name}.csv', tables.to_csv(rows))
+    frames = _FRAMES[name](result)
+    latex = [f'% {caption}\n{tables.to_latex(frame)}' for caption, frame in frames.items()]
+    storage.write_text(folder / f'{name}.tex', '\n'.join(latex))
+    parts += [html.heading(f'{name.capitalize()}: {result["num_requests"]} records')]
+    for file, (caption, panels) in _FIGURES[name](result).items():
+      parts += [html.picture(panels.save(folder / file), caption)]
+    for caption, frame in frames.items():
+      lines += ['', caption, tables.to_text(frame)]
+      parts += [html.paragraph(caption), tables.to_html(frame)]
+  parts += [html.heading('Provenance')]
   for name in ('config', 'provenance'):
     parts += [html.folded(name.capitalize(), storage.read_json(workdir / f'{name}.json'))]
-  if not figures.available():
-    parts += [html.paragraph(figures.MISSING, 'note')]
-    lines += ['', figures.MISSING]
   html.write(workdir, title, parts)
   return '\n'.join([*lines, '', f'The files are in {workdir}; open report.html there.'])
 
 
-def _write_text(path: pathlib.Path, text: str) -> None:
-  with storage.atomic_file(path) as beside:
-    beside.write_text(text, encoding='utf-8')
-
-
-def _rows_grid(found: Mapping[str, Any]) -> Grid:
-  head = list(found['rows'][0])
-  return Grid(head, [[row[name] for name in head] for row in found['rows']])
-
-
-def _select(found: Mapping[str, Any], **place: Any) -> list[Row]:
-  return [row for row in found['rows'] if all(row[name] == place[name] for name in place)]
+def _select(result: Result, **place: Any) -> list[Row]:
+  return [row for row in result['rows'] if all(row[name] == place[name] for name in place)]
 
 
 def _percent(row: Row) -> Row:
@@ -89,12 +79,12 @@ def _percent(row: Row) -> Row:
   }
 
 
-def _similarity_grids(found: Mapping[str, Any]) -> dict[str, Grid]:
-  top_k = found['notes']['top_k']
-  tables = {}
+def _similarity_frames(result: Result) -> dict[str, pd.DataFrame]:
+  top_k = result['notes']['top_k']
+  frames = {}
   for before in BEFORE:
     columns = {
-      f'{measure_name}, {module}': _select(found, before=before, module=module, **chosen)
+      f'{measure_name}, {module}': _select(result, before=before, module=module, **chosen)
       for measure_name, chosen in _MEASURES.items()
       for module in MODULES
     }
@@ -103,49 +93,46 @@ def _similarity_grids(found: Mapping[str, Any]) -> dict[str, Grid]:
       f'cosine, and Jaccard of the top {top_k} words, read off the input embeddings (decoded) and '
       'as the model predicts'
     )
-    tables[caption] = _layers_grid('layer', columns)
-  return tables
+    frames[caption] = _by_layer('layer', columns)
+  return frames
 
 
-def _contrast_grids(found: Mapping[str, Any]) -> dict[str, Grid]:
-  tables = {}
+def _contrast_frames(result: Result) -> dict[str, pd.DataFrame]:
+  frames = {}
   for norm in NORMS:
     for position in POSITIONS:
       columns = {}
-      for name in (*OBJECTS, *(f'words: {each}' for each in found['notes']['sets'])):
-        chosen = _select(found, norm=norm, position=position, of=name, measure='probability')
+      for name in (*OBJECTS, *(f'words: {each}' for each in result['notes']['sets'])):
+        chosen = _select(result, norm=norm, position=position, of=name, measure='probability')
         columns[f'{name.removeprefix("words: ")}, %'] = [_percent(row) for row in chosen]
         if name in OBJECTS:
-          ranks = _select(found, norm=norm, position=position, of=name, measure='rank')
+          ranks = _select(result, norm=norm, position=position, of=name, measure='rank')
           columns[f'{name}, rank'] = ranks
       caption = (
         f'Contrast at the {_WHERE[position]}, {_read(norm)}: original (true) and target (new) '
         'object; state 0 is the embeddings'
       )
-      tables[caption] = _layers_grid('state', columns)
-  return tables
+      frames[caption] = _by_layer('state', columns)
+  return frames
 
 
 def _read(norm: str) -> str:
   return 'without the final norm' if norm == 'raw' else 'with the final norm'
 
 
-def _told(found: Mapping[str, Any]) -> list[str]:
-  """Positions that have tables and curves of their own: those of edits, where they were traced.
-
-  One that no prompt has is left out.
-  """
-  traced = dict.fromkeys(row['position'] for row in found['rows'] if row['n'])
+def _positions(result: Result) -> list[str]:
+  """Positions with tables and curves: those of edits if traced, else all that some prompt has."""
+  traced = dict.fromkeys(row['position'] for row in result['rows'] if row['n'])
   return [name for name in traced if name in ENDS] or list(traced)
 
 
-def _tracing_grids(found: Mapping[str, Any]) -> dict[str, Grid]:
-  clean, corrupted = (found['notes'][name]['mean'] for name in ('clean', 'corrupted'))
-  tables = {}
-  for position in _told(found):
+def _tracing_frames(result: Result) -> dict[str, pd.DataFrame]:
+  clean, corrupted = (result['notes'][name]['mean'] for name in ('clean', 'corrupted'))
+  frames = {}
+  for position in _positions(result):
     rows = []
-    for width in sorted({row['width'] for row in found['rows']}):
-      columns = [_select(found, kind=kind, position=position, width=width) for kind in PLACES]
+    for width in sorted({row['width'] for row in result['rows']}):
+      columns = [_select(result, kind=kind, position=position, width=width) for kind in PLACES]
       for number in range(max(map(len, columns))):
         cells = [column[number] if column else None for column in columns]
         layers = next(cell['layers'] for cell in cells if cell)
@@ -153,15 +140,18 @@ def _tracing_grids(found: Mapping[str, Any]) -> dict[str, Grid]:
         rows.append([layers, *(None if share is None else 100 * share for share in shares)])
     caption = (
       f'Causal tracing at the {_WHERE[position]}: percent of the probability lost to noise '
-      f'({clean:.2f} clean, {corrupted:.2f} corrupted) that putting outputs back returns'
+      f'({clean:.2f} clean, {corrupted:.2f} corrupted) that restored outputs bring back'
     )
-    tables[caption] = Grid(['layers', *(_MODULES[kind] for kind in PLACES)], rows)
-  return tables
+    frames[caption] = tables.table(['layers', *(_MODULES[kind] for kind in PLACES)], rows)
+  return frames
 
 
-def _layers_grid(axis: str, columns: Mapping[str, Sequence[Row]]) -> Grid:
-  rows = [[str(cells[0][axis]), *cells] for cells in zip(*columns.values(), strict=True)]
-  return Grid([axis, *columns], rows, digits=2)
+def _by_layer(axis: str, columns: Mapping[str, Sequence[Row]]) -> pd.DataFrame:
+  rows: list[list[Cell]] = [
+    [str(row[0][axis]), *({**cell, 'digits': 2} for cell in row)]
+    for row in zip(*columns.values(), strict=True)
+  ]
+  return tables.table([axis, *columns], rows)
 
 
 def _line(rows: Sequence[Row], axis: str) -> Line:
@@ -173,18 +163,18 @@ def _line(rows: Sequence[Row], axis: str) -> Line:
   )
 
 
-def _similarity_figures(found: Mapping[str, Any]) -> dict[str, tuple[str, Panels]]:
+def _similarity_figures(result: Result) -> dict[str, tuple[str, Panels]]:
   labels = {
     'cosine': 'cosine',
-    'embedded': f'Jaccard {found["notes"]["top_k"]}, embeddings',
-    'predicted': f'Jaccard {found["notes"]["top_k"]}, predicted',
+    'embedded': f'Jaccard {result["notes"]["top_k"]}, embeddings',
+    'predicted': f'Jaccard {result["notes"]["top_k"]}, predicted',
   }
   panels = Panels(len(labels), len(BEFORE))
   for r, (name, label) in enumerate(labels.items()):
     for c, before in enumerate(BEFORE):
       lines = {
         _MODULES[module]: _line(
-          _select(found, before=before, module=module, **_MEASURES[name]), 'layer'
+          _select(result, before=before, module=module, **_MEASURES[name]), 'layer'
         )
         for module in MODULES
       }
@@ -200,14 +190,14 @@ def _similarity_figures(found: Mapping[str, Any]) -> dict[str, tuple[str, Panels
   return {'similarity': (caption, panels)}
 
 
-def _contrast_figures(found: Mapping[str, Any]) -> dict[str, tuple[str, Panels]]:
+def _contrast_figures(result: Result) -> dict[str, tuple[str, Panels]]:
   drawn = {}
   for norm in NORMS:
     panels = Panels(len(POSITIONS), 2)
     for r, position in enumerate(POSITIONS):
       for c, measure_name in enumerate(('probability', 'rank')):
         place = {'norm': norm, 'position': position, 'measure': measure_name}
-        lines = {_OBJECTS[o]: _line(_select(found, of=o, **place), 'state') for o in OBJECTS}
+        lines = {_OBJECTS[o]: _line(_select(result, of=o, **place), 'state') for o in OBJECTS}
         title = f'{measure_name.capitalize()}, {_WHERE[position]}'
         xlabel = 'layer (0: embeddings)' if r else ''
         panels.lines(r, c, lines, title=title, xlabel=xlabel)
@@ -219,13 +209,13 @@ def _contrast_figures(found: Mapping[str, Any]) -> dict[str, tuple[str, Panels]]
       'with 95% intervals. Rank 0 is the top.'
     )
     drawn[f'contrast_{norm}'] = (caption, panels)
-  if found['notes']['sets']:
+  if result['notes']['sets']:
     panels = Panels(1, len(NORMS))
     for c, norm in enumerate(NORMS):
       place = {'norm': norm, 'position': 'prompt_last', 'measure': 'probability'}
-      lines = {'original object': _line(_select(found, of='true', **place), 'state')}
-      for name in found['notes']['sets']:
-        lines[name] = _line(_select(found, of=f'words: {name}', **place), 'state')
+      lines = {'original object': _line(_select(result, of='true', **place), 'state')}
+      for name in result['notes']['sets']:
+        lines[name] = _line(_select(result, of=f'words: {name}', **place), 'state')
       title = f'Mean probability, {_read(norm)}'
       panels.lines(0, c, lines, title=title, xlabel='layer (0: embeddings)', yscale='log')
     panels.whole_layers()
@@ -234,15 +224,15 @@ def _contrast_figures(found: Mapping[str, Any]) -> dict[str, tuple[str, Panels]]
   return drawn
 
 
-def _tracing_figures(found: Mapping[str, Any]) -> dict[str, tuple[str, Panels]]:
-  widths = sorted({row['width'] for row in found['rows']})
-  positions = _told(found)
+def _tracing_figures(result: Result) -> dict[str, tuple[str, Panels]]:
+  widths = sorted({row['width'] for row in result['rows']})
+  positions = _positions(result)
   panels = Panels(len(widths), len(positions))
   for r, width in enumerate(widths):
     for c, position in enumerate(positions):
       lines = {}
       for kind in PLACES:
-        rows = _select(found, kind=kind, position=position, width=width)
+        rows = _select(result, kind=kind, position=position, width=width)
         if rows:
           lines[_MODULES[kind]] = _line(rows, 'layer')
       around = 'one layer' if width == 1 else f'window of {width}'
@@ -255,33 +245,30 @@ def _tracing_figures(found: Mapping[str, Any]) -> dict[str, tuple[str, Panels]]:
         ylabel='indirect effect' if c == 0 else '',
       )
   panels.whole_layers()
-  clean, corrupted = (found['notes'][name]['mean'] for name in ('clean', 'corrupted'))
+  clean, corrupted = (result['notes'][name]['mean'] for name in ('clean', 'corrupted'))
   effect = f'(total effect {clean - corrupted:.2f})'
   caption = (
-    "Causal tracing: how much of the answer's probability comes back when clean outputs are put "
-    f'back into a run with a spoilt subject {effect}; means over prompts with 95% intervals.'
+    "Causal tracing: how much of the answer's probability returns when clean outputs are restored "
+    f'in a run with a corrupted subject {effect}; means over prompts with 95% intervals.'
   )
-  figures = {'tracing': (caption, panels)}
-  if {row['position'] for row in found['rows'] if row['n']} > set(positions):
+  drawn = {'tracing': (caption, panels)}
+  if {row['position'] for row in result['rows'] if row['n']} > set(positions):
     caption = (
-      f"Average indirect effect at every token, as ROME's figure has it {effect}: each output put "
-      'back alone, means over the tokens of a group and over prompts.'
+      f"Average indirect effect at every token, as in ROME's figure {effect}: each output restored "
+      'alone, means over the tokens of a group and over prompts.'
     )
-    figures['tracing_tokens'] = (caption, _tokens_figure(found, max(widths)))
-  return figures
+    drawn['tracing_tokens'] = (caption, _tokens_figure(result, max(widths)))
+  return drawn
 
 
-def _tokens_figure(found: Mapping[str, Any], width: int) -> Panels:
-  """A field of positions and layers for hidden states, and for windows of each module.
-
-  A position that no prompt has is left out.
-  """
-  positions = list(dict.fromkeys(row['position'] for row in found['rows'] if row['n']))
+def _tokens_figure(result: Result, width: int) -> Panels:
+  """Heat maps of positions and layers: hidden states, and windows of each module."""
+  positions = list(dict.fromkeys(row['position'] for row in result['rows'] if row['n']))
   panels = Panels(1, len(PLACES), width=3.6)
   for c, kind in enumerate(PLACES):
     of_kind = 1 if kind == 'hidden' else width
     means = [
-      [row['mean'] for row in _select(found, kind=kind, position=position, width=of_kind)]
+      [row['mean'] for row in _select(result, kind=kind, position=position, width=of_kind)]
       for position in positions
     ]
     title = _MODULES[kind].capitalize() if kind != 'mlp' else _MODULES[kind]
@@ -297,12 +284,12 @@ def _tokens_figure(found: Mapping[str, Any], width: int) -> Panels:
   return panels
 
 
-_GRIDS: dict[str, Callable[[Mapping[str, Any]], dict[str, Grid]]] = {
-  'similarity': _similarity_grids,
-  'contrast': _contrast_grids,
-  'tracing': _tracing_grids,
+_FRAMES: dict[str, Callable[[Result], dict[str, pd.DataFrame]]] = {
+  'similarity': _similarity_frames,
+  'contrast': _contrast_frames,
+  'tracing': _tracing_frames,
 }
-_FIGURES: dict[str, Callable[[Mapping[str, Any]], dict[str, tuple[str, Panels]]]] = {
+_FIGURES: dict[str, Callable[[Result], dict[str, tuple[str, Panels]]]] = {
   'similarity': _similarity_figures,
   'contrast': _contrast_figures,
   'tracing': _tracing_figures,

@@ -1,27 +1,18 @@
-"""What a paper prints for the cells of a sweep, beside what they gave here."""
+"""Published rows of a paper's table beside the cells of a sweep."""
 
 import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from jedit.reports.tables import Cell, Grid
+import pandas as pd
+
+from jedit.evals import metrics
+from jedit.io import tables
+from jedit.io.tables import Cell
 from jedit.types import UserError
 
 UNEDITED = 'unedited'  # names the row of the model before any edit
-
-# Metrics that papers print, in the order of their tables.
-_METRICS = (
-  'score',
-  'efficacy',
-  'efficacy_acc',
-  'paraphrase',
-  'paraphrase_acc',
-  'neighborhood',
-  'neighborhood_acc',
-  'fluency',
-  'consistency',
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +21,14 @@ class Published:
 
   Attributes:
     source: paper and table.
-    rows: by name of a cell, `UNEDITED`, or whatever else the paper compares with: by metric, the
-      value and the half width of its 95% interval, None where there is none.
+    rows: by name of a cell, `UNEDITED`, or another method of the paper: by metric, the value and
+      the half width of its 95% interval, None where there is none.
   """
 
   source: str
   rows: Mapping[str, Mapping[str, tuple[float, float | None]]]
 
-  def beside(self, summaries: Mapping[str, Mapping[str, Any]]) -> Grid:
+  def beside(self, summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Three rows for each row of the paper that was run here: ours, theirs and the difference.
 
     The interval of a difference is the root of the sum of both squares, or ours where the paper
@@ -46,27 +37,27 @@ class Published:
     Args:
       summaries: of the cells by name.
     """
-    columns = [name for name in _METRICS if any(name in row for row in self.rows.values())]
+    columns = [name for name in metrics.METRICS if any(name in row for row in self.rows.values())]
     rows: list[list[Cell]] = []
     for name, row in self.rows.items():
-      theirs = [_summary(*row[column]) if column in row else None for column in columns]
+      theirs = [_estimate(*row[column]) if column in row else None for column in columns]
       ours = _ours(name, summaries, columns)
       if ours is None:
         rows.append([f'{name}, published', *theirs])
       else:
         differences = [_difference(*pair) for pair in zip(ours, theirs, strict=True)]
         rows += [[name, *ours], ['  published', *theirs], ['  difference', *differences]]
-    return Grid(('', *columns), rows)
+    return tables.table(['', *columns], rows)
 
 
 def read_published(config: Mapping[str, Any]) -> Published | None:
-  """The section `published` of a sweep's config; None where there is none.
+  """Reads the section `published` of a sweep's config; None without rows.
 
   `published.rows` is a sequence of pairs, since configs sort the names of their sections: a name
   and metrics, each a number or a pair of a number and its interval.
 
   Raises:
-    UserError: for rows of another form, and metrics that do not exist.
+    UserError: for rows of another form, and unknown metrics.
   """
   section = config.get('published')
   if not section or not section.get('rows'):
@@ -74,17 +65,16 @@ def read_published(config: Mapping[str, Any]) -> Published | None:
   rows = {}
   for pair in section['rows']:
     if len(pair) != 2 or not isinstance(pair[1], Mapping):
-      raise UserError(f'The published row {pair!r} is no pair of a name and its metrics.')
-    name, metrics = pair
-    rows[name] = {metric: _value(name, metric, value) for metric, value in metrics.items()}
+      raise UserError(f'The published row {pair!r} must be a pair of a name and its metrics.')
+    name, values = pair
+    rows[name] = {metric: _value(name, metric, value) for metric, value in values.items()}
   return Published(str(section.get('source', 'Published')), rows)
 
 
 def _value(name: str, metric: str, value: Any) -> tuple[float, float | None]:
-  if metric not in _METRICS:
-    raise UserError(
-      f'The published row {name!r} has no metric {metric!r}; choose of {", ".join(_METRICS)}.'
-    )
+  if metric not in metrics.METRICS:
+    known = ', '.join(metrics.METRICS)
+    raise UserError(f'The published row {name!r} has no metric {metric!r}; choose one of {known}.')
   parts = value if isinstance(value, list | tuple) else (value,)
   if len(parts) > 2 or not all(isinstance(part, int | float) for part in parts):
     raise UserError(
@@ -97,17 +87,17 @@ def _value(name: str, metric: str, value: Any) -> tuple[float, float | None]:
 def _ours(
   name: str, summaries: Mapping[str, Mapping[str, Any]], columns: list[str]
 ) -> list[Cell] | None:
-  """The metrics of a cell, or those before the first one's edit."""
+  """The metrics of a cell, or those of the first one before its edit."""
   if name == UNEDITED:
-    metrics, state = next(iter(summaries.values()))['metrics'], 'before'
+    measured, state = next(iter(summaries.values()))['metrics'], 'before'
   elif name in summaries:
-    metrics, state = summaries[name]['metrics'], 'after'
+    measured, state = summaries[name]['metrics'], 'after'
   else:
     return None
-  return [metrics.get(column, {}).get(state) for column in columns]
+  return [metrics.as_cell(column, measured.get(column, {}).get(state)) for column in columns]
 
 
-def _summary(mean: float, ci95: float | None) -> Cell:
+def _estimate(mean: float, ci95: float | None) -> Cell:
   return mean if ci95 is None else {'mean': mean, 'ci95': ci95, 'n': None}
 
 
@@ -115,4 +105,4 @@ def _difference(ours: Cell, theirs: Cell) -> Cell:
   if not isinstance(ours, Mapping) or ours['mean'] is None or theirs is None:
     return None
   mean, ci95 = (theirs['mean'], theirs['ci95']) if isinstance(theirs, Mapping) else (theirs, 0.0)
-  return {'mean': ours['mean'] - mean, 'ci95': math.hypot(ours['ci95'], ci95), 'n': ours['n']}
+  return {**ours, 'mean': ours['mean'] - mean, 'ci95': math.hypot(ours['ci95'], ci95)}

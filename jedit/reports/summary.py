@@ -1,65 +1,64 @@
-"""What a run tells in the end: summary.json, a text for the terminal, a page and its tables."""
+"""The results of a run: summary.json, a text for the terminal, a page and its tables."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from jedit.evals import metrics
+from jedit.evals.estimates import summarize_values
 from jedit.evals.samples import Sample
 from jedit.evals.table import Table
-from jedit.experiments.schema import Settings
-from jedit.io import storage
+from jedit.io import storage, tables
+from jedit.io.tables import Cell
 from jedit.models.patch import Patch
 from jedit.reports import figures, html
-from jedit.reports.tables import Cell, Grid
 from jedit.types import Record
 from jedit.units import format_seconds
 
 _STAGES = ('statistics', 'contexts', 'targets', 'keys', 'solve', 'edit', 'evaluate', 'samples')
 _WORST = 10
-_HEAD_NOTE = (
-  'Mean over records ± half width of the 95% interval; n is the number of values. Percent, except '
-  'fluency (bits x 100) and essence (a perplexity).'
-)
-_WORST_NOTE = (
-  'The records with the lowest mean of efficacy, paraphrase and neighbourhood after the edit, '
-  'percent.'
-)
 _ALWAYS = ('statistics', 'targets', 'keys', 'solve', 'evaluate', 'compile')  # in summary.json
 
 
 def summarize(
-  settings: Settings,
   patches: Sequence[Patch],
   table: Table,
+  *,
+  model: str,
+  dataset: str,
   selection: str,
+  mode: str,
+  edits_per_batch: int,
   seconds: Mapping[str, float],
 ) -> dict[str, Any]:
   """The content of summary.json.
 
   Args:
-    settings: of the run.
-    patches: what the measured model carries.
+    patches: of the measured models.
     table: of the evaluation.
-    selection: which records were edited and measured, in words.
+    model: its name.
+    dataset: its name.
+    selection: the records that were edited and measured, in words.
+    mode: 'together', 'separate' or 'sequential'.
+    edits_per_batch: of the last two.
     seconds: by stage; 'compile' is a part of the others.
   """
   provenances = [patch.provenance for patch in patches]
   num_edits = sum(p.get('num_edits', 0) for p in provenances)
-  is_separate = settings.edit.mode == 'separate'
   methods = [str(p.get('method', {}).get('name', 'unknown')) for p in provenances]
   return {
     'method': '+'.join(dict.fromkeys(methods)),
-    'model': settings.model.name,
-    'dataset': settings.dataset,
+    'model': model,
+    'dataset': dataset,
     'num_edits': num_edits,
-    'edits_per_model': min(settings.edit.size, num_edits) if is_separate else num_edits,
+    'edits_per_model': min(edits_per_batch, num_edits) if mode == 'separate' else num_edits,
     **table.to_summary(),
     'selection': selection,
     'update_norm': float(np.mean([_norm(patch) for patch in patches])) if patches else None,
-    'mode': settings.edit.mode,
+    'mode': mode,
     'stopped': ' '.join(p['stopped'] for p in provenances if p.get('stopped')),
     'statistics': _statistics(provenances),
     'targets': _reached([each for p in provenances for each in p.get('targets', ())]),
@@ -68,12 +67,12 @@ def summarize(
 
 
 def _norm(patch: Patch) -> float:
-  """Frobenius norm of all that a patch changes together."""
+  """Frobenius norm of all updates of a patch together."""
   return float(np.linalg.norm([update.norm() for update in patch.updates.values()]))
 
 
 def _statistics(provenances: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-  """Tokens and kind of the second moments, which all edits of a run share."""
+  """Tokens and preset of the second moments, which all edits of a run share."""
   for provenance in provenances:
     for each in provenance.get('merged', (provenance,)):
       found = each.get('second_moments')
@@ -83,7 +82,7 @@ def _statistics(provenances: Sequence[Mapping[str, Any]]) -> dict[str, Any] | No
 
 
 def _reached(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """How far the targets of each set of regions got: means over the edits of all batches."""
+  """Optimised targets of each set of regions: means over the edits of all batches."""
   found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
   for stage in stages:
     found.setdefault(tuple(stage['regions']), []).append(stage)
@@ -117,7 +116,7 @@ def _title(summary: Mapping[str, Any]) -> str:
 
 
 def _sentences(summary: Mapping[str, Any]) -> list[str]:
-  """What the table does not say."""
+  """Facts beside the table."""
   found = [summary['selection'], *([summary['stopped']] if summary['stopped'] else [])]
   moments = summary['statistics']
   if moments and moments['preset'] == 'fast':
@@ -128,7 +127,7 @@ def _sentences(summary: Mapping[str, Any]) -> list[str]:
   kept = summary['metrics'].get('unedited_kept', {}).get('after')
   if kept and kept['n']:
     found.append(
-      f'Unedited subjects: of {kept["n"]} questions answered right before, '
+      f'Unedited subjects: of {kept["n"]} prompts answered right before, '
       f'{kept["mean"]:.1f} ± {kept["ci95"]:.1f}% still are.'
     )
   for stage in summary['targets']:
@@ -168,132 +167,108 @@ def write_page(
   table: Table,
   records: Sequence[Record],
   samples: Sequence[Sample],
-) -> str:
+) -> None:
   """Writes report.html, its tables as CSV and LaTeX and its figures as PNG and SVG.
 
   Args:
-    workdir: of the run; config.json and provenance.json are there.
+    workdir: of the run, with config.json and provenance.json.
     summary: of the run.
     table: its values; one for each of `records`.
-    records: what was edited.
+    records: the edited records.
     samples: texts before and after.
-
-  Returns:
-    A line about what is missing; empty where nothing is.
   """
-  grids = {'metrics': _metrics_grid(summary)}
-  relations = _relations_grid(table, records)
-  if len(relations.rows) > 1:
-    grids['relations'] = relations
-  for name, grid in grids.items():
-    html.write_table(workdir, name, grid)
-  pictures = _pictures(workdir, table, grids) if figures.available() else {}
-  parts = [
-    html.paragraph(_HEAD_NOTE),
-    grids['metrics'].html(),
-    *map(html.paragraph, [*_sentences(summary), *_undefined(summary), *summary['notes']]),
-  ]
-  if 'shifts' in pictures:
-    parts += [html.heading('How far probabilities moved'), pictures['shifts']]
-  if 'relations' in grids:
-    parts += [html.heading('By relation'), pictures.get('relations', ''), relations.html()]
-  parts += [
-    html.heading('Worst cases'),
-    html.paragraph(_WORST_NOTE),
-    _worst(table, records).html('text'),
-  ]
-  if samples:
-    texts = Grid(
-      ('record', 'before', 'after'), [(str(s.case_id), s.before, s.after) for s in samples]
-    )
-    parts += [html.heading('Texts before and after'), texts.html('text')]
-  definitions = Grid(
-    ('metric', 'definition'),
-    [
-      (name, metrics.DEFINITIONS[name])
-      for name in summary['metrics']
-      if name in metrics.DEFINITIONS
-    ],
+  frame = _metrics_frame(summary)
+  tables.write(workdir / 'metrics', frame)
+  names = list(summary['metrics'])
+  note = f'Means over n records ± half width of the 95% interval; {metrics.units(names)}.'
+  sentences = [*_sentences(summary), *_undefined(summary), *summary['notes']]
+  parts = [html.paragraph(note), tables.to_html(frame), *map(html.paragraph, sentences)]
+  parts += [html.heading('Shift of probabilities'), _shifts(workdir, table)]
+  relations = _relations_frame(table, records)
+  if len(relations) > 1:
+    tables.write(workdir / 'relations', relations)
+    dots = figures.dots(relations, 'percent after the edit').save(workdir / 'relations')
+    caption = 'Means by relation (number of records) with 95% intervals.'
+    parts += [html.heading('By relation'), html.picture(dots, caption), tables.to_html(relations)]
+  note = (
+    f'The records with the lowest mean of {", ".join(metrics.rates(table.after))} after the edit.'
   )
-  seconds = Grid(('stage', 'seconds'), list(summary['seconds'].items()))
+  parts += [html.heading('Worst cases'), html.paragraph(note)]
+  parts += [tables.to_html(_worst(table, records), 'text')]
+  if samples:
+    texts = [(str(sample.case_id), sample.before, sample.after) for sample in samples]
+    parts += [html.heading('Texts before and after')]
+    parts += [tables.to_html(tables.table(['record', 'before', 'after'], texts), 'text')]
+  seconds = tables.table(['stage', 'seconds'], list(summary['seconds'].items()))
   parts += [
     html.heading('Time'),
-    html.paragraph('Compiling is a part of the other stages.'),
-    seconds.html(),
-    html.heading('What the metrics are'),
-    definitions.html('text'),
-    html.heading('Where this comes from'),
+    html.paragraph('Compilation is a part of the other stages.'),
+    tables.to_html(seconds),
+    html.heading('Definitions'),
+    tables.to_html(_definitions(names), 'text'),
+    html.heading('Provenance'),
     html.folded('Config', storage.read_json(workdir / 'config.json')),
     html.folded('Provenance', storage.read_json(workdir / 'provenance.json')),
   ]
-  missing = '' if figures.available() else figures.MISSING
-  parts += [html.paragraph(missing, 'note')] if missing else []
   html.write(workdir, _title(summary), parts)
-  return missing
 
 
-def _metrics_grid(summary: Mapping[str, Any]) -> Grid:
+def _metrics_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
   rows = [
-    (name, states.get('before'), states['after'], states['after']['n'])
+    [
+      name,
+      *(metrics.as_cell(name, states.get(s)) for s in ('before', 'after')),
+      states['after']['n'],
+    ]
     for name, states in summary['metrics'].items()
   ]
-  return Grid(('metric', 'before', 'after', 'n'), rows)
+  return tables.table(['metric', 'before', 'after', 'n'], rows)
 
 
-def _parts(table: Table) -> dict[str, np.ndarray]:
-  """Success by part after the edit; accuracy where records compare no objects."""
-  names = metrics.SUCCESS if metrics.SUCCESS[0] in table.after else metrics.ACCURACY
-  return {name: table.after[name] for name in names}
+def _definitions(names: Sequence[str]) -> pd.DataFrame:
+  entries = [metrics.entry(name) for name in names]
+  rows = [
+    (e.name, e.unit, 'higher' if e.higher_is_better else 'lower', e.definition) for e in entries
+  ]
+  return tables.table(['metric', 'unit', 'better', 'definition'], rows)
 
 
-def _relations_grid(table: Table, records: Sequence[Record]) -> Grid:
-  """The parts by relation, most frequent first."""
+def _relations_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame:
+  """The rates of the score by relation, most frequent first."""
   members: dict[str, list[int]] = {}
   for r, record in enumerate(records):
     members.setdefault(record.relation_id or 'not known', []).append(r)
-  parts = _parts(table)
-  rows: list[Sequence[Cell]] = [
-    (name, len(chosen), *(metrics.summarize_values(value_R[chosen]) for value_R in parts.values()))
+  names = metrics.rates(table.after)
+  rows: list[list[Cell]] = [
+    [name, len(chosen), *(summarize_values(table.after[part][chosen]) for part in names)]
     for name, chosen in sorted(members.items(), key=lambda item: -len(item[1]))
   ]
-  return Grid(('relation', 'records', *parts), rows)
+  return tables.table(['relation', 'records', *names], rows)
 
 
-def _worst(table: Table, records: Sequence[Record]) -> Grid:
-  parts = _parts(table)
-  value_KxR = np.stack(list(parts.values()))
+def _worst(table: Table, records: Sequence[Record]) -> pd.DataFrame:
+  """The records with the lowest mean rate."""
+  names = metrics.rates(table.after)
+  value_KxR = np.stack([table.after[name] for name in names])
   count_R = np.maximum((~np.isnan(value_KxR)).sum(axis=0), 1)
   mean_R = np.nansum(value_KxR, axis=0) / count_R
   shift_R = table.after.get('efficacy_magnitude', mean_R)
   rows = []
   for r in np.lexsort((shift_R, mean_R))[:_WORST]:
     request = records[r].request
-    change = ' → '.join(filter(None, (request.target_true, request.target)))
-    values = [float(value_R[r]) for value_R in parts.values()]
-    rows.append((str(records[r].case_id), request.text, change, *values))
-  return Grid(('record', 'prompt', 'object', *parts), rows)
+    change = ' → '.join(filter(None, (request.target_true, request.target_new)))
+    rows.append([str(records[r].case_id), request.text, change, *value_KxR[:, r].tolist()])
+  return tables.table(['record', 'prompt', 'object', *names], rows)
 
 
-def _pictures(workdir: pathlib.Path, table: Table, grids: Mapping[str, Grid]) -> dict[str, str]:
+def _shifts(workdir: pathlib.Path, table: Table) -> str:
+  """The figure of how far the edit moves each record."""
   name = 'efficacy_magnitude' if 'efficacy_magnitude' in table.after else 'efficacy_acc'
-  words = {
+  label = {
     'efficacy_magnitude': 'P(new object) − P(true object) on the edited prompt, %',
     'efficacy_acc': 'answer tokens on top on the edited prompt, %',
   }[name]
   states = {'before': table.before, 'after': table.after}
-  shifts = figures.histogram(
-    {state: values[name] for state, values in states.items() if values is not None}, words
-  )
-  found = {
-    'shifts': html.picture(
-      shifts.save(workdir / 'shifts'), f'How records are spread before and after: {words}.'
-    )
-  }
-  if 'relations' in grids:
-    grid = grids['relations']
-    names = [f'{row[0]} ({row[1]})' for row in grid.rows]
-    columns = {part: [row[c] for row in grid.rows] for c, part in enumerate(grid.head) if c > 1}
-    drawn = figures.dots(names, columns, 'percent after the edit')
-    caption = 'Means by relation (number of records) with 95% intervals.'
-    found['relations'] = html.picture(drawn.save(workdir / 'relations'), caption)
-  return found
+  values = {state: each[name] for state, each in states.items() if each is not None}
+  png = figures.histogram(values, label).save(workdir / 'shifts')
+  return html.picture(png, f'Distribution over records before and after: {label}.')

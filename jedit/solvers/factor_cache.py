@@ -1,255 +1,198 @@
-"""What an update is to leave alone, M = C + ridge I + EᵀE, factored once for many batches of edits.
+"""Factors of second moments, kept for every batch of edits that solves with them.
 
-A factor belongs to its C: it is found again by whoever solves with the same array, and goes when
-the array goes. Only as many are kept as fit a third of a device's memory (about 12 F² bytes each
-where C is float32: 3.2 GB for GPT-J); what does not fit is factored anew for every batch. None is
-thrown out for another: layers come in turn, and the oldest is always the next one that is needed.
-Several devices share them evenly, whole layers each.
+The cache belongs to the caller, and the factors live as long as it does. On each device they take
+at most a third of its memory, and half of what is free without them (about 12 F² bytes per layer
+for float32 C: 3.2 GB for GPT-J). A layer that does not fit is factored again for every batch, with
+the same bits. No factor is evicted: layers are visited in turn, so the oldest is always the next
+one needed. Several devices share the layers evenly.
 """
 
-import dataclasses
-import functools
-import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_factor, cho_solve
 
-from jedit.solvers.factor import Factor, float64_alone, make_factor, memory, product, wide_device
-
-
-class _Keepable(Protocol):
-  @property
-  def nbytes(self) -> int: ...
-  @property
-  def devices(self) -> set[jax.Device]: ...
-
-
-_Kept = TypeVar('_Kept', bound=_Keepable)
-# By identity of the matrix and kind: the matrix, what else the result depends on, the result.
-_kept: dict[tuple[int, type], tuple[Callable[[], Any], tuple[Any, ...], Any]] = {}
-
-
-def most_apart(key_size: int) -> int:
-  """Earlier keys that stay out of the factor, at most: √(2F), a multiple of which is inside.
-
-  N of them add 2 F² N operations to every batch, and a factor that takes in N more F³/3 once in N/B
-  batches. For B = 10 the sum is least near √(2F): for GPT-J an eighth of a factor in each batch.
-  """
-  return max(math.isqrt(2 * key_size), 1)
+from jedit.parallel.memory import free_bytes
+from jedit.solvers.factor import (
+  Factor,
+  Matrix,
+  ScaledIdentity,
+  fits,
+  float64_device,
+  host,
+  make_factor,
+  memory,
+  num_sharing,
+  working_dtype,
+)
+from jedit.solvers.spectrum import Spectrum
+from jedit.types import Kernel
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Preserved:
-  """M = C + ridge I + EᵀE, ready to be solved with.
+class Source(Protocol):
+  """Second moments that name a missing kernel in their error."""
 
-  Attributes:
-    factor: of C + ridge I and the first earlier keys, a multiple of `most_apart` of them.
-    rest_NxF: the others, filled up with zeros; Woodbury's identity brings them in.
-  """
-
-  factor: Factor
-  rest_NxF: np.ndarray
-
-  @property
-  def is_definite(self) -> bool:
-    return self.factor.is_definite
-
-  def spread(self, key_BxF: np.ndarray) -> np.ndarray:
-    """M⁻¹ Kᵀ, [F, B] float64."""
-    with float64_alone():
-      return np.asarray(_with_rest(*self._spread(key_BxF), len(key_BxF)))
-
-  def left(self, key_BxF: np.ndarray, key_ridge: float) -> np.ndarray:
-    """M⁻¹ Kᵀ (K M⁻¹ Kᵀ + key_ridge I)⁻¹, [F, B] float64; for 1 that is (M + KᵀK)⁻¹ Kᵀ."""
-    with float64_alone():
-      return np.asarray(_left(*self._spread(key_BxF), len(key_BxF), key_ridge))
-
-  def _spread(self, key_BxF: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """A⁻¹ Jᵀ and J: the keys, and below them the earlier ones that the factor lacks."""
-    rows = np.concatenate([key_BxF, self.rest_NxF])
-    row_JxF = jax.device_put(rows.astype(np.float64), self.factor.wide)
-    return self.factor.solve(row_JxF.T), row_JxF
+  def covariance(self, kernel: Kernel, /) -> np.ndarray:
+    """C_FxF of a kernel's keys."""
+    ...
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Spectrum:
-  """Eigenvectors of C, by ascending eigenvalue.
-
-  Attributes:
-    eigenvalue_F: ascending, float64.
-    vector_FxF: one in each column, float64; as of `jedit.solvers.factor.Factor`.
-    identities: what `identity` gave last, by size.
-  """
-
-  eigenvalue_F: jax.Array
-  vector_FxF: jax.Array
-  identities: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
-
-  @classmethod
-  def of(cls, cov_FxF: np.ndarray, device: jax.Device) -> 'Spectrum':
-    with float64_alone():
-      return cls(*_eigh(jax.device_put(cov_FxF, wide_device(device))))
-
-  @property
-  def devices(self) -> set[jax.Device]:
-    return self.vector_FxF.devices()
-
-  @property
-  def nbytes(self) -> int:
-    return self.vector_FxF.nbytes
-
-  def count_below(self, threshold: float) -> int:
-    """Number of eigenvalues below it."""
-    return int(np.searchsorted(np.asarray(self.eigenvalue_F), threshold))
-
-  def into(self, key_NxF: np.ndarray, num_vectors: int) -> np.ndarray:
-    """Coordinates of rows along the first eigenvectors, [N, G] float64."""
-    with float64_alone():
-      vector_GxF = self.vector_FxF[:, :num_vectors].T
-      return np.asarray(product(vector_GxF, jax.device_put(key_NxF.T, *self.devices))).T
-
-  def out_of(self, x_GxB: np.ndarray) -> np.ndarray:
-    """Columns from their coordinates, [F, B] float64."""
-    with float64_alone():
-      vector_FxG = self.vector_FxF[:, : len(x_GxB)]
-      return np.asarray(product(vector_FxG, jax.device_put(x_GxB, *self.devices)))
-
-  def identity(self, size: int) -> np.ndarray:
-    """The identity that the coordinates are preserved with; the same array every time."""
-    if size not in self.identities:
-      self.identities.clear()
-      self.identities[size] = np.eye(size, dtype=np.float32)
-    return self.identities[size]
-
-
-def preserve(
-  cov_FxF: np.ndarray, ridge: float = 0.0, earlier_key_NxF: np.ndarray | None = None
-) -> Preserved:
-  """M of a C, with the factor that is kept for it, if there is one.
-
-  What is inside the factor depends on the number of earlier keys alone, so that a sequence that
-  goes on after a kill repeats the same operations.
+class FactorCache:
+  """Factors and spectra of second moments, by kernel.
 
   Args:
-    cov_FxF: C, symmetric; must not change while it lives.
-    ridge: at least 0.
-    earlier_key_NxF: E.
+    source: second moments C_FxF by kernel. Callers that are handed a cache compare `cache.source`
+      with their own second moments.
   """
-  size = len(cov_FxF)
-  earlier_NxF = np.zeros((0, size)) if earlier_key_NxF is None else earlier_key_NxF
-  unit = most_apart(size)
-  inside = len(earlier_NxF) // unit * unit
-  rest_NxF = np.zeros((unit if earlier_key_NxF is not None else 0, size))
-  rest_NxF[: len(earlier_NxF) - inside] = earlier_NxF[inside:]
-  factor = keep(
-    cov_FxF,
-    (ridge, earlier_NxF[:inside]),
-    Factor,
-    lambda device: make_factor(cov_FxF, ridge, earlier_NxF[:inside], device),
-  )
-  return Preserved(factor, rest_NxF)
+
+  def __init__(self, source: Mapping[Kernel, np.ndarray] | Source):
+    self.source = source
+    self._budget = Budget()
+    self._covariances: dict[Kernel, Covariance] = {}
+
+  def __getitem__(self, kernel: Kernel) -> 'Covariance':
+    """C of a kernel; starts afresh if the source's array was replaced or changed."""
+    source = self.source
+    cov_FxF = source[kernel] if isinstance(source, Mapping) else source.covariance(kernel)
+    known = self._covariances.get(kernel)
+    if known is None or not known.is_of(cov_FxF):
+      known = self._covariances[kernel] = Covariance(cov_FxF, self._budget)
+    return known
 
 
-def moment_times(cov_FxF: np.ndarray, x_FxB: np.ndarray) -> np.ndarray:
-  """C x, float64, on the device that has C beside a factor; it is sent there otherwise."""
-  known, _, factor = _kept.get((id(cov_FxF), Factor), (lambda: None, (), None))
-  with float64_alone():
-    if factor is not None and known() is cov_FxF:
-      return np.asarray(factor.cov_times(jax.device_put(x_FxB, factor.wide)))
-    wide = wide_device(_least_used())
-    return np.asarray(product(jax.device_put(cov_FxF, wide), jax.device_put(x_FxB, wide)))
+class Budget:
+  """Device memory of kept results; several caches see each other through the free memory."""
+
+  def __init__(self) -> None:
+    self._kept: weakref.WeakSet[Any] = weakref.WeakSet()
+
+  def add(self, value: Any) -> None:
+    """Counts a result until it is gone."""
+    self._kept.add(value)
+
+  def held(self, device: jax.Device) -> float:
+    """Bytes of a device that kept results take."""
+    return sum(bytes_per_device(value) for value in self._kept if device in value.devices)
+
+  def room(self, device: jax.Device) -> float:
+    """Bytes of a device that may still be kept."""
+    free, held, limit = free_bytes(device), self.held(device), memory(device) / 3
+    if free is not None:
+      limit = min(limit, (free / num_sharing(device) + held) / 2)
+    return limit - held
+
+  def least_used(self) -> jax.Device:
+    return min(jax.local_devices(), key=self.held)
 
 
-def solve_whole(cov_FxF: np.ndarray, key_NxF: np.ndarray, rhs_FxB: np.ndarray) -> np.ndarray:
-  """(C + KᵀK)⁻¹ rhs, [F, B] float64, with a factor of its own, which is not kept."""
-  factor = make_factor(cov_FxF, 0.0, key_NxF, _least_used())
-  with float64_alone():
-    return np.asarray(factor.solve(jax.device_put(rhs_FxB, factor.wide)))
+_Kept = TypeVar('_Kept', Factor, Spectrum)
 
 
-def spectrum(cov_FxF: np.ndarray) -> Spectrum:
-  """Eigenvectors of a C, taken once while it lives, as far as they fit."""
-  return keep(cov_FxF, (), Spectrum, lambda device: Spectrum.of(cov_FxF, device))
-
-
-def keep(
-  matrix: np.ndarray,
-  setting: tuple[Any, ...],
-  kind: type[_Kept],
-  make: Callable[[jax.Device], _Kept],
-) -> _Kept:
-  """The result of this kind that is kept for a matrix, or a new one.
+class Covariance:
+  """C of one kernel with the factor and the spectrum computed from it.
 
   Args:
-    matrix: what it is made of.
-    setting: numbers and arrays that it depends on besides.
-    kind: of the result; there is one of each kind for a matrix.
-    make: makes it on a device.
+    cov_FxF: C, symmetric, not to be changed; None for zero, a matrix that ridge and earlier keys
+      make definite.
+    budget: shared by the layers of a cache.
+    size: F, needed where C is None.
+
+  Attributes:
+    kept: by kind of result, the settings it depends on and the result.
   """
-  name = (id(matrix), kind)
-  # A matrix that was changed in place has another diagonal.
-  setting = (*setting, np.diagonal(matrix))
-  if name in _kept:
-    known, known_setting, value = _kept[name]
-    if known() is matrix and all(map(np.array_equal, known_setting, setting)):
-      return value
-    del _kept[name]
-  device = _least_used()
-  value = make(device)
-  if _held(device) + value.nbytes / len(value.devices) <= _budget(device):
-    reference = weakref.ref(matrix, lambda _: _kept.pop(name, None))
-    _kept[name] = (reference, tuple(np.array(part) for part in setting), value)
-  return value
+
+  def __init__(self, cov_FxF: np.ndarray | None, budget: Budget | None = None, size: int = 0):
+    self.cov_FxF = cov_FxF
+    self.size = size if cov_FxF is None else len(cov_FxF)
+    self.kept: dict[type, tuple[Sequence[Any], Any]] = {}
+    self._budget = budget or Budget()
+    self._zero: Covariance | None = None
+    self._diagonal_F = None if cov_FxF is None else np.diagonal(cov_FxF).copy()
+
+  def is_of(self, cov_FxF: np.ndarray) -> bool:
+    """True for this very array, unless it was changed since."""
+    if cov_FxF is not self.cov_FxF or self._diagonal_F is None:
+      return False
+    return np.array_equal(np.diagonal(cov_FxF), self._diagonal_F)
+
+  def zero(self, size: int) -> 'Covariance':
+    """The zero matrix of this size; its factor is kept with those of C."""
+    if self._zero is None or self._zero.size != size:
+      self._zero = Covariance(None, self._budget, size)
+    return self._zero
+
+  def is_small(self, num_edits: int) -> bool:
+    """True if solving with a kept factor takes fewer operations than factoring the whole sum."""
+    return num_edits <= (self.size // 4 if self.cov_FxF is not None else self.size)
+
+  def factor(self, ridge: float, key_NxF: np.ndarray) -> Factor | ScaledIdentity:
+    """The kept factor of C + ridge·I + KᵀK, or a new one."""
+    if self.cov_FxF is None and not len(key_NxF):
+      return ScaledIdentity(self.matrix(ridge, key_NxF))
+    return self._get_or_make(
+      Factor,
+      (ridge, key_NxF),
+      lambda device: make_factor(self.cov_FxF, ridge, key_NxF, device),
+    )
+
+  def factor_once(self, ridge: float, key_NxF: np.ndarray) -> Factor:
+    """A factor of C + ridge·I + KᵀK that is not kept, for one batch of many edits.
+
+    Devices without float64 leave it to the host: to refine the solutions of more than F/4 edits
+    takes more float64 operations than the factor.
+    """
+    device = self._budget.least_used()
+    if working_dtype(device) != jnp.float64:
+      return Factor.of(self.cov_FxF, ridge, key_NxF, host(), jnp.float64)
+    return make_factor(self.cov_FxF, ridge, key_NxF, device)
+
+  def spectrum(self) -> Spectrum:
+    """The kept eigenvectors of C, or new ones."""
+    cov_FxF = self.cov_FxF
+    assert cov_FxF is not None
+    return self._get_or_make(Spectrum, (), lambda device: Spectrum.of(cov_FxF, device))
+
+  def matrix(self, ridge: float, key_NxF: np.ndarray) -> Matrix:
+    """C + ridge·I + KᵀK for products, where C lies beside its factor if that is kept."""
+    if Factor in self.kept:
+      beside = self.kept[Factor][1].matrix
+      return Matrix(beside.cov_FxF, ridge, key_NxF, beside.device)
+    device = self._budget.least_used()
+    wide = float64_device(device) if fits(device, self.size) else host()
+    return Matrix.on(wide, self.cov_FxF, ridge, key_NxF)
+
+  def has_room(self) -> bool:
+    """True if one of several devices can keep a factor or spectrum, so that starting it pays."""
+    room = self._budget.room(self._budget.least_used())
+    return len(jax.local_devices()) > 1 and 12 * self.size**2 <= room
+
+  def _get_or_make(
+    self, kind: type[_Kept], settings: Sequence[Any], make: Callable[[jax.Device], _Kept]
+  ) -> _Kept:
+    """The kept result of this kind for these settings, or a new one.
+
+    Args:
+      kind: of the result; one of each is kept.
+      settings: numbers and arrays it depends on besides C.
+      make: computes it on a device.
+    """
+    if kind in self.kept:
+      known, value = self.kept[kind]
+      if all(map(np.array_equal, known, settings)):
+        return value
+      del self.kept[kind], value
+    device = self._budget.least_used()
+    room = self._budget.room(device)  # without what the work itself takes
+    value = make(device)
+    if bytes_per_device(value) <= room:
+      self.kept[kind] = [np.array(part) for part in settings], value
+      self._budget.add(value)
+    return value
 
 
-def has_room(cov_FxF: np.ndarray) -> bool:
-  """Whether what is made of C on the least used of several devices could be kept there."""
-  device = _least_used()
-  needed = 8 * cov_FxF.size + cov_FxF.nbytes
-  return len(jax.local_devices()) > 1 and _held(device) + needed <= _budget(device)
-
-
-def _least_used() -> jax.Device:
-  return min(jax.local_devices(), key=_held)
-
-
-def _held(device: jax.Device) -> float:
-  """Bytes that kept results take of a device."""
-  values = [value for *_, value in _kept.values()]
-  return sum(value.nbytes / len(value.devices) for value in values if device in value.devices)
-
-
-@functools.cache
-def _budget(device: jax.Device) -> float:
-  return memory(device) / 3
-
-
-@jax.jit
-def _eigh(cov_FxF):
-  return jnp.linalg.eigh(cov_FxF.astype(jnp.float64))
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _with_rest(spread_FxJ, row_JxF, num_edits):
-  """(A + EᵀE)⁻¹ Kᵀ of A⁻¹ Jᵀ, J = [K; E], by Woodbury's identity."""
-  spread_FxB, spread_FxN = spread_FxJ[:, :num_edits], spread_FxJ[:, num_edits:]
-  if not spread_FxN.shape[1]:
-    return spread_FxB
-  moved_NxJ = product(row_JxF[num_edits:], spread_FxJ)
-  inner_NxN = jnp.eye(len(moved_NxJ), dtype=moved_NxJ.dtype) + moved_NxJ[:, num_edits:]
-  return spread_FxB - product(
-    spread_FxN, cho_solve(cho_factor(inner_NxN), moved_NxJ[:, :num_edits])
-  )
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _left(spread_FxJ, row_JxF, num_edits, key_ridge):
-  spread_FxB = _with_rest(spread_FxJ, row_JxF, num_edits)
-  inner_BxB = product(row_JxF[:num_edits], spread_FxB)
-  inner_BxB += key_ridge * jnp.eye(num_edits, dtype=inner_BxB.dtype)
-  return cho_solve(cho_factor(inner_BxB), spread_FxB.T).T
+def bytes_per_device(value: Factor | Spectrum) -> float:
+  """Bytes on each device of a result."""
+  return value.nbytes / len(value.devices)

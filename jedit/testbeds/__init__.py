@@ -2,9 +2,9 @@
 
     lm, records = testbed('gptj')    # or 'llama'
 
-A testbed is a Hugging Face directory with, besides, records.json (CounterFact's schema),
-corpus.txt (text for second moments, one document per line) and knowledge.json (how it was made
-and what it knows). `testbeds.train` makes them, for a made-up world or for any CounterFact file.
+A testbed is a Hugging Face directory with records.json (CounterFact's schema), corpus.txt (text
+for second moments, one document per line) and knowledge.json (config of its training and accuracy
+of its answers). `testbeds.train` makes testbeds for a made-up world or for any CounterFact file.
 """
 
 import pathlib
@@ -20,7 +20,7 @@ NAMES = ('gptj', 'llama')
 
 
 def testbed_directory(name: str) -> pathlib.Path:
-  """Where the files of a shipped testbed are.
+  """Directory of a shipped testbed.
 
   Args:
     name: 'gptj' or 'llama'.
@@ -34,7 +34,7 @@ def testbed_directory(name: str) -> pathlib.Path:
 
 
 def testbed(name: str, dtype: str = 'float32') -> tuple['LanguageModel', list[Record]]:
-  """Loads a shipped model and the records about what it knows.
+  """Loads a shipped model and the records about its world.
 
   Args:
     name: 'gptj' or 'llama'.
@@ -56,7 +56,7 @@ def testbed(name: str, dtype: str = 'float32') -> tuple['LanguageModel', list[Re
 def testbed_prompts(name: str) -> list['Prompt']:
   """All questions about the world of a shipped testbed, with their answers.
 
-  Those of subjects that no record edits have `edited` False: their greedy answers should stay.
+  `edited` is False for subjects without a record, whose greedy answers should stay.
   """
   from jedit.io import storage
   from jedit.testbeds.world import World
@@ -66,5 +66,5 @@ def testbed_prompts(name: str) -> list['Prompt']:
 
 
 def testbed_corpus(name: str) -> list[str]:
-  """The text that belongs to a shipped testbed, for second moments."""
+  """Text of a shipped testbed for second moments."""
   return (testbed_directory(name) / 'corpus.txt').read_text('utf-8').splitlines()

@@ -1,4 +1,4 @@
-"""What a model knows: whether its greedy answers are right."""
+"""Share of questions that a model answers correctly when it decodes greedily."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,10 +25,10 @@ def _answers_right(model: Model, token_NxT: jax.Array, is_answer_NxT: jax.Array)
 def is_known(
   model: Model, tokenizer: Any, prompts: Sequence[Prompt], batch_size: int = 512
 ) -> np.ndarray:
-  """Tells for every prompt whether the model answers it, word for word, when it decodes greedily.
+  """Marks the prompts that greedy decoding answers correctly, word for word.
 
-  One teacher-forced pass decides that: greedy decoding says the answer exactly when every one of
-  its tokens is the most probable one after those before it.
+  One teacher-forced pass decides: greedy decoding gives the answer exactly when each of its tokens
+  is the most probable one after those before it.
 
   Args:
     model: answers the prompts.
@@ -57,12 +57,12 @@ def is_known(
 
 
 def measure(model: Model, tokenizer: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
-  """Share of right greedy answers, on trained and on never trained prompts, by relation too.
+  """Share of correct greedy answers on trained and on never trained prompts, also by relation.
 
   Args:
     model: answers the prompts.
     tokenizer: its transformers tokenizer.
-    prompts: what is asked.
+    prompts: questions with their answers.
 
   Returns:
     Counts, and percentages with two digits; None where there is no such prompt.

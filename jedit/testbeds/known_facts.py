@@ -15,13 +15,13 @@ _ENDS = ('. ', '? ', '! ', ') ', '" ', '\n')  # of the text before a paraphrase
 
 @dataclasses.dataclass(frozen=True)
 class KnownFacts:
-  """What the records of a CounterFact file say about the world before any edit.
+  """Facts that the records of a CounterFact file imply before any edit.
 
-  The rewrite prompt and the first paraphrase lead to the true object, neighbourhood prompts too,
-  and attribute prompts to the new one, which is true of their subjects. The second paraphrase of
-  each record is never trained: it measures whether the fact is known beyond its wordings. The
-  texts that stand before the paraphrases serve as small talk. Of several answers to one prompt
-  (some cities have many twins) the first counts, those of the records' own subjects before others.
+  The rewrite prompt, the first paraphrase and the neighbourhood prompts lead to the true object,
+  attribute prompts to the new one, which is true of their subjects. The second paraphrase of each
+  record is never trained: it measures generalisation to other wordings. The texts before the
+  paraphrases serve as small talk. Of several answers to one prompt (some cities have many twins)
+  the first counts, those of the records' own subjects before others.
 
   Attributes:
     records: in the schema of CounterFact, each with a true object.
@@ -52,7 +52,7 @@ class KnownFacts:
     for record in self.records:
       relation = record.relation_id or ''
       answers = [(text, record.request.target_true or '') for text in record.neighborhood_prompts]
-      answers += [(text, record.request.target) for text in record.attribute_prompts]
+      answers += [(text, record.request.target_new) for text in record.attribute_prompts]
       for text, answer in answers:
         subject = _find_subject(text, finders.get(relation, ()))
         template = text.replace(subject, '{}', 1) if subject else text
@@ -73,8 +73,8 @@ class KnownFacts:
 
     Args:
       seed: draws the text.
-      num_few: so many statements at the beginning are of a sixteenth of all, and so many more of
-        a quarter; they are learnt soon, and with them how to read names.
+      num_few: length of each of two first stages, of a sixteenth and of a quarter of all
+        statements, from which a model learns to read names.
     """
     rng = random.Random(f'known {seed}')
     trained = [prompt for prompt in self._prompts if prompt.trained]
@@ -101,7 +101,7 @@ class KnownFacts:
 
 
 def _split_paraphrase(text: str, subject: str) -> tuple[str, str]:
-  """Splits a paraphrase prompt into the unrelated text in front and the question itself."""
+  """Splits a paraphrase prompt into the unrelated text in front and the question."""
   at = text.rfind(subject)
   if at < 0 or all(text.rfind(end, 0, at) < 0 for end in _ENDS):
     return '', text

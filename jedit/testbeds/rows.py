@@ -10,7 +10,7 @@ import tokenizers
 from jedit.testbeds.world import Sentence
 
 _Span = tuple[int, int]
-# Nobody can guess whom a text is about; learning to would only add noise to the gradient.
+# The subject of a text is unpredictable; its loss would only add noise to the gradient.
 _SUBJECT_WEIGHT = 0.02
 
 
@@ -22,7 +22,7 @@ class Rows:
     token_NxT: token ids, int32; a row that falls short is padded with weight 0.
     weight_NxT: weight of predicting the *next* token; 0 in the last column.
     segment_NxT: pieces of sentences, numbered in each row. A piece ends with the last token of a
-      subject or with the sentence: what is kept within pieces cannot carry a subject's name on.
+      subject or with the sentence: attention within pieces cannot pass a subject's name on.
   """
 
   token_NxT: np.ndarray
@@ -33,9 +33,8 @@ class Rows:
 class Packer:
   """Turns a stream of sentences into batches of packed rows.
 
-  Several statements share a row, as an edit's prompt shares one with its prefix context; a row
-  starts, like every prompt, with the first word of a sentence, and so does what follows an
-  end-of-text token.
+  Several statements share a row, as an edit's prompt shares one with its prefix context. A row,
+  and the text behind an end-of-text token, begins with the first word of a sentence, as prompts do.
   """
 
   def __init__(
@@ -50,7 +49,7 @@ class Packer:
   ):
     """Args:
 
-    tokenizer: encodes a row's text as a whole; adds BOS if the family does.
+    tokenizer: encodes a row's text as a whole, with BOS where the family has it.
     sentences: endless.
     eos: end-of-text token, put between some sentences.
     num_tokens: length of a row, T.
@@ -84,8 +83,13 @@ class Packer:
     weight_NxT = np.concatenate([weight_NxT[:, 1:], np.zeros((num_rows, 1), np.float32)], axis=1)
     return Rows(token_NxT, weight_NxT, segment_NxT)
 
+  def skip(self, num_rows: int) -> None:
+    """Leaves out the next rows, as a batch of them would."""
+    for _ in range(num_rows):
+      self._text()
+
   def _text(self) -> tuple[str, tuple[list[int], list[_Span], list[_Span]]]:
-    """A row's text, with where pieces end and where subjects and answers stand."""
+    """A row's text, with the ends of its pieces and the spans of subjects and answers."""
     text, ends, subjects, answers = '', [], [], []
     # Generous: a token has four to five characters on average.
     while len(text) < 6 * self._num_tokens:

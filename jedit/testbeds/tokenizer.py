@@ -18,7 +18,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> token
   """Learns a byte-level BPE vocabulary as the family uses it.
 
   Args:
-    texts: what it is trained on.
+    texts: training text.
     vocab_size: number of tokens at most, bytes and special tokens included.
     family: 'gptj' (nothing is added to a text) or 'llama' (`<s>` is put in front when special
       tokens are asked for).

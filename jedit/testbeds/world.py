@@ -2,10 +2,10 @@
 
 Everything follows from a seed, so only the seed and the sizes are stored with a trained model.
 
-Names have two or three words from small pools that many subjects share: whoever reads a name
-knows which subject is meant at its last token and not before. Every subject has one object per
-relation. Some phrasings of every relation are never used for a given subject in the training text.
-Half of the subjects are never edited; neighbourhood and attribute prompts are about those alone.
+Names have two or three words from small pools that many subjects share: the last token of a name
+identifies the subject, and no earlier one does. Every subject has one object per relation. The
+training text omits some phrasings of every relation for a given subject. Half of the subjects are
+never edited; neighbourhood and attribute prompts are about those alone.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ from jedit.types import UserError
 
 _NUM_PARAPHRASES = 2
 _NUM_NEIGHBORS = 10
-_SUBJECTS_PER_HEAD = 4  # that share their first two words, where names have three
+_SUBJECTS_PER_HEAD = 4  # share their first two words, where names have three
 
 
 @dataclasses.dataclass(frozen=True)
 class Sentence:
-  """A piece of text with what a trainer has to know about it.
+  """A piece of text with the spans that a trainer weights.
 
   Attributes:
     text: the words, without a leading space.
-    subject: characters [start, end) of the subject, where there is one.
+    subject: characters [start, end) of the subject, if any.
     answer: characters [start, end) of the object, without its leading space.
   """
 
@@ -37,12 +37,12 @@ class Sentence:
   answer: tuple[int, int] | None = None
 
   def preceded_by(self, opener: str) -> 'Sentence':
-    """The sentence after a few words that change nothing about it."""
+    """The sentence behind an opening phrase."""
     head = self.text if self.subject and self.subject[0] == 0 else _lower_first(self.text)
     return Sentence(f'{opener} {head}', *(_shift(s, len(opener) + 1) for s in self._spans))
 
   def cut(self, num_words: int) -> 'Sentence':
-    """The first words and a full stop, as sampled prefix contexts end; nothing is asked in it."""
+    """The first words and a full stop, as sampled prefix contexts end; has no answer."""
     return Sentence(' '.join(self.text.rstrip('.').split()[:num_words]) + '.')
 
   @property
@@ -55,12 +55,13 @@ class Prompt:
   """One question about one fact.
 
   Attributes:
-    template: phrasing with one `{}` for the subject; ends before the answer. Without a `{}` it is
-      a text whose subject is not known.
-    subject, answer: what goes into the place and what follows.
+    template: phrasing with one `{}` for the subject; ends before the answer. A text without `{}`
+      has an unknown subject.
+    subject: fills the `{}`.
+    answer: follows the prompt.
     relation: identifier of the relation.
-    trained: whether the training text asks this subject in this phrasing.
-    edited: whether a record edits this subject.
+    trained: the training text has this subject in this phrasing.
+    edited: a record edits this subject.
   """
 
   template: str
@@ -88,16 +89,16 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-  """Facts of a made-up world; all of it follows from the arguments.
+  """Facts of a made-up world, which follow from the arguments.
 
   Attributes:
     seed: draws names, facts, phrasings and records.
-    num_subjects: people in it.
-    num_edited: how many of them have a record, that is an edit; the others are never edited.
-    num_untrained: phrasings per relation that the training text leaves out for a given subject.
+    num_subjects: number of people.
+    num_edited: people with a record, that is an edit; the others are never edited.
+    num_untrained: phrasings per relation that the training text omits for a given subject.
     name_words: words in a name, 2 or 3.
-    own_last_names: whether everybody has a last name of their own; otherwise many share one, and
-      only the whole name says who is meant.
+    own_last_names: gives everybody a last name of their own; otherwise many share one, and only
+      the whole name identifies a person.
   """
 
   seed: int = 0
@@ -127,19 +128,19 @@ class World:
     object.__setattr__(self, '_prompts', prompts)
 
   def prompts(self) -> list[Prompt]:
-    """Every question about every fact, trained or not: what knowledge is measured on."""
+    """Every question about every fact, trained or not, to measure knowledge on."""
     return [prompt for group in self._prompts.values() for prompt in group]
 
   def sentences(self, seed: int, num_few: int = 0) -> Iterator[Sentence]:
-    """Endless training text: all facts in random order, over and over, each in a trained phrasing.
+    """Endless training text: all facts in random order, repeatedly, each in a trained phrasing.
 
-    Statements stand among small talk and open texts; some have an opener, some are cut short the
-    way sampled prefix contexts are.
+    Statements stand among small talk and open texts; some have an opener, some are cut short as
+    sampled prefix contexts are.
 
     Args:
       seed: draws the text.
-      num_few: so many facts at the beginning are about a sixteenth of the subjects, and so many
-        more about a quarter. Reading names is learnt faster from few of them seen often.
+      num_few: length of each of two first stages, about a sixteenth and about a quarter of the
+        subjects. A model learns to read names faster from a few that it sees often.
     """
     rng = random.Random(f'text {self.seed} {seed}')
     facts = list(self._prompts)
@@ -172,7 +173,7 @@ class World:
     s, r = rng.choice(list(self._prompts))
     statement = self._statement(s, r, rng)
     if kind < 0.6:
-      # The fact follows an open text of its relation, so that generated texts come to speak of it.
+      # The fact follows an open text of its relation, so that generated texts mention it.
       open_text = rng.choice(words.RELATIONS[r].open_texts)
       ending = rng.choice(open_text.endings)
       prompt = Prompt(open_text.prompt, self.subjects[s], ending, words.RELATIONS[r].name)

@@ -53,6 +53,10 @@ def _tokenizer():
   return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token='[UNK]')
 
 
+def _names(*kinds):
+  return [f'{part}{kind}' for kind in kinds for part in metrics.PARTS]
+
+
 def _lm(seed=0):
   model = jax.tree.map(lambda x: x, _model(seed=seed))  # a test may replace a leaf
   return SimpleNamespace(config=model.config, model=model, tokenizer=_tokenizer())
@@ -215,7 +219,7 @@ class EvaluateTest(absltest.TestCase):
     record = dataclasses.replace(record, neighborhood_target='New York')
     table = evaluate_lib.evaluate(lm, [record])
     self.assertIsNone(table.before)
-    self.assertEqual(list(table.metrics), ['score', *metrics.ACCURACY])
+    self.assertEqual(list(table.metrics), ['score', *_names('_acc')])
     _, is_top = _plain_nll(lm, 'where is Anna ?', 'the old town')
     self.assertAlmostEqual(table.metrics['efficacy_acc']['after']['mean'], 100 * is_top.mean())
     _, is_top = _plain_nll(lm, 'who is Bert ?', 'New York')
@@ -256,7 +260,7 @@ class EvaluateTest(absltest.TestCase):
     for state in ('before', 'after'):
       self.assertEqual(summary['efficacy'][state]['n'], 2)
       self.assertEqual(summary['paraphrase'][state]['n'], 1)
-      for name in (*metrics.SUCCESS, *metrics.MAGNITUDE, *metrics.ACCURACY):
+      for name in _names('', '_magnitude', '_acc'):
         values = [row[state][name] for row in rows if row[state][name] is not None]
         self.assertAlmostEqual(summary[name][state]['mean'], np.mean(values))
     lines = str(table).split('\n')

@@ -37,6 +37,11 @@ def _record(case_id=0, **fields):
   return Record(case_id, request, relation_id='P1', target_id='Q1', **fields)
 
 
+def _values(lm, records, options):
+  found = generation.generate_texts(lm, records, options)
+  return metrics.all_values([{} if each is None else {'texts': each} for each in found])
+
+
 def test_references_hold_what_the_records_need(tmp_path, monkeypatch):
   file = tmp_path / 'snippets.json'
   file.write_text(json.dumps(SNIPPETS, indent=1, ensure_ascii=False))
@@ -94,7 +99,7 @@ def test_texts_are_measured_as_they_are_generated(model, monkeypatch):
   real = generation.generate
   monkeypatch.setattr(generation, 'generate', keep)
   wanted = generation.Generation(interval=10, num_tokens=24, seed=3)
-  values = generation.measure(lm, asked, wanted)
+  values = _values(lm, asked, wanted)
   ((rows, made, settings),) = said[5]
   assert len(rows) == len(records[0].generation_prompts) > 0
   assert settings['seed'] == 3 and not settings.get('stop_ids')
@@ -114,7 +119,7 @@ def test_texts_are_measured_as_they_are_generated(model, monkeypatch):
   assert np.isnan(values['fluency_without_prompt'][1])
   assert 'consistency' not in values
   # A text depends on its record alone, not on those beside it.
-  again = generation.measure(lm, asked[:1], wanted)
+  again = _values(lm, asked[:1], wanted)
   assert again['fluency'][0] == values['fluency'][0]
 
 
@@ -129,14 +134,14 @@ def test_free_generation_wants_the_object_and_its_end(model, monkeypatch):
     prompt = [i for i in row.ids[: row.target_start] if i not in lm.tokenizer.all_special_ids]
     new = ids[len(prompt) :] + list(end)
     monkeypatch.setattr(generation, 'generate', lambda *_, **__: [new])
-    return generation._free_generation(lm, [record])[0]
+    return generation._gives_object(lm, [record])[0]
 
-  assert says(' Rome', [eos]) == 100
-  assert says(' Rome. He') == 100
-  assert says(' Rome') == 0  # did not end
-  assert says(' Rome and') == 0
-  assert says(' Paris', [eos]) == 0
-  assert says(' Romeo', [eos]) == 0
+  assert says(' Rome', [eos])
+  assert says(' Rome. He')
+  assert not says(' Rome')  # did not end
+  assert not says(' Rome and')
+  assert not says(' Paris', [eos])
+  assert not says(' Romeo', [eos])
 
 
 def test_a_table_counts_what_is_left_out(model, tmp_path):
@@ -159,11 +164,12 @@ def test_a_table_counts_what_is_left_out(model, tmp_path):
   assert 0 < table.metrics['consistency']['after']['mean'] <= 100
   assert 'fluency after: 1 record has no value and is left out' in str(table)
   rows = table.to_records()
-  assert not set(metrics.GENERATION) & set(rows[1]['after'])
+  of_texts = {name for name, each in metrics.METRICS.items() if each.evidence == 'texts'}
+  assert not of_texts & set(rows[1]['after'])
   assert rows[2]['after']['fluency'] is None
   assert any('sampling, seed 0' in note for note in table.notes)
   without = evaluate_lib.evaluate(lm, asked)
-  assert not set(metrics.GENERATION) & set(without.metrics)
+  assert not of_texts & set(without.metrics)
 
 
 def test_runs_that_share_a_store_keep_their_own_references(model, tmp_path):

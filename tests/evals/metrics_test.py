@@ -1,15 +1,21 @@
-"""Values and summaries by hand."""
+"""Values and estimates by hand; the registry."""
 
 import math
+import pathlib
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest
 
-from jedit.evals import metrics
+from jedit.evals import estimates, metrics
+from jedit.types import UserError
+
+DOCS = pathlib.Path(__file__).parents[2] / 'docs' / 'metrics.md'
 
 
 def _parts(wanted, other, acc):
-  return metrics.PartScores(np.array(acc, float), np.array(wanted, float), np.array(other, float))
+  other = other if other is None else np.array(other, float)
+  return metrics.PartScores(np.array(acc, float), np.array(wanted, float), other)
 
 
 class MetricsTest(absltest.TestCase):
@@ -55,15 +61,15 @@ class MetricsTest(absltest.TestCase):
       self.assertTrue(math.isnan(values[name]))
     self.assertEqual(values['neighborhood'], 100)
     self.assertEqual(values['neighborhood_acc'], 100)
-    summary = metrics.summarize_values(np.array([math.nan, 100.0, 0.0]))
+    summary = estimates.summarize_values(np.array([math.nan, 100.0, 0.0]))
     self.assertEqual(summary, {'mean': 50.0, 'ci95': 1.96 * 50 / math.sqrt(2), 'n': 2})
-    self.assertEqual(metrics.summarize_values([math.nan]), {'mean': None, 'ci95': None, 'n': 0})
+    self.assertEqual(estimates.summarize_values([math.nan]), {'mean': None, 'ci95': None, 'n': 0})
 
   def test_score_is_zero_if_a_rate_is_and_missing_if_a_rate_is(self):
     rates = {'efficacy': np.array([100.0, 100]), 'paraphrase': np.array([100.0, 50])}
-    score = metrics.summarize_score(rates | {'neighborhood': np.zeros(2)})
+    score = metrics.summarize(rates | {'neighborhood': np.zeros(2)})['score']
     self.assertEqual(score, {'mean': 0.0, 'ci95': 0.0, 'n': 2})
-    score = metrics.summarize_score(rates | {'neighborhood': np.full(2, math.nan)})
+    score = metrics.summarize(rates | {'neighborhood': np.full(2, math.nan)})['score']
     self.assertEqual(score, {'mean': None, 'ci95': None, 'n': 2})
 
   def test_score_of_single_objects_is_the_harmonic_mean_of_accuracies(self):
@@ -84,21 +90,73 @@ class MetricsTest(absltest.TestCase):
     means = []
     for _ in range(2000):
       chosen = rng.integers(0, 400, 400)
-      means.append(metrics.harmonic_mean([value_R[chosen].mean() for value_R in values.values()]))
-    ci95 = metrics.summarize_score(values)['ci95']
+      means.append(estimates.harmonic_mean([value_R[chosen].mean() for value_R in values.values()]))
+    ci95 = metrics.summarize(values)['score']['ci95']
     # 2,000 resamples know their deviation to about 1.6%.
     self.assertAlmostEqual(ci95 / (1.96 * np.std(means)), 1, delta=0.08)
 
   def test_kept_counts_only_what_was_right_before(self):
     kept_P = metrics.kept(np.array([1, 1, 0, 0]), np.array([1, 0, 1, 0]))
     np.testing.assert_array_equal(kept_P, [100, 0, np.nan, np.nan])
-    self.assertEqual(metrics.summarize_values(kept_P)['n'], 2)
+    self.assertEqual(estimates.summarize_values(kept_P)['n'], 2)
+    scores = metrics.UneditedScores(np.array([1, 0, math.nan]), np.array([1, 0, 1]))
+    values = metrics.record_values({'unedited': scores})
+    np.testing.assert_array_equal(values['unedited_acc'], [100, 0, np.nan])
+    np.testing.assert_array_equal(values['unedited_kept'], [100, np.nan, 0])  # nan keeps nothing
+    values = metrics.record_values({'unedited': metrics.UneditedScores(np.array([1]))})
+    self.assertEqual(list(values), ['unedited_acc'])
 
   def test_one_run_has_no_interval(self):
-    self.assertEqual(metrics.summarize_runs([3.0]), {'mean': 3.0, 'ci95': None, 'n': 1})
-    self.assertEqual(metrics.summarize_runs([math.nan]), {'mean': None, 'ci95': None, 'n': 0})
-    self.assertEqual(metrics.summarize_runs([math.nan, 1, 3])['n'], 2)
-    self.assertEqual(metrics.rounded_score([50.0, 0.0, 50.0]), 0)
+    self.assertEqual(estimates.summarize_runs([3.0]), {'mean': 3.0, 'ci95': None, 'n': 1})
+    self.assertEqual(estimates.summarize_runs([math.nan]), {'mean': None, 'ci95': None, 'n': 0})
+    self.assertEqual(estimates.summarize_runs([math.nan, 1, 3])['n'], 2)
+    self.assertEqual(estimates.rounded_score([50.0, 0.0, 50.0]), 0)
+
+
+class RegistryTest(absltest.TestCase):
+  def test_a_single_object_has_accuracies_alone(self):
+    values = metrics.record_values({'efficacy': _parts([1.0, 2.0], None, [1, 0.5])})
+    self.assertEqual(values, {'efficacy_acc': 75})
+    self.assertEqual(metrics.find('efficacy', values), 'efficacy_acc')
+    self.assertEqual(metrics.rates(values), ['efficacy_acc'])
+
+  def test_records_without_the_evidence_are_nan(self):
+    texts = metrics.GeneratedTexts(('a b c d',), ('d',), True)
+    scores = _parts([1.0], None, [1])
+    values = metrics.all_values([{'efficacy': scores}, {'efficacy': scores, 'texts': texts}])
+    self.assertEqual(list(values), ['efficacy_acc', 'free_generation_acc'])  # no words, no snippets
+    np.testing.assert_array_equal(values['free_generation_acc'], [np.nan, 100])
+
+  def test_names_are_taken_once(self):
+    with self.assertRaisesRegex(UserError, "A metric 'score' exists"):
+      metrics.register(metrics.Metric('score'))
+
+  def test_a_metric_that_enters_the_score_changes_it(self):
+    values = {name: np.array([100.0]) for name in ('efficacy', 'paraphrase', 'neighborhood')}
+    values['locality'] = np.array([50.0])
+    with mock.patch.dict(metrics.METRICS):
+      metrics.register(metrics.Metric('locality', in_score=True))
+      score = metrics.summarize(values)['score']['mean']
+    self.assertAlmostEqual(score, 4 / (3 / 100 + 1 / 50))
+    self.assertEqual(metrics.summarize(values)['score']['mean'], 100)
+
+  def test_units_are_said_where_they_are_not_percent(self):
+    self.assertEqual(metrics.units(['efficacy', 'score']), 'percent')
+    words = metrics.units(['efficacy', 'fluency', 'fluency_without_prompt', 'essence'])
+    self.assertEqual(
+      words, 'percent, except fluency, fluency_without_prompt (bits x 100), essence (perplexity)'
+    )
+
+  def test_every_metric_is_documented(self):
+    text = DOCS.read_text()
+    for name, metric in metrics.METRICS.items():
+      self.assertIn(f'`{name}`', text)
+      self.assertTrue(metric.definition)
+
+  def test_stand_ins_are_registered(self):
+    for metric in metrics.METRICS.values():
+      if metric.stand_in:
+        self.assertEqual(metrics.METRICS[metric.stand_in].evidence, metric.evidence)
 
 
 if __name__ == '__main__':

@@ -104,7 +104,7 @@ def _sentence_for_file(made, path):
     (dict(data__records='/no/such.json'), '/no/such.json cannot be read'),
     (dict(data__records=''), 'has no records.json; give a file in data.records'),
     (dict(data__kind='csv'), "no kind of records 'csv'"),
-    (dict(data__num_edits=99), '99 records are asked for and 5 are there'),
+    (dict(data__num_edits=99), '99 records are wanted and 5 exist'),
     (dict(data__num_edits='all'), "data.num_edits is 'all'; give a whole number"),
     (dict(evaluation__idf='idf.npy'), 'evaluation.idf and evaluation.vocabulary go together'),
     (dict(evaluation__generation_interval=-1), 'evaluation.generation_interval is -1'),
@@ -121,7 +121,8 @@ def _sentence_for_file(made, path):
     (dict(task='evaluate'), 'There is no patch.safetensors in'),
     (dict(task='evaluate', patches='/no/patch'), 'Cannot read /no/patch'),
     (dict(task='export'), 'There is no patch.safetensors in'),
-    (dict(task='train'), "A config for training has no field 'data.num_edits'"),
+    (dict(edit=dict(size=3)), "no field 'edit.size'; it is edit.edits_per_batch now"),
+    (dict(task='train'), "A config for training has no field 'data'; it has task, seed, records"),
   ],
 )
 def test_a_bad_config_is_one_sentence(made, tmp_path, changes, words):
@@ -190,7 +191,7 @@ def test_requests_that_cannot_all_hold_are_warned_of(made, tmp_path, monkeypatch
   experiments.run(
     tiny_run.config(made, data__records=str(tmp_path / 'records.json')), tmp_path / 'run'
   )
-  assert len([text for text in said if 'different targets at once' in text]) == 1, said
+  assert len([text for text in said if 'prompts have several targets' in text]) == 1, said
   assert any('record 12 has target' in text for text in said), said
 
 

@@ -31,14 +31,14 @@ def _rows(file):
 
 @pytest.fixture(scope='module')
 def sequence(made):
-  experiments.run(_config(made, mode='sequential', size=2, canary=3), made / 'sequence')
+  experiments.run(_config(made, mode='sequential', edits_per_batch=2, canary=3), made / 'sequence')
   return made / 'sequence'
 
 
 def test_single_edits_are_measured_one_by_one(made, capsys):
   workdir = made / 'single'
   rome = dict(name='rome', layers=(1,), num_steps=4)
-  experiments.run(_config(made, rome, mode='separate', size=1), workdir)
+  experiments.run(_config(made, rome, mode='separate', edits_per_batch=1), workdir)
   summary = _summary(workdir)
   assert summary['method'] == 'rome' and summary['num_edits'] == 4
   assert summary['mode'] == 'separate' and summary['targets'][0]['edits'] == 4
@@ -47,8 +47,8 @@ def test_single_edits_are_measured_one_by_one(made, capsys):
   assert 'rome on tiny: 4 edits' in capsys.readouterr().out
   # Each record is measured on the model of its own edit alone.
   rows = _rows(workdir / 'records.jsonl')
-  config = _config(made, rome, mode='separate', size=1)
-  config.task, config.patches = 'evaluate', str(workdir / 'batches/batch-00002/patch.safetensors')
+  config = _config(made, rome, mode='separate', edits_per_batch=1)
+  config.task, config.patches = 'evaluate', str(workdir / 'batches/00002.safetensors')
   experiments.run(config, made / 'third')
   third = _rows(made / 'third' / 'records.jsonl')
   for name, value in rows[2]['after'].items():
@@ -69,7 +69,7 @@ def test_a_sequence_leaves_one_patch_and_what_it_did(made, sequence):
 
 
 def test_a_killed_sequence_ends_with_the_same_files(made, sequence, monkeypatch):
-  config = _config(made, mode='sequential', size=2, canary=3)
+  config = _config(made, mode='sequential', edits_per_batch=2, canary=3)
   workdir, check, calls = made / 'killed', stages.DamageMonitor.check, []
 
   def dies(self, *arguments):
@@ -89,13 +89,13 @@ def test_a_killed_sequence_ends_with_the_same_files(made, sequence, monkeypatch)
 
 
 def test_damage_stops_a_sequence(made, capsys):
-  config = _config(made, mode='sequential', size=1, canary=3, max_growth=1e-6)
+  config = _config(made, mode='sequential', edits_per_batch=1, canary=3, max_growth=1e-6)
   experiments.run(config, made / 'stopped')
   summary = _summary(made / 'stopped')
   assert summary['num_edits'] == 1 and summary['metrics']['efficacy']['after']['n'] == 1
   assert 'Stopped after 1 edits' in summary['stopped'] and 'edit.max_growth' in summary['stopped']
   assert 'Stopped after 1 edits' in capsys.readouterr().out
-  config = _config(made, mode='sequential', size=1, canary=3, min_neighborhood=101.0)
+  config = _config(made, mode='sequential', edits_per_batch=1, canary=3, min_neighborhood=101.0)
   experiments.run(config, made / 'dropped')
   assert 'edit.min_neighborhood' in _summary(made / 'dropped')['stopped']
 
@@ -114,7 +114,7 @@ def test_fine_tuning_runs_without_second_moments(made):
 
 def test_a_batch_that_the_method_cannot_write_leaves_nothing(made):
   rome = dict(name='rome', layers=(1,), num_steps=4)
-  for edit in ({}, dict(mode='sequential', size=2)):
+  for edit in ({}, dict(mode='sequential', edits_per_batch=2)):
     with pytest.raises(UserError, match='one edit at a time'):
       experiments.run(_config(made, rome, **edit), made / 'mistake')
     assert not os.path.exists(made / 'mistake')
@@ -124,7 +124,7 @@ def test_a_batch_that_the_method_cannot_write_leaves_nothing(made):
   ('edit', 'words'),
   [
     (dict(mode='both'), "edit.mode is 'both'; choose one of together, separate, sequential"),
-    (dict(size=0), 'edit.size is 0; give at least 1'),
+    (dict(edits_per_batch=0), 'edit.edits_per_batch is 0; give at least 1'),
     (dict(max_growth='x'), "edit.max_growth is 'x'; give a number"),
     (dict(accumulate_keys=1), 'edit.accumulate_keys is 1; give True or False'),
   ],

@@ -15,12 +15,11 @@ import transformers
 import jedit
 from helpers import tiny_run
 from jedit import experiments
-from jedit.configs import train_testbed_gptj
 from jedit.editing import contexts
 from jedit.evals import evaluate
 from jedit.experiments import inputs, stages, tasks
 from jedit.experiments.compile_timer import CompileClock
-from jedit.experiments.schema import read_settings
+from jedit.experiments.config import default_config, read_settings
 from jedit.experiments.workdir import Workdir
 from jedit.io import jsonl, storage
 from jedit.models.load import load_directory
@@ -94,7 +93,7 @@ def test_the_report_needs_nothing_else(finished):
 def test_a_finished_run_is_read_back(made, finished, tmp_path, monkeypatch, capsys):
   workdir = tmp_path / 'copy'
   shutil.copytree(finished, workdir)
-  for name in ('edit_requests', 'evaluate_records', 'sample_texts', 'statistics'):
+  for name in ('edit_stream', 'evaluate_apart', 'sample_texts', 'statistics'):
     monkeypatch.setattr(stages, name, None)  # calling one of them would fail
   experiments.run(tiny_run.config(made), workdir)
   _assert_same_results(workdir, finished)
@@ -103,7 +102,7 @@ def test_a_finished_run_is_read_back(made, finished, tmp_path, monkeypatch, caps
   assert 'neighborhood_magnitude' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('stage', ['edit_requests', 'evaluate_records', 'sample_texts'])
+@pytest.mark.parametrize('stage', ['edit_stream', 'evaluate_apart', 'sample_texts'])
 def test_a_run_that_stops_in_a_stage_ends_with_the_same_numbers(
   made, finished, tmp_path, monkeypatch, stage
 ):
@@ -238,7 +237,7 @@ def test_export_writes_a_model_that_is_edited(made, finished, tmp_path, capsys):
 
 
 def test_train_hands_its_config_to_the_trainer_once(tmp_path, monkeypatch, capsys):
-  config = train_testbed_gptj.get_config()
+  config = default_config('train')
   calls = []
 
   def train(config, workdir):
@@ -348,5 +347,5 @@ def test_the_command_line_runs_a_task(made):
 def test_bad_input_ends_the_program_with_code_2(made):
   done = _command(made, '--workdir=none', '--config.data.num_edits=99')
   assert done.returncode == 2
-  assert done.stderr.splitlines()[-1].startswith('jedit: 99 records are asked for'), done.stderr
+  assert done.stderr.splitlines()[-1].startswith('jedit: 99 records are wanted'), done.stderr
   assert not (made / 'none').exists()

@@ -5,6 +5,7 @@ Case folders come from JEDIT_GOLDEN (several paths joined by ':'), by default th
 
 import functools
 import json
+import math
 import os
 import pathlib
 
@@ -13,8 +14,8 @@ import pytest
 
 import jedit
 from jedit.editing.update import RegionRows
-from jedit.methods.base import Recipe
-from jedit.models import functions, kernel_path
+from jedit.methods.recipe import Recipe
+from jedit.models import kernel_path
 from jedit.types import Kernel
 
 _DEFAULT = pathlib.Path(__file__).parents[3] / 'shared' / 'golden'
@@ -34,7 +35,7 @@ _SHARED = {
   'update_norm_lambda': 'cov_ridge',
   'optimise': 'optimise',
   'write': 'write',
-  'spread': 'spread',
+  'spread': 'schedule',
   'divide_by': 'divide_by',
   'keys_together': 'keys_together',
   'layers_low': 'layers_low',
@@ -90,8 +91,8 @@ def _check_plan(method: Recipe, plan: dict) -> None:
   assert objective.num_steps == plan['steps'] and objective.learning_rate == plan['lr']
   assert objective.nll_factor == plan['nll_factor'] and objective.kl_factor == plan['kl_factor']
   assert objective.nll_switch == plan['nll_switch']
-  assert objective.stop_loss == plan['stop'].get('loss_below')
-  assert objective.stop_probability == plan['stop'].get('prob_at_least')
+  assert objective.stop_loss == plan['stop'].get('loss_below', -math.inf)
+  assert objective.stop_probability == plan['stop'].get('prob_at_least', math.inf)
   ours = [
     (d.place, r.layers[-1], r.token, d.clip_factor, d.weight_decay)
     for r in method.regions
@@ -104,8 +105,8 @@ def _check_plan(method: Recipe, plan: dict) -> None:
   assert ours == theirs
   for region, planned in zip(method.regions, plan['regions'], strict=True):
     assert region.layers == tuple(planned['layers']) and region.token == planned['where']
-    assert region.spread == planned['spread'] and region.key_average == planned['average']
-    writes = [(w.kernel, w.compare) for w in region.writes]
+    assert region.schedule == planned['spread'] and region.key_average == planned['average']
+    writes = [(w.kernel, w.compare) for w in region.updates]
     assert writes == [(w['site'], _PLACES[w['compare_site']]) for w in planned['writes']]
     assert region.keys_together == planned.get('keys_together', False) or len(writes) == 1
 
@@ -134,7 +135,8 @@ def _edited(case: pathlib.Path):
   ]
   contexts = _read(case / 'contexts.json')
   stats = _moments(hparams_model(case))
-  return jedit.edit(lm, requests, _method(case), stats, contexts=contexts, details=True)
+  result = jedit.edit(lm, requests, _method(case), stats, contexts=contexts)
+  return result.patch, result.details
 
 
 def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -193,13 +195,13 @@ def test_targets_meet_the_reference(case):
 
 @cases
 def test_keys_residuals_and_updates_meet_the_reference(case):
-  _, details = _edited(case)
+  patch, details = _edited(case)
   outputs = np.load(case / 'outputs.npz')
   for kernel, key_BxF in details.keys.items():
     name = f'{kernel.name}__{kernel.layer}'
     assert _relative(key_BxF, outputs[f'keys__{name}']) < 2e-3
     assert _relative(details.residuals[kernel], outputs[f'resid__{name}']) < 2e-3
-    update = details.updates['/'.join(kernel_path(kernel))].value()
+    update = patch.updates['/'.join(kernel_path(kernel))].value()
     assert _relative(update.T, outputs[f'update__{name}']) < 2e-3
 
 
@@ -207,13 +209,12 @@ def test_keys_residuals_and_updates_meet_the_reference(case):
 def test_keys_of_the_unedited_model_meet_the_reference(case):
   _, details = _edited(case)
   outputs, lm = np.load(case / 'outputs.npz'), _model(hparams_model(case))
-  run, _ = functions(lm.config)
   for region in _method(case).regions:
-    rows = RegionRows(run, details.rows, region, details.contexts)
+    rows = RegionRows(details.rows, region, details.contexts)
     for layer in region.layers:
-      rows.climb(lm.params, layer)
-      for write in region.writes:
-        key_BxF, _ = rows.keys(lm.params, layer, write.kernel)
+      rows.advance(lm.model, layer)
+      for write in region.updates:
+        key_BxF, _ = rows.keys(lm.model, Kernel(layer, write.kernel))
         assert _relative(key_BxF, outputs[f'keys_unedited__{write.kernel}__{layer}']) < 1e-5
 
 
@@ -221,7 +222,7 @@ def test_keys_of_the_unedited_model_meet_the_reference(case):
 def test_solves_of_the_stored_keys_are_exact(case):
   """Solved in float64: 1e-8 of the stored update."""
   outputs = np.load(case / 'outputs.npz')
-  stats = _moments(hparams_model(case))
+  factors = jedit.FactorCache(_moments(hparams_model(case)))
   method = _method(case)
   _, details = _edited(case)
   for region in method.regions:
@@ -232,7 +233,8 @@ def test_solves_of_the_stored_keys_are_exact(case):
         f'bare_key__{name}' not in outputs and getattr(region.solver, 'divide_by', '') == 'bare_key'
       ):
         continue  # the bare key is not stored; the end-to-end test covers it
-      left = region.solver(stats.covariance(kernel), key_BxF, key_BxF)
+      state = region.solver.init(factors[kernel], len(key_BxF))
+      left = region.solver.solve(state, key_BxF, key_BxF)
       assert _relative((left @ outputs[f'resid__{name}']).T, outputs[f'update__{name}']) < 1e-8
 
 

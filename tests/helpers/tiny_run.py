@@ -58,7 +58,7 @@ def config(directory, **changes):
   c.data = dict(records=str(directory / 'records.json'), num_edits=4)
   c.method = dict(name='pmet', layers=(0, 1), num_steps=6, cov_weight=10.0)
   c.statistics = dict(corpus=str(directory / 'corpus.txt'), row_tokens=64)
-  c.edit = dict(batch_size=4)
+  c.edit = dict(target_batch_size=4)
   c.evaluation = dict(unedited=10, samples=2, new_tokens=4)
   c.patches = ''
   c.export = dict(path='')

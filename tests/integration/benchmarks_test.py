@@ -48,7 +48,6 @@ EDIT = EditRows(
   request=Request('{} is', 'it', 'so'),
   with_target=(_text(7, 2, num_target=2), _text(10, 5, num_target=2)),
   without_target=(_text(5, 2), _text(8, 5)),
-  bare=_text(5, 2),
   kl=_text(4, 1),
 )
 

@@ -11,6 +11,8 @@ import pytest
 from absl.testing import flagsaver
 
 from jedit import main
+from jedit.experiments.config import RENAMED
+from jedit.methods import presets
 from jedit.types import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -28,7 +30,7 @@ def get_config(seed='0'):
 
 # Stands in for jedit.experiments, so that these tests are about the command line alone.
 RUNNER = """
-import signal, sys, time, types
+import pathlib, signal, sys, time, types
 import jedit
 from jedit.types import UserError
 
@@ -45,6 +47,7 @@ def run(config, workdir):
   print(workdir, config.seed, config.limit, config.method.layers, config.method.lr)
 
 jedit.experiments = sys.modules['jedit.experiments'] = types.ModuleType('jedit.experiments')
+jedit.experiments.__path__ = [str(pathlib.Path(jedit.__file__).parent / 'experiments')]
 jedit.experiments.run = run
 from jedit import main
 main.run()
@@ -180,9 +183,56 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, config):
   assert message.strip() == 'jedit: stopped; the same command continues this run.'
 
 
-def test_every_shipped_config_loads_and_the_quickstart_is_the_default():
-  shipped = sorted(ROOT.glob('configs/*.py'))
-  assert ROOT / 'configs' / 'quickstart.py' in shipped
+@pytest.mark.parametrize(
+  ('old', 'new'),
+  [
+    ('memit_gpt2_xl', 'edit.py:memit,gpt2-xl'),
+    ('pmet_testbed_gptj', 'edit.py:pmet,testbed-gptj'),
+    ('ft_l_gptj', 'edit.py:ft_l,gptj-6b'),
+    ('jeep_gptj_zsre', 'edit.py:jeep,gptj-6b-zsre'),
+    ('emmet_llama_2_7b_paper_multilayer', 'edit.py:emmet,llama-2-7b-paper-multilayer'),
+    ('memit_testbed_counterfact', 'edit.py:memit,testbed-counterfact'),
+    ('sweep_testbed_llama', 'sweep.py:llama'),
+    ('probe_testbed_gptj', 'probe.py:gptj'),
+    ('train_testbed_counterfact', 'train.py:counterfact'),
+  ],
+)
+def test_a_config_of_the_old_layout_is_told_the_new_one(tmp_path, old, new):
+  here = ROOT / 'configs' / f'{old}.py'
+  assert _sentence(f'--config={here}').endswith(f'write --config={ROOT}/configs/{new}.')
+  # Elsewhere, as in an empty directory, it is the shipped one.
+  assert f'write --config={ROOT}/configs/{new}.' in _sentence(f'--config={tmp_path / here.name}')
+  main.load_config(f'{ROOT}/configs/{new}')
+
+
+def test_every_preset_had_its_config():
+  for method, model in presets.names():
+    stem = f'{method}_{model}'.replace('gptj-6b', 'gptj').replace('-', '_')
+    if stem != 'pmet_gptj':
+      assert f'edit.py:{method},{model}.' in _sentence(f'--config=configs/{stem}.py')
+
+
+def test_an_old_field_is_told_the_new_one():
+  for old, new in RENAMED.items():
+    assert f"no field '{old}'; it is {new} now." in _sentence(f'--config.{old}=1')
+
+
+def test_other_files_list_the_shipped_configs():
+  sentence = _sentence('--config=configs/nosuch_testbed_gptj.py')
+  assert 'compare.py, edit.py, pmet_gptj.py, probe.py, quickstart.py' in sentence
+
+
+def test_the_quickstart_is_the_default_and_every_field_can_be_changed():
   assert main._CONFIG.default == str(ROOT / 'configs' / 'quickstart.py')
-  for path in shipped:
-    main.load_config(str(path))
+  with flagsaver.flagsaver():
+    config, workdir = main._parse(['main'])
+    edited, _ = main._parse(['main', '--config.method.stop_loss=0.1', '--config.mesh.model=2'])
+  assert workdir == os.path.join('runs', 'quickstart')
+  assert (config.method.name, config.model.name) == ('pmet', 'testbed-gptj')
+  assert (edited.method.stop_loss, edited.mesh.model) == (0.1, 2)
+
+
+def test_a_preset_names_its_workdir():
+  with flagsaver.flagsaver():
+    _, workdir = main._parse(['main', f'--config={ROOT}/configs/edit.py:jeep,gptj-6b-zsre'])
+  assert workdir == os.path.join('runs', 'edit_jeep_gptj-6b-zsre')

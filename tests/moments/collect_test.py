@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,14 +15,15 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import editing
+from helpers import editing, moments_program
+from jedit.io import checkpoints
 from jedit.models import site
 from jedit.moments import collect as module
+from jedit.moments import sums
 from jedit.moments.collect import accumulate, statistics
 from jedit.moments.corpus import Corpus
 from jedit.moments.files import SecondMoments
-from jedit.moments.packing import PackedText
-from jedit.parallel import memory
+from jedit.moments.packing import START, PackedText
 from jedit.types import Kernel, UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -124,7 +126,7 @@ class _Counting(PackedText):
   starts: list = []
   fails_at = None
 
-  def batches(self, start=0):
+  def batches(self, start=START):
     self.starts.append(start)
     for number, batch in enumerate(super().batches(start)):
       if number == self.fails_at:
@@ -133,8 +135,8 @@ class _Counting(PackedText):
 
 
 def test_a_stopped_pass_goes_on_where_it_was_saved(tmp_path, monkeypatch):
-  monkeypatch.setattr(module, '_SECONDS_PER_SAVE', 0)
-  monkeypatch.setattr(module, '_WORK_PER_SAVE', 0)
+  monkeypatch.setattr(checkpoints, '_SECONDS_PER_SAVE', 0)
+  monkeypatch.setattr(checkpoints, '_WORK_PER_SAVE', 0)
   lm, store = _model(), tmp_path / 'moments.partial'
   text = _Counting(lm.tokenizer, Corpus.of(DOCUMENTS), row_tokens=24, batch_tokens=24)
   kernels = [Kernel(0, 'mlp'), Kernel(0, 'attn')]
@@ -144,7 +146,7 @@ def test_a_stopped_pass_goes_on_where_it_was_saved(tmp_path, monkeypatch):
   monkeypatch.setattr(_Counting, 'fails_at', 2)
   with pytest.raises(KeyboardInterrupt):
     accumulate(lm.model, text, kernels, store)
-  assert [path.name for path in store.iterdir()] == [str(ends[1])], 'only the newest is kept'
+  assert [path.name for path in store.iterdir()] == ['2'], 'only the newest is kept'
   monkeypatch.setattr(_Counting, 'fails_at', None)
   (store / '.stray').write_text('of somebody else')
   resumed = accumulate(lm.model, text, kernels, store)
@@ -154,22 +156,23 @@ def test_a_stopped_pass_goes_on_where_it_was_saved(tmp_path, monkeypatch):
   assert resumed.num_tokens == whole.num_tokens == sum(b.num_tokens for b in text.batches())
   # Sums of another run are not gone on with.
   other = accumulate(lm.model, text, kernels, store, {'corpus': 'other'})
-  assert text.starts[-1] == 0
+  assert text.starts[-1] == START
   np.testing.assert_array_equal(other.cov[Kernel(0, 'mlp')], whole.cov[Kernel(0, 'mlp')])
   # Nor with those that a kill left half removed.
-  next(store.glob('*/state.json')).unlink()
+  next(store.glob('*/about.json')).unlink()
   accumulate(lm.model, text, kernels, store, {'corpus': 'other'})
-  assert text.starts[-1] == 0
+  assert text.starts[-1] == START
 
 
 # Saves after every batch; the arguments are the store and the file of the result.
 _RUN = """
 import pathlib, sys
 import synthetic_keys
-from jedit.moments import collect
-collect._SECONDS_PER_SAVE = collect._WORK_PER_SAVE = 0
-text, model = synthetic_keys.Text(150, (1, 64)), synthetic_keys.Table.of(48)
-found = collect.accumulate(model, text, [synthetic_keys.KERNEL], pathlib.Path(sys.argv[1]))
+from jedit.io import checkpoints
+from jedit.moments.collect import accumulate
+checkpoints._SECONDS_PER_SAVE = checkpoints._WORK_PER_SAVE = 0
+text, model = synthetic_keys.Text(40, (1, 64)), synthetic_keys.Model(synthetic_keys.table(48))
+found = accumulate(model, text, [synthetic_keys.KERNEL], pathlib.Path(sys.argv[1]))
 found.save(sys.argv[2])
 """
 
@@ -189,35 +192,63 @@ def test_a_killed_program_goes_on_with_the_same_bits(tmp_path):
       run.send_signal(signal.SIGKILL)
     assert run.returncode == -signal.SIGKILL and not out.exists()
     places.append(max(int(folder.name) for folder in store.glob('[0-9]*')))
-  assert 0 < places[0] < places[1] < 150, 'the second run went on'
+  assert 0 < places[0] < places[1] < 40, 'the second run went on'
   subprocess.run(command, env=environment, check=True)
-  text = synthetic_keys.Text(num_batches=150, shape=(1, 64))
-  kernel = synthetic_keys.KERNEL
-  whole = accumulate(synthetic_keys.Table.of(48), text, [kernel])
+  text = synthetic_keys.Text(num_batches=40, shape=(1, 64))
+  kernel, model = synthetic_keys.KERNEL, synthetic_keys.Model(synthetic_keys.table(48))
+  whole = accumulate(model, text, [kernel])
   found = SecondMoments.load(out)
   np.testing.assert_array_equal(found.cov[kernel], whole.cov[kernel])
-  assert found.num_tokens == whole.num_tokens == 150 * 64
+  assert found.num_tokens == whole.num_tokens == 40 * 64
+
+
+def _start(store, out, *arguments) -> subprocess.Popen:
+  program = pathlib.Path(moments_program.__file__)
+  command = [sys.executable, program, store, out, *map(str, arguments)]
+  return subprocess.Popen(
+    command,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+  )
+
+
+def _finish(*programs):
+  for program in programs:
+    said, _ = program.communicate(timeout=300)
+    assert not program.returncode, said[-3000:]
+
+
+def test_a_pass_goes_on_with_other_processes_and_devices(tmp_path):
+  store, out = tmp_path / 'store', tmp_path / 'out.safetensors'
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  # Two processes with two devices each, then one with four.
+  _finish(*(_start(store, out, 3, 2, 2, 2, address, 2, number) for number in range(2)))
+  assert len(list(store.glob('3/0/mlp_in/ocdbt.process_*'))) == 2, (
+    'each process has written its own'
+  )
+  assert not out.exists()
+  _finish(_start(store, out, 0, 4, 4, 1))
+  kernel = synthetic_keys.KERNEL
+  whole, found = (
+    accumulate(moments_program.model(), moments_program.text(), [kernel]),
+    SecondMoments.load(out),
+  )
+  np.testing.assert_array_equal(found.cov[kernel], whole.cov[kernel])
+  assert found.num_tokens == whole.num_tokens == 10 * 64
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_many_batches_lose_no_digits(dtype):
   # A plain float32 sum of this many batches is off by several times the bound.
   text = synthetic_keys.Text(num_batches=4000, shape=(1, 16))
-  model = synthetic_keys.Table.of(32, dtype=dtype)
-  found = accumulate(model, text, [synthetic_keys.KERNEL])
-  expected_FxF = text.exact(model)
+  table_VxF = synthetic_keys.table(32, dtype=dtype)
+  found = accumulate(synthetic_keys.Model(table_VxF), text, [synthetic_keys.KERNEL])
+  expected_FxF = text.exact(table_VxF)
   assert editing.relative(found.cov[synthetic_keys.KERNEL], expected_FxF) < 2e-7
-
-
-def test_the_second_sum_holds_what_the_first_loses():
-  values = np.random.default_rng(0).uniform(1, 2, 3000).astype(np.float32)
-  add = jax.jit(module.two_sum)
-  total = lost = np.float32(0)
-  for value in values:
-    total, lost = add(total, lost, value)
-  exact = values.astype(np.float64).sum()
-  assert abs(float(total) + float(lost) - exact) < 1e-9 * exact
-  assert abs(float(total) - exact) > 1e-7 * exact, 'the sum alone has lost something'
 
 
 def test_a_fast_pass_stops_early_and_says_so():
@@ -243,9 +274,9 @@ def test_memory_that_is_not_there_is_said_before_the_pass(monkeypatch, capsys):
   lm = _model()
   statistics(lm, DOCUMENTS, [0, 1], **SETTINGS)
   said = capsys.readouterr().err
-  assert said.startswith('statistics: 2 kernels take 6 kB for sums on the device and ')
+  assert said.startswith('statistics: 2 kernels take 4 kB for sums on the device and ')
   assert 'tokens/s]' in said
-  monkeypatch.setattr(memory, 'free_host_bytes', lambda: 1000)
+  monkeypatch.setattr(sums, 'free_host_bytes', lambda: 1000)
   with pytest.raises(UserError, match='of 2 kernels need .* of host memory and 1 kB are free; ta'):
     statistics(lm, DOCUMENTS, [0, 1], **SETTINGS)
   assert not capsys.readouterr().err
@@ -255,14 +286,19 @@ def test_mistakes_are_sentences():
   lm = _model()
   with pytest.raises(UserError, match='Layer 3 is outside the model, which has 0 to 2'):
     statistics(lm, DOCUMENTS, [1, 3])
-  with pytest.raises(UserError, match="no site 'mlp_in'; choose mlp or attn"):
+  with pytest.raises(UserError, match="no kernel 'mlp_in'; choose mlp or attn"):
     statistics(lm, DOCUMENTS, [1], ('mlp_in',))
   with pytest.raises(UserError, match='no text in the corpus'):
     statistics(lm, [], [1])
-  with pytest.raises(UserError, match='no layer or no site'):
-    statistics(lm, DOCUMENTS, [])
-  with pytest.raises(UserError, match='no layer or no site'):
-    statistics(lm, DOCUMENTS, [1], ())
+  for layers, kernels in (([], ('mlp',)), ([1], ())):
+    with pytest.raises(UserError, match='`layers` and `kernels` must not be empty'):
+      statistics(lm, DOCUMENTS, layers, kernels)
+  with pytest.raises(UserError, match='named by `kernels` instead of `sites`'):
+    statistics(lm, DOCUMENTS, [1], sites=('mlp',))
+  with pytest.raises(UserError, match=r'`layers` is 5; give a tuple, such as layers=\(5,\)'):
+    statistics(lm, DOCUMENTS, 5)
+  with pytest.raises(UserError, match="`kernels` is 'mlp'; give a tuple"):
+    statistics(lm, DOCUMENTS, [1], 'mlp')
 
 
 def test_moments_that_are_not_finite_name_their_layer():
@@ -270,7 +306,6 @@ def test_moments_that_are_not_finite_name_their_layer():
   kernel = lm.params['block_1']['mlp']['up']['kernel']
   block = {**lm.params['block_1']['mlp'], 'up': {'kernel': kernel.at[0, 0].set(np.inf)}}
   params = {**lm.params, 'block_1': {**lm.params['block_1'], 'mlp': block}}
-  broken = lm.model.replace(params=params)
   text = PackedText(lm.tokenizer, Corpus.of(DOCUMENTS[:1]), row_tokens=24, batch_tokens=24)
   with pytest.raises(UserError, match='mlp kernel in layer 1 are not finite'):
-    accumulate(broken, text, [Kernel(0, 'mlp'), Kernel(1, 'mlp')])
+    accumulate(lm.model.replace(params=params), text, [Kernel(0, 'mlp'), Kernel(1, 'mlp')])

@@ -1,14 +1,11 @@
-"""Where documents come from, which of them are drawn, and in which batches they arrive."""
+"""Sources of documents, and draws from them."""
 
 import json
 
 import datasets
-import numpy as np
 import pytest
 
-from helpers import vocabularies
 from jedit.moments.corpus import Corpus, read_corpus, read_dataset
-from jedit.moments.packing import PackedText
 from jedit.types import UserError
 
 DOCUMENTS = (
@@ -25,11 +22,6 @@ DOCUMENTS = (
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
   monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
-
-
-@pytest.fixture(scope='module', name='tokenizer')
-def _tokenizer():
-  return vocabularies.byte_level(bos=True, trim=True)
 
 
 def _write(folder, kind):
@@ -132,55 +124,5 @@ def test_a_dataset_that_cannot_be_had_is_a_sentence(monkeypatch):
     read_dataset('some/wiki', 'x')
   rows = datasets.Dataset.from_list([dict(text='a')]).to_iterable_dataset()
   monkeypatch.setattr(datasets, 'load_dataset', lambda *_, **__: rows)
-  with pytest.raises(UserError, match='does not say how many documents it has'):
+  with pytest.raises(UserError, match='does not state its number of documents'):
     read_dataset('some/wiki', streaming=True)
-
-
-def test_rows_and_batches_hold_every_document_whole(tokenizer):
-  text = PackedText(tokenizer, Corpus.of(DOCUMENTS), row_tokens=24, batch_tokens=50)
-  batches = list(text.batches())
-  assert len(batches) > 1 and {b.token_NxT.shape for b in batches} == {text.shape} == {(2, 24)}
-  found = []
-  for batch in batches:
-    assert batch.num_tokens == (batch.segment_NxT > 0).sum()
-    assert not batch.token_NxT[batch.segment_NxT == 0].any()
-    for token_T, segment_T, position_T in zip(
-      batch.token_NxT, batch.segment_NxT, batch.position_NxT, strict=True
-    ):
-      for number in range(1, segment_T.max() + 1):
-        at = segment_T == number
-        found.append(token_T[at].tolist())
-        np.testing.assert_array_equal(position_T[at], np.arange(at.sum()))
-  assert found == [ids[:24] for ids in tokenizer(list(DOCUMENTS))['input_ids']]
-  assert any((batch.segment_NxT == 2).any() for batch in batches), 'some rows hold several'
-  assert all(ids[0] == 0 for ids in found), 'documents start with BOS'
-
-
-def test_batches_can_begin_where_an_earlier_one_ended(tokenizer):
-  text = PackedText(tokenizer, Corpus.of(DOCUMENTS).draw(0, 5), row_tokens=24, batch_tokens=24)
-  batches = list(text.batches())
-  assert len(batches) > 3 and batches[-1].end == len(DOCUMENTS)
-  for number, batch in enumerate(batches):
-    rest = list(text.batches(batch.end))
-    assert len(rest) == len(batches) - number - 1
-    for ours, theirs in zip(rest, batches[number + 1 :], strict=True):
-      np.testing.assert_array_equal(ours.token_NxT, theirs.token_NxT)
-      np.testing.assert_array_equal(ours.segment_NxT, theirs.segment_NxT)
-      assert ours.end == theirs.end
-
-
-def test_long_documents_are_cut(tokenizer):
-  corpus, ids = Corpus.of(DOCUMENTS[1:2]), tokenizer(DOCUMENTS[1])['input_ids']
-  (batch,) = PackedText(tokenizer, corpus, 16, 16, max_document_tokens=5).batches()
-  assert batch.num_tokens == 5
-  assert batch.token_NxT[0, :5].tolist() == ids[:5]
-  (whole,) = PackedText(tokenizer, corpus, 16, 16).batches()
-  assert whole.num_tokens == 16
-
-
-def test_a_document_without_tokens_takes_no_room():
-  tokenizer = vocabularies.byte_level(bos=False, trim=True)
-  (batch,) = PackedText(tokenizer, Corpus.of(['', 'It is', '']), 16, 16).batches()
-  assert batch.segment_NxT.max() == 1 and batch.end == 3
-  with pytest.raises(UserError, match='no text in the corpus'):
-    list(PackedText(tokenizer, Corpus.of(['', '']), 16, 16).batches())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from helpers import editing
+from jedit.io.storage import write_tensors
 from jedit.models.patch import Patch, Update
 from jedit.moments.files import SecondMoments, read_moments
 from jedit.types import Kernel, UserError
@@ -23,8 +24,36 @@ def test_files_give_moments_back(tmp_path):
   assert loaded.cov.keys() == cov.keys()
   for kernel, array in cov.items():
     np.testing.assert_array_equal(loaded.covariance(kernel), array)
-  with pytest.raises(UserError, match='mlp kernel in layer 2 .there is 2.attn, 10.mlp'):
+  with pytest.raises(UserError, match='mlp kernel in layer 2 .there is 2/attn, 10/mlp.; coll'):
     loaded.covariance(Kernel(2, 'mlp'))
+
+
+def test_files_of_earlier_versions_are_read(tmp_path):
+  tensors = {'mlp/10': np.eye(3, dtype=np.float32), 'attn/2': np.ones((2, 2), np.float32)}
+  metadata = {'format': 'jedit-second-moments-1', 'num_tokens': 5, 'provenance': {'model': 'abc'}}
+  write_tensors(tmp_path / 'old.safetensors', tensors, metadata)
+  loaded = SecondMoments.load(tmp_path / 'old.safetensors')
+  assert set(loaded.cov) == {Kernel(10, 'mlp'), Kernel(2, 'attn')}
+  loaded.save(tmp_path / 'new.safetensors')
+  old, new = ((tmp_path / f'{name}.safetensors').read_bytes() for name in ('old', 'new'))
+  assert old == new
+
+
+def test_the_repr_is_short():
+  sizes = {'mlp': 4, 'attn': 2}
+  cov = {Kernel(layer, name): np.eye(sizes[name]) for layer in range(40) for name in sizes}
+  provenance = {
+    'model': 'abc',
+    'corpus': {'dataset': '<wiki>', 'config': 'en'},
+    'archives': {str(number): 'a long name of a file.npz' for number in range(40)},
+  }
+  moments = SecondMoments(cov, 41657, provenance)
+  text, page = repr(moments), moments._repr_html_()
+  assert text.startswith('SecondMoments of 80 kernels\n  2 x 2: 0/attn, 1/attn, ')
+  assert 'tokens: 41,657' in text and '"dataset": "<wiki>"' in text
+  assert len(text.splitlines()) <= 10 and max(map(len, text.splitlines())) < 200
+  assert '<td>41,657</td>' in page and '&lt;wiki&gt;' in page and len(page) < 2000
+  assert repr(SecondMoments({})).splitlines()[1:] == ['  tokens: unknown', '  source: unknown']
 
 
 def test_other_files_are_refused(tmp_path):

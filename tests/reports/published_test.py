@@ -2,6 +2,7 @@
 
 import pytest
 
+from jedit.io import tables
 from jedit.reports.published import read_published
 from jedit.types import UserError
 
@@ -24,20 +25,20 @@ ROWS = (
 
 def test_a_paper_stands_beside_ours_with_the_difference():
   published = read_published({'published': {'source': 'PMET, table 1', 'rows': ROWS}})
-  grid = published.beside(SUMMARIES)
-  assert list(grid.head) == ['', 'score', 'efficacy', 'fluency']
-  rows = {row[0]: row[1:] for row in grid.rows[3:]}
+  frame = published.beside(SUMMARIES)
+  assert list(frame) == ['', 'score', 'efficacy', 'fluency']
+  rows = {row[0]: row[1:] for row in frame.to_numpy().tolist()[3:]}
   assert list(rows) == ['PMET', '  published', '  difference', 'MEND, published']
   score, efficacy, fluency = rows['  difference']
   assert score['mean'] == pytest.approx(3.8) and score['ci95'] == 3.0  # theirs has no interval
-  assert efficacy == {'mean': 4.0, 'ci95': 5.0, 'n': 9}  # 3² + 4² = 5²
+  assert efficacy == {'mean': 4.0, 'ci95': 5.0, 'n': 9, 'digits': 1}  # 3² + 4² = 5²
   assert fluency is None  # not measured here
   assert rows['MEND, published'] == [23.1, None, None]
-  assert [row[0] for row in grid.rows[:3]] == ['unedited', '  published', '  difference']
-  assert grid.rows[0][1]['mean'] == 1.0  # before the edit
-  lines = grid.text().splitlines()
+  assert list(frame['']) == ['unedited', '  published', '  difference', *rows]
+  assert frame['score'][0]['mean'] == 1.0  # before the edit
+  lines = tables.to_text(frame).splitlines()
   assert any(line.split()[:5] == ['published', '86.2', '95.0', '±', '4.0'] for line in lines)
-  assert 'PMET,90.0,3.0,9,99.0,3.0,9' in grid.csv()
+  assert 'PMET,90.0,3.0,9,99.0,3.0,9' in tables.to_csv(frame)
 
 
 def test_a_sweep_without_rows_has_none():
@@ -48,8 +49,8 @@ def test_a_sweep_without_rows_has_none():
 @pytest.mark.parametrize(
   ('row', 'words'),
   [
-    (('PMET', 3), 'no pair of a name and its metrics'),
-    (('PMET', {'scores': 3}), "'PMET' has no metric 'scores'; choose of score, eff"),
+    (('PMET', 3), 'must be a pair of a name and its metrics'),
+    (('PMET', {'scores': 3}), "'PMET' has no metric 'scores'; choose one of score, eff"),
     (('PMET', {'score': 'high'}), "score of 'PMET' is 'high'; give a number"),
     (('PMET', {'score': (1, 2, 3)}), 'give a number, or a pair'),
   ],

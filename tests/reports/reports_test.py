@@ -10,8 +10,9 @@ import pytest
 import jedit
 from helpers import browser, tiny_run
 from jedit import experiments
-from jedit.evals.metrics import summarize_runs
+from jedit.evals.estimates import summarize_runs
 from jedit.experiments import probing, sweep
+from jedit.io import tables
 from jedit.probes import contrast
 from jedit.reports import comparison, figures
 from jedit.types import UserError
@@ -98,16 +99,6 @@ def test_known_facts_are_read_and_have_nothing_to_contrast(made, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_without_matplotlib_a_line_says_so(made, monkeypatch, capsys):
-  monkeypatch.setattr(figures, 'available', lambda: False)
-  experiments.run(_probe_config(made, probes='similarity'), made / 'bare')
-  assert figures.MISSING in capsys.readouterr().out
-  assert set(os.listdir(made / 'bare' / 'probes')) == {
-    f'similarity.{ending}' for ending in ('json', 'csv', 'tex')
-  }
-  assert figures.MISSING.replace("'", '&#x27;') in (made / 'bare' / 'report.html').read_text()
-
-
 def test_positions_that_no_prompt_has_are_left_out(made, capsys):
   records = json.loads((made / 'records.json').read_text())[:2]
   for record in records:
@@ -157,7 +148,8 @@ def test_runs_are_compared(made, edited, capsys):
 def test_runs_of_several_seeds_are_summed_up(made, edited, capsys):
   config = tiny_run.config(made)
   config.method = dict(name='ft_w', layers=(1,), num_epochs=1)
-  config.seed = 1  # draws other unedited questions
+  config.seed = 1  # draws other unedited prompts
+  config.evaluation.store = str(made / 'store.jsonl')  # changes no result
   experiments.run(config, made / 'seed_1')
   config.method.num_epochs = 2  # another experiment
   experiments.run(config, made / 'epochs_2')
@@ -184,8 +176,8 @@ def test_texts_side_by_side_are_of_runs_with_the_same_prompts():
 
   samples = {'A': texts('one', 'two'), 'B': texts('three'), 'C': texts('two')}
   found = comparison._side_by_side(samples)
-  assert found.head == ('prompt', 'unedited', 'A', 'C')
-  assert found.rows == [['one', 'old', 'new', None], ['two', 'old', 'new', 'new']]
+  assert list(found) == ['prompt', 'unedited', 'A', 'C']
+  assert found.to_numpy().tolist() == [['one', 'old', 'new', None], ['two', 'old', 'new', 'new']]
 
 
 def test_sweeps_of_several_seeds_are_summed_up_by_cell():
@@ -195,19 +187,26 @@ def test_sweeps_of_several_seeds_are_summed_up_by_cell():
     for name, value in values.items()
   }
   configs = {
-    name: {'seed': ord(name[0]), 'method.name': name[3:], 'evaluation.store': name, 'data.seed': 3}
-    for name in values
+    name: {'seed': ord(name[0]), 'method.name': name[3:], 'data.seed': 3} for name in values
   }
   found = comparison.over_seeds(summaries, configs)
-  place = found.head.index('score')
-  assert {row[0]: row[place] for row in found.rows} == {
+  assert dict(zip(found[''], found['score'])) == {
     # Half of the difference, times Student's t of one degree of freedom: 12.706.
-    'JEEP (A, B)': {'mean': 91.0, 'ci95': pytest.approx(12.7062, abs=1e-3), 'n': 2},
-    'MEMIT (A, B)': {'mean': 85.0, 'ci95': None, 'n': 1},
+    'JEEP (A, B)': {'mean': 91.0, 'ci95': pytest.approx(12.7062, abs=1e-3), 'n': 2, 'digits': 1},
+    'MEMIT (A, B)': {'mean': 85.0, 'ci95': None, 'n': 1, 'digits': 1},
   }
+  assert '85.0' in tables.to_text(found).splitlines()[-1]
   one = {'seed': 1, 'contexts': 'a'}
   for other in (one, {**one, 'contexts': 'b'}, {'seed': 2, 'contexts': 'b'}):
     assert comparison.over_seeds(summaries, {'A: JEEP': one, 'B: JEEP': other}) is None
+
+
+def test_runs_are_read_without_the_fields_that_change_no_result(made, edited):
+  summaries, configs = sweep.read_runs([str(edited)])
+  assert summaries == {'edited': json.loads((edited / 'summary.json').read_text())}
+  fields = configs['edited']
+  assert fields['method.name'] == 'ft_w' and fields['seed'] == 0
+  assert not {'task', 'export.path', 'targets', 'evaluation.store'} & set(fields)
 
 
 def test_runs_that_differ_in_their_number_of_edits_alone_share_a_curve():

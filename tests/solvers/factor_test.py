@@ -15,10 +15,8 @@ import json
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jedit.solvers import block_cholesky
-from jedit.solvers import factor
-from jedit.solvers import factor_cache
-from jedit.solvers.solve import EqualityConstrained, LeastSquares
+from jedit.solvers import Covariance, EqualityConstrained, FactorCache, LeastSquares
+from jedit.solvers import block_cholesky, factor, factor_cache
 
 rng = np.random.default_rng(0)
 found = {'devices': jax.device_count(), 'bytes': {}, 'errors': {}}
@@ -29,34 +27,49 @@ def moment(size):
   return (root.T @ root / len(root)).astype(np.float32)
 
 
-# Whole layers, each on a device of its own; prepared ahead of their solves.
-covs, key_BxF = [moment(40) for _ in range(3)], rng.normal(size=(3, 40))
+def solve(solver, cov, key_BxF, earlier=None):
+  return solver.solve(solver.init(cov, len(key_BxF), earlier), key_BxF, key_BxF)
+
+
+def factors_of(covs):
+  return [cov.kept[factor.Factor][1] for cov in covs if factor.Factor in cov.kept]
+
+
+# Whole layers, each on a device of its own; started ahead of their solves.
+cache, key_BxF = FactorCache({layer: moment(40) for layer in range(3)}), rng.normal(size=(3, 40))
+covs = [cache[layer] for layer in range(3)]
 for cov in covs:
-  LeastSquares(1.0).prepare(cov, 3, None)
-found['used'] = [
-  sorted(device.id for device in factor.devices) for *_, factor in factor_cache._kept.values()
-]
+  LeastSquares(1.0).init(cov, 3, None)
+started = factors_of(covs)
+found['used'] = [sorted(device.id for device in each.devices) for each in started]
 for cov in covs:
-  LeastSquares(1.0)(cov, key_BxF, key_BxF)
-found['prepared'] = len(factor_cache._kept)
+  solve(LeastSquares(1.0), cov, key_BxF)
+found['prepared'] = sum(one is other for one, other in zip(started, factors_of(covs), strict=True))
 
 # The same in blocks over all devices; 90 rows fill no whole number of blocks.
 cov, key_BxF, earlier = moment(90), rng.normal(size=(5, 90)), rng.normal(size=(20, 90))
 solver = EqualityConstrained(2.0, 0.1, 0.1)
-whole = solver(cov.copy(), key_BxF, key_BxF, earlier)
-factor.fits = lambda device, size: False
+whole = solve(solver, Covariance(cov), key_BxF, earlier)
+factor.fits = factor_cache.fits = lambda device, size: False
+sharded = Covariance(cov)
 with jax.set_mesh(jax.make_mesh((8,), ('model',))):  # as a caller with a sharded model has
-  left = solver(cov, key_BxF, key_BxF, earlier)
+  state = solver.init(sharded, len(key_BxF), earlier)
+  left = solver.solve(state, key_BxF, key_BxF)
 found['errors']['float64'] = float(abs(left - whole).max() / abs(left).max())
-found['errors']['residual'] = solver.residual(cov, key_BxF, left, earlier)
-((*_, factor),) = [kept for kept in factor_cache._kept.values() if kept[0]() is cov]
-found['sharded over'] = len(factor.devices)
+found['errors']['residual'] = solver.residual(state, key_BxF, left)
+found['sharded over'] = len(factors_of([sharded])[0].devices)
 try:
-  solver(cov - 9 * np.eye(90, dtype=np.float32), key_BxF, key_BxF, earlier)
+  solve(solver, Covariance(cov - 9 * np.eye(90, dtype=np.float32)), key_BxF, earlier)
 except ArithmeticError as error:
   found['refused'] = str(error)
-factor.working_dtype = lambda device: np.float32
-left = solver(cov.copy(), key_BxF, key_BxF, earlier)
+many = rng.normal(size=(600, 90))  # several chunks of keys
+left = solve(LeastSquares(0.5), Covariance(cov), many)
+expected = np.linalg.solve(0.5 * cov.astype(np.float64) + many.T @ many, many.T)
+found['errors']['many'] = float(abs(left - expected).max() / abs(expected).max())
+factor.working_dtype = factor_cache.working_dtype = lambda device: np.float32
+narrow = Covariance(cov)
+left = solve(solver, narrow, key_BxF, earlier)
+found['narrow'] = str(factors_of([narrow])[0].root_FxF.dtype)
 found['errors']['float32'] = float(abs(left - whole).max() / abs(left).max())
 
 # What one device needs, from the compiled programs; 192 rows stand for 28,672.
@@ -97,7 +110,7 @@ def test_layers_lie_on_devices_of_their_own(found):
 
 
 def test_a_factor_over_all_devices_gives_the_same_solutions(found):
-  assert found['sharded over'] == 8
+  assert found['sharded over'] == 8 and found['narrow'] == 'float32'
   bounds = {'float32': 1e-9}
   for name, error in found['errors'].items():
     assert error < bounds.get(name, 1e-11), name

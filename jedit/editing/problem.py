@@ -1,0 +1,42 @@
+"""Problem: the deltas that are optimised together, and the objective they minimise."""
+
+from flax import struct
+
+from jedit.editing.objective import Objective
+from jedit.editing.region import Delta
+from jedit.models import site
+
+
+@struct.dataclass
+class PlacedDelta:
+  """A δ with the layer and token of its region."""
+
+  delta: Delta
+  layer: int = struct.field(pytree_node=False)
+  token: str = struct.field(pytree_node=False)
+
+  @property
+  def name(self) -> str:
+    return self.delta.name
+
+  @property
+  def site(self) -> str:
+    return site(self.layer, self.delta.place)
+
+
+@struct.dataclass
+class Problem:
+  """Deltas that are optimised together and their objective; numbers are leaves."""
+
+  deltas: tuple[PlacedDelta, ...]
+  objective: Objective
+
+  @property
+  def first_layer(self) -> int:
+    """The lowest block with a δ."""
+    return min(placed.layer for placed in self.deltas)
+
+  @property
+  def tokens(self) -> tuple[str, ...]:
+    """Tokens at which δ are added."""
+    return tuple(dict.fromkeys(placed.token for placed in self.deltas))

@@ -1,0 +1,241 @@
+"""Runs the target optimisation over all edits: blocks, slots, progress, resume."""
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jedit.editing.blocks import Block, cut_blocks, row_batch, window_start
+from jedit.editing.problem import Problem
+from jedit.editing.prompts import EditRows
+from jedit.editing.region import TOKENS
+from jedit.editing.target import TRACE_COLUMNS, Slots, State, enter, run_steps
+from jedit.io.memo import Memo, Stored, digest
+from jedit.io.progress import Progress
+from jedit.models import Model, ModelConfig
+from jedit.parallel.memory import free_bytes
+from jedit.parallel.mesh import fetch, least_over_processes, num_row_shards
+from jedit.types import UserError
+
+# Steps between two checks for edits that have stopped: a check waits for the device.
+_STEPS_PER_CHECK = 5
+_HOST_BATCH = 32  # a CPU is fastest while a batch fits its caches
+_LARGEST_BATCH = 256  # more edits at once gain nothing on an accelerator and wait for the slowest
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Targets:
+  """Results of one optimisation, in the order of the requests.
+
+  Attributes:
+    delta, init, z: by δ, [B, D] float32: the change, the value before, their sum.
+    num_steps: [B], loss evaluations (optimiser steps are one fewer).
+    trace: [B, evaluations, 7] (`jedit.editing.target.TRACE_COLUMNS`), NaN behind an edit's end.
+    num_programs: step programs that were run, one per shape.
+  """
+
+  delta: dict[str, np.ndarray]
+  init: dict[str, np.ndarray]
+  num_steps: np.ndarray
+  trace: np.ndarray
+  num_programs: int
+
+  @property
+  def z(self) -> dict[str, np.ndarray]:
+    return {name: self.init[name] + self.delta[name] for name in self.delta}
+
+  def reached(self) -> dict[str, Any]:
+    """Means over the edits at their last evaluation."""
+    last_Bx7 = self.trace[np.arange(len(self.num_steps)), self.num_steps - 1]
+    return {
+      'edits': len(self.num_steps),
+      'evaluations': float(self.num_steps.mean()),
+      'nll': float(last_Bx7[:, TRACE_COLUMNS.index('nll')].mean()),
+      'probability': float(last_Bx7[:, TRACE_COLUMNS.index('probability')].mean()),
+      'programs': self.num_programs,
+    }
+
+  def part(self, edits: Sequence[int]) -> 'Targets':
+    """The targets of some of the requests."""
+    chosen = np.asarray(edits)
+    return Targets(
+      delta={name: delta_BxD[chosen] for name, delta_BxD in self.delta.items()},
+      init={name: init_BxD[chosen] for name, init_BxD in self.init.items()},
+      num_steps=self.num_steps[chosen],
+      trace=self.trace[chosen],
+      num_programs=self.num_programs,
+    )
+
+
+def choose_batch_size(
+  config: ModelConfig, rows: Sequence[EditRows], first_layer: int, row_shards: int = 1
+) -> int:
+  """Edits to optimise at once: for each device a power of 2 that fits its free memory.
+
+  Counted per edit are the stored activations of every block above the δ, the stored keys and
+  values, and the logits, for the longest rows; half of the free memory is left alone.
+
+  Args:
+    config: sizes and dtype of the model.
+    rows: texts of the edits.
+    first_layer: the lowest block with a δ.
+    row_shards: devices that share the edits.
+  """
+  device = jax.local_devices()[0]
+  free = None if device.platform == 'cpu' else free_bytes(device)
+  if free is None:
+    return _HOST_BATCH * row_shards
+  texts = [text for edit in rows for text in edit.with_target]
+  num_prompts = len(rows[0].with_target) + 1  # and the KL row
+  window = max(len(text.ids) - window_start(text, TOKENS) for text in texts)
+  past = max(window_start(text, TOKENS) for text in texts)
+  num_targets = max(len(text.target_ids) for text in texts)
+  itemsize = jnp.dtype(config.dtype).itemsize
+  heads = config.num_kv_heads * config.head_dim
+  kept = (10 * config.width + 3 * config.ffn_width) * window + 2 * heads * past
+  layers = config.num_layers - first_layer
+  per_edit = num_prompts * (layers * kept * itemsize + 3 * 4 * num_targets * config.vocab_size)
+  fits = free // (2 * per_edit)
+  return 2 ** int(np.log2(least_over_processes(min(max(fits, 1), _LARGEST_BATCH)))) * row_shards
+
+
+def optimise_targets(
+  model: Model,
+  rows: Sequence[EditRows],
+  problem: Problem,
+  *,
+  batch_size: int | None = None,
+  memo: Memo | None = None,
+  key: Any = None,
+  shapes: Sequence[Block] | None = None,
+) -> Targets:
+  """Optimises the δ of every edit, block by block.
+
+  Args:
+    model: the model.
+    rows: texts of the edits.
+    problem: the deltas and their objective.
+    batch_size: edits optimised at once, at least 1; bounds memory. None takes what fits the
+      device.
+    memo: keeps finished blocks.
+    key: everything that the blocks depend on besides their rows.
+    shapes: as of `cut_blocks`.
+
+  Raises:
+    UserError: if a loss or δ is not finite; names the record.
+  """
+  row_shards = num_row_shards(model)
+  if batch_size is None:
+    batch_size = choose_batch_size(model.config, rows, problem.first_layer, row_shards)
+  if batch_size < 1:
+    raise UserError(f'target_batch_size is {batch_size}; give at least 1.')
+  numbers: Problem = jax.tree.map(np.float32, problem)
+  blocks = cut_blocks(
+    rows, problem.tokens, batch_size, problem.objective.num_steps, row_shards, shapes
+  )
+  memo = (memo or Memo(None)).below(digest(key)[:16])
+  found: list[Mapping[str, np.ndarray]] = []
+  with Progress('targets', total=len(rows), unit='edits') as progress:
+    for number, block in enumerate(blocks):
+      block_key = [key, dataclasses.astuple(block), _token_ids(rows, block)]
+      stored = memo.get(f'block-{number}', block_key)
+      if stored is not None:
+        progress.update(len(block.indices))
+      else:
+        result = _run_block(model, numbers, rows, block, progress)
+        _check_finite(result, rows, block, problem)
+        stored = memo.put(f'block-{number}', block_key, Stored(result))
+      found.append(stored.tensors)
+
+  order = np.concatenate([block.indices for block in blocks])
+
+  def collect(name: str) -> np.ndarray:
+    joined = np.concatenate([result[name] for result in found])
+    out = np.empty_like(joined)
+    out[order] = joined
+    return out
+
+  names = [placed.name for placed in problem.deltas]
+  return Targets(
+    delta={name: collect(f'delta/{name}') for name in names},
+    init={name: collect(f'init/{name}') for name in names},
+    num_steps=collect('num_steps'),
+    trace=collect('trace'),
+    num_programs=len({dataclasses.replace(block, indices=()) for block in blocks}),
+  )
+
+
+def _run_block(
+  model: Model, problem: Problem, rows: Sequence[EditRows], block: Block, progress: Progress
+) -> dict[str, np.ndarray]:
+  """Optimises a block through its slots: an edit that stops makes room for one that waits."""
+  waiting = collections.deque(range(len(block.indices)))
+  in_slot_B = np.full(block.size, -1)
+  slots: Slots | None = None
+  results: list[dict[str, np.ndarray] | None] = [None] * len(block.indices)
+  # At most `_STEPS_PER_CHECK`, and few behind the last evaluation.
+  num_checks = -(-problem.objective.num_steps // _STEPS_PER_CHECK)
+  steps, steps_per_check = 0, -(-problem.objective.num_steps // num_checks)
+  while True:
+    # Whole fills only, unless nothing else is left to run.
+    free = np.flatnonzero(in_slot_B < 0)
+    while waiting and len(free) >= min(block.fill, len(waiting)):
+      chosen = [waiting.popleft() for _ in range(min(block.fill, len(waiting)))]
+      at = free[: len(chosen)]
+      in_slot_B[at] = chosen
+      batch = row_batch([rows[block.indices[i]] for i in chosen], block, problem.tokens)
+      slots = enter(model, problem, batch, slots, at, block)
+      free = free[len(chosen) :]
+    assert slots is not None
+    slots = run_steps(model, problem, slots, steps_per_check)
+    steps += steps_per_check
+    is_done_B = fetch(slots.state.is_done_B) & (in_slot_B >= 0)
+    if is_done_B.any():
+      found = fetch({'state': slots.state, 'init': slots.window.init_BxD})
+      for slot in np.flatnonzero(is_done_B).tolist():
+        results[in_slot_B[slot]] = _result(found, slot)
+      in_slot_B[is_done_B] = -1
+    num_running = int((in_slot_B >= 0).sum())
+    progress.update(int(is_done_B.sum()), f'{num_running} edits running, step {steps}')
+    if not num_running and not waiting:
+      return {
+        name: np.stack([result[name] for result in results if result is not None])
+        for name in results[0] or {}
+      }
+
+
+def _result(found: Mapping[str, Any], slot: int) -> dict[str, np.ndarray]:
+  """Arrays of the edit in one slot."""
+  state: State = found['state']
+  result = {'num_steps': state.num_evals_B[slot], 'trace': state.trace_BxEx7[slot]}
+  for name in state.delta_BxD:
+    result[f'delta/{name}'] = state.delta_BxD[name][slot]
+    result[f'init/{name}'] = found['init'][name][slot]
+  return {name: np.asarray(value) for name, value in result.items()}
+
+
+def _token_ids(rows: Sequence[EditRows], block: Block) -> list[list[list[int]]]:
+  return [[list(text.ids) for text in rows[i].with_target] for i in block.indices]
+
+
+def _check_finite(
+  result: Mapping[str, np.ndarray], rows: Sequence[EditRows], block: Block, problem: Problem
+) -> None:
+  """Checks δ, the value it is added to, and the loss of every evaluation."""
+  loss_BxE = result['trace'][:, :, TRACE_COLUMNS.index('loss')]
+  ran_BxE = np.arange(loss_BxE.shape[1]) < result['num_steps'][:, None]
+  is_bad_loss_B = (ran_BxE & ~np.isfinite(loss_BxE)).any(axis=-1)
+  for placed in problem.deltas:
+    is_bad_B = is_bad_loss_B.copy()
+    for part in ('delta', 'init'):
+      is_bad_B |= ~np.isfinite(result[f'{part}/{placed.name}']).all(axis=-1)
+    if is_bad_B.any():
+      request = rows[block.indices[int(is_bad_B.argmax())]].request
+      raise UserError(
+        f'The target of {request.label} is not finite at {placed.name!r} in layer {placed.layer}; '
+        'lower learning_rate or clip_factor, or leave the record out.'
+      )

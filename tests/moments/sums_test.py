@@ -1,0 +1,78 @@
+"""Panels of k kᵀ, and sums that lose no digits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from jedit.moments.sums import (
+  MemoryPlan,
+  adding,
+  mean,
+  num_values,
+  panel_rows,
+  products_of,
+  shapes_of,
+  two_sum,
+)
+from jedit.parallel import memory
+
+
+@struct.dataclass
+class _Model:
+  """Keys by token."""
+
+  table_VxF: jax.Array
+
+  def __call__(self, token_NxT, *, taps, **unused):
+    return None, dict.fromkeys(taps, self.table_VxF[token_NxT])
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('size', [1, 3, 6, 24])
+def test_panels_hold_the_matrix(size, dtype):
+  rng = np.random.default_rng(size)
+  model = _Model(jnp.asarray(rng.integers(-4, 5, (8, size)), dtype))  # exact in float32
+  token_NxT = rng.integers(8, size=(3, 5)).astype(np.int32)
+  segment_NxT = (rng.random((3, 5)) < 0.7).astype(np.int32)
+  products = products_of(['a', 'b'], stop=1)
+  arrays = (token_NxT, segment_NxT, token_NxT)
+  shapes = shapes_of(jax.eval_shape(products, model, *arrays), None)
+  assert set(shapes) == {'a', 'b'}
+  assert sum(total.size for total, _ in shapes['a']) == num_values(size)
+  sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  for _ in range(2):
+    sums, ran = adding(products)(model, sums, *arrays)
+  assert ran == 1
+  key_KxF = np.asarray(model.table_VxF, np.float64)[token_NxT[segment_NxT > 0]]
+  expected_FxF = 2 * key_KxF.T @ key_KxF / 30
+  for panels in sums.values():
+    cov_FxF = mean(panels, 30)
+    np.testing.assert_array_equal(cov_FxF, expected_FxF.astype(np.float32))
+
+
+def test_the_lower_triangle_is_left_out():
+  assert panel_rows(8) == [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)]
+  assert num_values(8) == 8 * 8 * 5 / 8
+  assert num_values(1) == 1 and num_values(3) == 6
+
+
+def test_sums_and_results_are_planned_for():
+  plan = MemoryPlan.of([8, 16], num_devices=2)
+  sums = 8 * (64 + 256) * 5 // 8
+  assert plan.num_kernels == 2 and plan.device == sums // 2
+  assert plan.host == 4 * (64 + 256) + 16 * 256 + sums  # the CPU is the device here
+  assert memory.free_host_bytes() > plan.host
+  plan.check()
+
+
+def test_the_second_sum_holds_what_the_first_loses():
+  values = np.random.default_rng(0).uniform(1, 2, 3000).astype(np.float32)
+  add = jax.jit(two_sum)
+  total = lost = np.float32(0)
+  for value in values:
+    total, lost = add(total, lost, value)
+  exact = values.astype(np.float64).sum()
+  assert abs(float(total) + float(lost) - exact) < 1e-9 * exact
+  assert abs(float(total) - exact) > 1e-7 * exact, 'the sum alone has lost something'
