@@ -62,7 +62,10 @@ def _assert_same_bits(ours, theirs):
     ),
     (dict(contexts=[['A. {}']]), "first context is 'A. {}'"),
     (dict(moments=None), 'Method memit needs second moments; give those of jedit.statistics'),
-    (dict(method=methods.rome(layers=(1,))), 'one edit at a time, not 3; edit one by one'),
+    (
+      dict(method=methods.rome(layers=(1,))),
+      'one edit at a time, not 3; .* edits_per_batch 1',
+    ),
     (
       dict(method=methods.emmet(layers=(1,), key_ridge=0.0), requests=list(REQUESTS[:1]) * 25),
       '25 edits cannot all hold exactly with keys of 24 dimensions; raise key_ridge',
@@ -78,7 +81,7 @@ def test_mistakes_are_sentences(settings, words):
 
 def test_a_method_by_name_is_sent_to_the_presets():
   with pytest.raises(UserError, match=r"The method is 'pmet'; .*jedit.preset\('pmet', 'gptj-6b'\)"):
-    _edit('pmet', moments=None)
+    edit(_model(), REQUESTS, 'pmet')
   assert jedit.preset('pmet', 'gptj-6b').name == 'pmet'
 
 
