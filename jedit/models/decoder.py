@@ -6,7 +6,6 @@ the stored keys and values of earlier ones, each row at its own positions. Targe
 key extraction, statistics, evaluation and generation are all this one call.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,7 +16,8 @@ from flax import struct
 
 from jedit.models import gpt2, gpt_neox, gptj, llama, mistral, qwen
 from jedit.models.config import Family, ModelConfig
-from jedit.models.layers import Cache, Embed, Linear, View, matmul_precision, rotary_tables, wider
+from jedit.models.layers import Cache, Embed, Linear, View, linear, rotary_tables
+from jedit.models.precision import wider
 from jedit.models.sites import Sites, site
 
 FAMILIES: dict[str, Family] = {
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
       setattr(self, f'block_{layer}', family.block(c, layer))
     self.final_norm = family.final_norm(c.norm_eps)
     if not c.tie_head:
-      self.head = Linear(c.vocab_size, c.head_bias)
+      self.head = Linear(c.vocab_size, c.head_bias, 'float32')
     elif c.head_bias:
       self.head_bias = self.param('head_bias', nn.initializers.zeros, (c.vocab_size,))
 
@@ -139,15 +139,9 @@ class Decoder(nn.Module):
     """
     normed = self.final_norm(hidden) if final_norm else hidden
     if not self.config.tie_head:
-      logits = self.head(normed)
-    else:
-      embedding_VxD = self.embed.embedding.astype(normed.dtype)
-      precision = matmul_precision(normed.dtype)
-      logits = jnp.einsum('...d,vd->...v', normed, embedding_VxD, precision=precision)
-      if self.config.head_bias:
-        bias_V = self.head_bias.astype(logits.dtype)
-        logits = logits + bias_V.reshape((1,) * (logits.ndim - 1) + (-1,))
-    return logits.astype(wider(logits.dtype, jnp.float32))
+      return self.head(normed)
+    bias_V = self.head_bias if self.config.head_bias else None
+    return linear(normed, self.embed.embedding.T, bias_V, wider(normed.dtype, 'float32'))
 
   def everything(self, token_NxT: jax.Array) -> jax.Array:
     """Logits of whole rows; touches every parameter, so `init` runs it."""
@@ -183,24 +177,6 @@ class Decoder(nn.Module):
     rope = self.config.rope
     cos, sin = (None, None) if rope is None else rotary_tables(rope, position_NxT)
     return View(cos_NxTxR=cos, sin_NxTxR=sin, mask_NxTxS=mask_NxTxS, past=layers, cache=cache)
-
-
-@functools.cache
-def functions(config: ModelConfig) -> tuple[Callable, Callable]:
-  """The decoder and its head as functions of the parameters, the same pair for equal configs.
-
-  Returns:
-    `(params, token_NxT, **arguments) -> (hidden, seen)` and `(params, hidden) -> logits`.
-  """
-  decoder = Decoder(config)
-
-  def forward(params: Any, token_NxT: jax.Array | None = None, **arguments: Any) -> Any:
-    return decoder.apply({'params': params}, token_NxT, **arguments)
-
-  def head(params: Any, hidden: jax.Array) -> Any:
-    return decoder.apply({'params': params}, hidden, method='logits')
-
-  return forward, head
 
 
 def init_params(config: ModelConfig, rng: jax.Array) -> Any:

@@ -14,9 +14,9 @@ from flax import traverse_util
 
 from jedit.io import storage
 from jedit.models.decoder import FAMILIES
-from jedit.models.layers import wider
 from jedit.models.load import name_table
 from jedit.models.model import Model
+from jedit.models.precision import wider
 from jedit.models.safetensors_index import (
   COMPANIONS,
   INDEX,

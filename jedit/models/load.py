@@ -26,13 +26,12 @@ from jedit.io import storage
 from jedit.models.config import ModelConfig
 from jedit.models.decoder import FAMILIES
 from jedit.models.model import Model
+from jedit.models.precision import check_dtype
 from jedit.models.safetensors_index import Stored, count_bytes, in_order, open_tensors, some
 from jedit.models.sharding import param_shapes, param_shardings
 from jedit.parallel.memory import free_bytes
 from jedit.parallel.mesh import fetch
 from jedit.types import UserError
-
-DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
 
 
 def _expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -74,8 +73,7 @@ def load_directory(
     UserError: for a directory or config that cannot be used, for tensors that are unknown,
       missing or mis-shaped (all of them in one message), and for a model that does not fit.
   """
-  if dtype not in DTYPES or jax.dtypes.canonicalize_dtype(dtype) != dtype:  # float64 needs x64
-    raise UserError(f'Cannot load a model as {dtype!r}; choose float32, bfloat16 or float16.')
+  check_dtype(dtype)
   path = pathlib.Path(path)
   hf_config = _read_hf_config(path)
   config = FAMILIES[hf_config['model_type']].read_config(hf_config, dtype)

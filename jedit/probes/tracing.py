@@ -76,11 +76,13 @@ class Trace:
 
 
 def windows_of(num_layers: int, width: int) -> tuple[tuple[int, ...], ...]:
-  """A window of `width` layers around each layer, cut off at both ends of the model.
+  """A window of `width` layers around each layer l: l - ⌊width/2⌋ to l + ⌈width/2⌉ - 1.
 
-  ROME's figures have a width of 10 for MLP and attention outputs, and 1 for hidden states.
+  These are the windows of ROME's code: an even one reaches one layer further down than up. Windows
+  are cut off at both ends of the model. ROME's figures have a width of 10 for MLP and attention
+  outputs, and 1 for hidden states.
   """
-  first = [layer - (width - 1) // 2 for layer in range(num_layers)]
+  first = [layer - width // 2 for layer in range(num_layers)]
   return tuple(tuple(range(max(f, 0), min(f + width, num_layers))) for f in first)
 
 

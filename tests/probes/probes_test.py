@@ -214,6 +214,15 @@ def test_noise_falls_on_the_subject_alone(lm):
 def test_windows_are_cut_off_at_the_ends():
   assert windows_of(4, 1) == ((0,), (1,), (2,), (3,))
   assert windows_of(4, 3) == ((0, 1), (0, 1, 2), (1, 2, 3), (2, 3))
+  assert windows_of(4, 2) == ((0,), (0, 1), (1, 2), (2, 3))
+  assert windows_of(5, 4) == ((0, 1), (0, 1, 2), (0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4))
+  # ROME's code: range(max(0, layer - window // 2), min(num_layers, layer - (-window // 2))).
+  for num_layers, width in itertools.product((1, 5, 28), range(1, 12)):
+    expected = tuple(
+      tuple(range(max(0, layer - width // 2), min(num_layers, layer - (-width // 2))))
+      for layer in range(num_layers)
+    )
+    assert windows_of(num_layers, width) == expected
 
 
 @pytest.mark.parametrize(
