@@ -219,7 +219,7 @@ def test_windows_are_cut_off_at_the_ends():
 @pytest.mark.parametrize(
   ('probe', 'words'),
   [
-    (lambda lm: similarity(lm, []), 'nothing to probe'),
+    (lambda lm: similarity(lm, []), 'has no requests'),
     (lambda lm: contrast(lm, [jedit.Request('{} is', 'A', 'b')]), 'no true object'),
     (lambda lm: contrast(lm, _requests(), words={'none': []}), "'none' is empty"),
     (lambda lm: contrast(lm, _requests(), words={'rest': ['a']}), "called 'rest'"),
