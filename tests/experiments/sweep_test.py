@@ -189,7 +189,7 @@ def test_curves_are_drawn_over_the_field_that_is_named(made):
     ({'A': {'method': dict(name='rome', layers=(1,))}}, "In the cell 'A': .*one edit at a time"),
     ({'A b': {}, 'A_b': {}}, "Two cells have the directory 'a_b'"),
     ((('A', {}), ('A', {})), "Two cells have the directory 'a'"),
-    ((('A', 3),), 'no pair of a name'),
+    ((('A', 3),), 'be a pair of a name'),
   ],
 )
 def test_mistakes_are_sentences(made, cells, words):
