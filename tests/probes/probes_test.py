@@ -231,7 +231,7 @@ def test_windows_are_cut_off_at_the_ends():
     (lambda lm: similarity(lm, []), 'has no requests'),
     (lambda lm: contrast(lm, [jedit.Request('{} is', 'A', 'b')]), 'no true object'),
     (lambda lm: contrast(lm, _requests(), words={'none': []}), "'none' is empty"),
-    (lambda lm: contrast(lm, _requests(), words={'rest': ['a']}), "called 'rest'"),
+    (lambda lm: contrast(lm, _requests(), words={'rest': ['a']}), "name 'rest' is reserved"),
     (lambda lm: trace(lm, _requests(), [(2,)]), 'Layer 2 cannot be traced'),
     (lambda lm: trace(lm, _requests(), [(1,)], kinds=('head',)), "Unknown output 'head'"),
     (lambda lm: trace(lm, _requests(), [(1,)], positions=('end',)), "Unknown position 'end'"),
