@@ -1,4 +1,4 @@
-r"""Every method and ablation on a shipped testbed, 200 edits, as one table.
+r"""Runs every method and ablation on a shipped testbed, 200 edits each, for one table.
 
 python -m jedit.main --config=configs/sweep.py --workdir=runs/sweep_testbed_gptj
 python -m jedit.main --config=configs/sweep.py:llama --workdir=runs/sweep_testbed_llama

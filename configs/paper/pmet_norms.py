@@ -1,9 +1,9 @@
-r"""PMET (arXiv:2308.08742), appendix A: performance and the norm of the change.
+r"""PMET (arXiv:2308.08742), appendix A: performance and the norm of the update.
 
 python -m jedit.main --config=configs/paper/pmet_norms.py:testbed-gptj
 python -m jedit.main --config=configs/paper/pmet_norms.py --config.statistics.corpus=CORPUS
 
-The column ‖ΔW‖ is the Frobenius norm over all written kernels, mean over batches.
+The column ‖ΔW‖ is the Frobenius norm over all updated kernels, averaged over batches.
 """
 
 from jedit.configs.paper import common

@@ -1,4 +1,4 @@
-r"""PMET (arXiv:2308.08742), table 3: its ablations at 1,000, 5,623 and 10,000 edits of GPT-J.
+r"""PMET (arXiv:2308.08742), table 3: ablations at 1,000, 5,623 and 10,000 edits of GPT-J.
 
 python -m jedit.main --config=configs/paper/pmet_table3.py:testbed-gptj
 python -m jedit.main --config=configs/paper/pmet_table3.py --config.statistics.corpus=CORPUS
