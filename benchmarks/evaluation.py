@@ -1,34 +1,36 @@
-r"""How fast is evaluation? The engine, and the published loop that goes record by record.
+r"""Evaluation: the engine and the published loop, which goes record by record.
 
-python benchmarks/evaluation.py --records=../shared/data/counterfact/counterfact.json --out=e.json
-python benchmarks/evaluation.py --generation --records=... --num_edits=40
+  python benchmarks/evaluation.py --records=../shared/data/counterfact/counterfact.json --out=e.json
+  python benchmarks/evaluation.py --generation --records=... --num_edits=40
 
 A CounterFact record has 13 prompts with two objects each, 26 sequences. The baseline, in PyTorch,
 gives a record's sequences to the model as one padded batch and takes the log-softmax of all logits,
-as the published codes do. With `--generation` both sides also continue the record's generation
-prompts to 100 tokens by top-5 sampling with a cache, the baseline one record at a time.
+as the published codes do. With --generation both also continue the record's generation prompts to
+100 tokens by top-5 sampling with a cache, the baseline one record at a time.
 
-The models are the same; 'nll' and the flags are compared. Needed FLOP are those of the distinct
-prompts with their objects, each prompt once, and of the tokens that are generated.
+Both evaluate the same model; the values of all metrics of all records are compared. Needed FLOP are
+those of the distinct prompts with their objects, each prompt once, and of the generated tokens.
 """
 
-import harness
-from absl import app, flags
+from common.command_line import Parser
+from common.runner import EDIT_FLAGS, Benchmark, main
 
-flags.adopt_module_key_flags(harness)
-_GENERATION = flags.DEFINE_bool('generation', False, 'Also generates texts.')
-
-SIDES = {'engine': 'jax_sides:Evaluation', 'baseline': 'torch_evaluation:Baseline'}
-SCORES = harness.Benchmark(
-  name='evaluation', sides=SIDES, needed=('evaluation',), part='scores', num_steps=2
+BENCHMARK = Benchmark(
+  name='evaluation',
+  prepare='common.workload:prepare_edits',
+  implementations={
+    'engine': 'implementations.evaluation_jax:Engine',
+    'baseline': 'implementations.evaluation_torch:Baseline',
+  },
 )
-TEXTS = harness.Benchmark(
-  name='evaluation_with_generation',
-  sides=SIDES,
-  needed=('evaluation', 'generation'),
-  part='scores and texts',
-  num_steps=2,
+PARSER = Parser(__doc__, *EDIT_FLAGS, num_steps=None, timed='scores')
+PARSER.add_argument(
+  '--generation',
+  dest='timed',
+  action='store_const',
+  const='scores and texts',
+  help='also generate texts',
 )
 
 if __name__ == '__main__':
-  app.run(lambda argv: harness.main(TEXTS if _GENERATION.value else SCORES, argv))
+  main(BENCHMARK, PARSER)

@@ -1,11 +1,13 @@
-r"""Statistics that are killed again and again end with the bits of a run that nobody stopped.
+r"""Second moments that are killed again and again, against those of an undisturbed run.
 
-python benchmarks/kills.py --num_kills=20
+  python benchmarks/kills.py --num_kills=20
 
-Runs take second moments of the GPT-J testbed and save after every batch. Each is killed with
-SIGKILL at a random moment, and the next one goes on.
+Runs collect second moments of the GPT-J testbed and save after every batch. Each is killed with
+SIGKILL at a random moment, and the next one goes on. The bits of both results are compared; exit
+code 1 if they differ.
 """
 
+import argparse
 import os
 import pathlib
 import random
@@ -14,16 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 
-import numpy as np
-from absl import app, flags
+from common.command_line import Parser, whole
 
-from jedit.moments.files import SecondMoments
-
-_NUM_KILLS = flags.DEFINE_integer('num_kills', 20, 'Kills before the last run.', lower_bound=1)
-_SECONDS = flags.DEFINE_float('seconds', 2.0, 'Longest wait for a kill once a run has begun.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the moments.')
+PARSER = Parser(__doc__, 'seed')
+PARSER.add('num_kills', whole(1), 20, 'kills before the last run')
+PARSER.add('seconds', float, 2.0, 'longest wait for a kill once a run has begun')
 
 # The first argument is the file of the result.
 _RUN = """
@@ -39,12 +37,14 @@ jedit.statistics(lm, corpus, [0, 1], batch_tokens=256, row_tokens=256, cache=sys
 """
 
 
-def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'There is no argument {argv[1]!r}; use the flags.')
-  root = pathlib.Path(__file__).parents[1]
-  rng = random.Random(_SEED.value)
-  environment = {**os.environ, 'PYTHONPATH': os.fspath(root)}
+def run(settings: argparse.Namespace) -> bool:
+  """Kills runs, prints the batches that each had saved, and compares the bits."""
+  import numpy as np  # slow to import, as the module below
+
+  from jedit.moments.files import SecondMoments
+
+  rng = random.Random(settings.seed)
+  environment = {**os.environ, 'PYTHONPATH': os.fspath(pathlib.Path(__file__).parents[1])}
   with tempfile.TemporaryDirectory() as folder:
     whole, killed = pathlib.Path(folder) / 'whole', pathlib.Path(folder) / 'killed'
 
@@ -52,26 +52,27 @@ def main(argv: Sequence[str]) -> None:
       return [sys.executable, '-c', _RUN, os.fspath(path)]
 
     subprocess.run(command(whole), env=environment, check=True, capture_output=True)
-    places = []
-    for _ in range(_NUM_KILLS.value):
+    batches = []
+    for _ in range(settings.num_kills):
       with subprocess.Popen(
         command(killed), env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-      ) as run:
-        run.stdout.readline()
-        time.sleep(rng.uniform(0, _SECONDS.value))
-        run.send_signal(signal.SIGKILL)
-      if run.returncode != -signal.SIGKILL:
-        raise app.UsageError('A run ended before it was killed; wait less with --seconds.')
+      ) as process:
+        process.stdout.readline()
+        time.sleep(rng.uniform(0, settings.seconds))
+        process.send_signal(signal.SIGKILL)
+      if process.returncode != -signal.SIGKILL:
+        PARSER.error('a run ended before it was killed; wait less with --seconds')
       saved = [int(path.name) for path in killed.with_suffix('.partial').glob('[0-9]*')]
-      places.append(max(saved, default=0))
+      batches.append(max(saved, default=0))
     subprocess.run(command(killed), env=environment, check=True, capture_output=True)
     first, second = SecondMoments.load(whole), SecondMoments.load(killed)
-  print(f'batches done at each kill: {", ".join(map(str, places))}')
   same = all(np.array_equal(first.cov[kernel], second.cov[kernel]) for kernel in first.cov)
   same &= first.num_tokens == second.num_tokens
-  print(f'{len(places)} kills, {second.num_tokens} tokens: {"the same" if same else "OTHER"} bits')
-  sys.exit(not same)
+  print(f'batches saved before each kill: {", ".join(map(str, batches))}')
+  verdict = 'the same' if same else 'OTHER'
+  print(f'{len(batches)} kills, {second.num_tokens} tokens, float32: {verdict} bits')
+  return same
 
 
 if __name__ == '__main__':
-  app.run(main)
+  sys.exit(not run(PARSER.parse_args()))

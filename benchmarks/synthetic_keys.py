@@ -1,17 +1,15 @@
-"""Keys that are rows of a table, so that their second moments are known in float64.
+"""Rounding of second moments: float32 sums of synthetic keys against float64.
 
-python benchmarks/synthetic_keys.py --num_tokens=10000000
+  python benchmarks/synthetic_keys.py --num_tokens=10000000
 
-prints how far a pass over so many tokens is from float64, with the two sums of
-`jedit.moments.sums` and with a plain float32 one.
+Keys are rows of a table, so their second moments are known in float64. Prints how far a pass over
+so many tokens is from them, with the two sums of `jedit.moments.sums` and with a plain float32 one.
 """
-
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from common.command_line import Parser, name_list, whole
 from flax import struct
 
 from jedit.moments import sums
@@ -21,10 +19,11 @@ from jedit.types import Kernel
 
 KERNEL = Kernel(0, 'mlp')
 
-_NUM_TOKENS = flags.DEFINE_integer('num_tokens', 10_000_000, 'Tokens of the pass.', lower_bound=1)
-_WIDTH = flags.DEFINE_integer('width', 256, 'Components of a key.', lower_bound=1)
-_BATCH = flags.DEFINE_integer('batch_tokens', 8192, 'Tokens of a batch.', lower_bound=1)
-_DTYPES = flags.DEFINE_list('dtypes', ['float32', 'bfloat16'], 'Of the keys.')
+PARSER = Parser(__doc__)
+PARSER.add('num_tokens', whole(1), 10_000_000, 'tokens of the pass')
+PARSER.add('width', whole(1), 256, 'components of a key')
+PARSER.add('batch_tokens', whole(1), 8192, 'tokens of a batch')
+PARSER.add('dtypes', name_list, ('float32', 'bfloat16'), 'precisions of the keys')
 
 
 class Text:
@@ -66,26 +65,28 @@ class Model:
     return None, dict.fromkeys(taps, self.table_VxF[token_NxT])
 
 
-def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'There is no argument {argv[1]!r}; use the flags.')
-  text = Text(-(-_NUM_TOKENS.value // _BATCH.value), (1, _BATCH.value), vocab_size=4096)
-  two_sum = sums.two_sum
-  for dtype in _DTYPES.value:
-    table_VxF = table(_WIDTH.value, text.vocab_size, dtype)
+def main() -> None:
+  settings = PARSER.parse_args()
+  shape = (1, settings.batch_tokens)
+  text = Text(-(-settings.num_tokens // settings.batch_tokens), shape, vocab_size=4096)
+  device, two_sum = jax.devices()[0].device_kind, sums.two_sum
+  for dtype in settings.dtypes:
+    table_VxF = table(settings.width, text.vocab_size, dtype)
     exact_FxF = text.exact(table_VxF)
+    errors = {}
     for label, add in (('two sums', two_sum), ('one sum', lambda a, b, part: (a + part, b))):
       sums.two_sum = add
       found = accumulate(Model(table_VxF), text, [KERNEL])
       wrong_FxF = found.cov[KERNEL] - exact_FxF
-      norm = np.linalg.norm(wrong_FxF) / np.linalg.norm(exact_FxF)
+      errors[label] = np.linalg.norm(wrong_FxF) / np.linalg.norm(exact_FxF)
       largest = np.abs(wrong_FxF).max() / np.abs(exact_FxF).max()
       print(
-        f'{dtype} keys, {found.num_tokens} tokens, {label}: relative error {norm:.1e} in norm, '
-        f'{largest:.1e} at most',
+        f'{device}, {dtype} keys, {found.num_tokens} tokens, {label}: relative error '
+        f'{errors[label]:.1e} in norm, {largest:.1e} at most',
         flush=True,
       )
+    print(f'{dtype} keys: one sum errs {errors["one sum"] / errors["two sums"]:.1f} times as much')
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -1,4 +1,4 @@
-r"""Every method and ablation on a shipped testbed, 200 edits, as one table.
+r"""Runs every method and ablation on a shipped testbed, 200 edits each, for one table.
 
 python -m jedit.main --config=configs/sweep.py --workdir=runs/sweep_testbed_gptj
 python -m jedit.main --config=configs/sweep.py:llama --workdir=runs/sweep_testbed_llama
@@ -32,7 +32,7 @@ def get_config(testbed='gptj'):
     ('PMET', cell('pmet')),
     ('PMET, even schedule', cell('pmet', schedule='even')),
     ('PMET without attention delta', cell('pmet', optimise=('mlp',))),
-    ('PMET writing attention, too', cell('pmet', write=('attn', 'mlp'))),
+    ('PMET, also writing attention', cell('pmet', write=('attn', 'mlp'))),
     ("PMET, the paper's loss", cell('pmet', nll_switch=False)),
     ('MEMIT', cell('memit')),
     ('MEMIT, sqrt schedule', cell('memit', schedule='sqrt')),

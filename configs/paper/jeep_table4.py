@@ -1,4 +1,4 @@
-r"""JEEP (arXiv:2412.17872), table 4: its ablations on LLaMA-7B.
+r"""JEEP (arXiv:2412.17872), table 4: ablations on LLaMA-7B.
 
 python -m jedit.main --config=configs/paper/jeep_table4.py:testbed-llama
 python -m jedit.main --config=configs/paper/jeep_table4.py --config.statistics.corpus=CORPUS

@@ -1,9 +1,9 @@
-r"""PMET (arXiv:2308.08742), appendix A: performance and the norm of the change.
+r"""PMET (arXiv:2308.08742), appendix A: performance and the norm of the update.
 
 python -m jedit.main --config=configs/paper/pmet_norms.py:testbed-gptj
 python -m jedit.main --config=configs/paper/pmet_norms.py --config.statistics.corpus=CORPUS
 
-The column ‖ΔW‖ is the Frobenius norm over all written kernels, mean over batches.
+The column ‖ΔW‖ is the Frobenius norm over all updated kernels, averaged over batches.
 """
 
 from jedit.configs.paper import common
@@ -14,7 +14,7 @@ def get_config(scale=''):
   methods = {
     'PMET': e.method('pmet'),
     'PMET, even schedule': e.method('pmet', schedule='even'),
-    'PMET writing attention, too': e.method('pmet', write=('attn', 'mlp')),
+    'PMET, also writing attention': e.method('pmet', write=('attn', 'mlp')),
     'MEMIT': e.method('memit'),
     'MEMIT, sqrt schedule': e.method('memit', schedule='sqrt'),
   }

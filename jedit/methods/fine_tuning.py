@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from jedit.editing.context import EditContext
-from jedit.editing.provenance import describe
 from jedit.editing.region import as_layers, check_layers
 from jedit.editing.result import EditResult
 from jedit.methods.training import Training, train
@@ -40,11 +39,7 @@ class FineTuning(Training):
       UserError: for a loss or weight that is not finite.
     """
     updates, losses = train(context.lm, requests, self)
-    provenance = {
-      **describe(context.lm, requests, self, context.seed),
-      'epoch_losses': losses,
-    }
-    return EditResult(Patch(updates, provenance))
+    return EditResult(Patch(updates, {'epoch_losses': losses}))
 
 
 def ft_w(

@@ -1,6 +1,8 @@
-"""The benchmark scripts run and count right; nothing here is timed."""
+"""Benchmark scripts run and count right; no test looks at a time."""
 
+import ast
 import dataclasses
+import graphlib
 import importlib
 import json
 import os
@@ -19,16 +21,22 @@ from jedit.testbeds.tokenizer import save_tokenizer, train_tokenizer
 from jedit.types import Request, UserError
 
 BENCHMARKS = pathlib.Path(__file__).parents[2] / 'benchmarks'
+SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob('*.py'))
+MODULES = {
+  '.'.join(path.relative_to(BENCHMARKS).with_suffix('').parts).removesuffix('.__init__'): path
+  for path in BENCHMARKS.rglob('*.py')
+}
 sys.path.insert(0, os.fspath(BENCHMARKS))  # as for a script that is started there
 
-flop = importlib.import_module('flop')
-harness = importlib.import_module('harness')
-material = importlib.import_module('material')
-processes = importlib.import_module('processes')
+flop = importlib.import_module('common.flop')
+presets = importlib.import_module('common.presets')
+processes = importlib.import_module('common.processes')
+runner = importlib.import_module('common.runner')
+workload = importlib.import_module('common.workload')
 
 # Layers 0 to 3, δ at layer 1; products with small numbers that can be followed by hand.
 PRESET = dataclasses.replace(
-  material.PRESETS['tiny'], num_layers=4, width=2, ffn_width=3, vocab_size=5, num_heads=1
+  presets.PRESETS['tiny'], num_layers=4, width=2, ffn_width=3, vocab_size=5, num_heads=1
 )
 BLOCK = 2 * (4 * 2 * 2 + 2 * 2 * 3)
 HEAD = 2 * 2 * 5
@@ -48,7 +56,6 @@ EDIT = EditRows(
   request=Request('{} is', 'it', 'so'),
   with_target=(_text(7, 2, num_target=2), _text(10, 5, num_target=2)),
   without_target=(_text(5, 2), _text(8, 5)),
-  bare=_text(5, 2),
   kl=_text(4, 1),
 )
 
@@ -74,157 +81,245 @@ def test_gptj_needs_what_the_design_says():
   # About 13 TFLOP at 30 evaluations, six rows of 18.8 tokens with windows of 4.2.
   rows = [_text(20, 15, num_target=1), _text(20, 15, num_target=1)] * 3
   edit = dataclasses.replace(EDIT, with_target=tuple(rows), kl=_text(6, 3))
-  needed = flop.target_flop(material.PRESETS['gptj-6b'].config, [edit], 8, 30)
+  needed = flop.target_flop(presets.PRESETS['gptj-6b'].config, [edit], 8, 30)
   assert 12e12 < needed < 14.5e12
 
 
-def _settings(**fields) -> harness.Settings:
-  return harness.Settings(preset='tiny', **fields)
+def _run(script: str, *flags: str, start=processes.Here) -> dict:
+  """A script's report, with all implementations in this process."""
+  module = importlib.import_module(script)
+  return runner.run(module.BENCHMARK, module.PARSER.parse_args(['--preset=tiny', *flags]), start)
 
 
-@pytest.mark.parametrize('script', ['targets', 'keys', 'edit_end_to_end'])
-def test_sides_do_the_same_work_and_the_figures_are_written(script, tmp_path, capsys):
+@pytest.mark.parametrize(
+  ('script', 'stages'),
+  [('targets', ['targets']), ('keys', ['keys']), ('edit_end_to_end', ['targets', 'keys'])],
+)
+def test_implementations_do_the_same_work_and_the_figures_are_written(
+  script, stages, tmp_path, capsys
+):
   pytest.importorskip('torch')
-  benchmark = importlib.import_module(script).BENCHMARK
   out = tmp_path / 'figures.json'
-  report = harness.run(benchmark, _settings(out=os.fspath(out)), processes.Here)
+  report = _run(script, f'--out={out}')
   assert json.loads(out.read_text()) == json.loads(json.dumps(report))
-  assert list(report['sides']) == list(benchmark.sides)
-  for name, side in report['sides'].items():
-    seconds = side['seconds']
+  assert report['needed_flop'] == sum(report['stage_flop'][stage] for stage in stages) > 0
+  results = report['implementations']
+  assert list(results) == list(importlib.import_module(script).BENCHMARK.implementations)
+  printed = capsys.readouterr().out
+  for name, result in results.items():
+    seconds = result['seconds']
     assert 0 < seconds['min'] <= seconds['median'] <= seconds['max']
-    assert side['edits_per_second'] == pytest.approx(report['num_edits'] / seconds['median'])
+    assert result['units_per_second'] == pytest.approx(report['num_edits'] / seconds['median'])
     ceiling = report['ceiling_flop_per_second']
-    needed = side['share_of_ceiling'] * ceiling * seconds['median']
-    assert needed == pytest.approx(report['needed_flop_timed'])
-    assert side['peak_bytes']['process'] > 0
+    needed = result['share_of_ceiling'] * ceiling * seconds['median']
+    assert needed == pytest.approx(report['needed_flop'])
+    assert result['peak_bytes']['process'] > 0
+    assert (result['device'], result['precision']) == ('cpu', 'float32')
+    assert f'{name} ' in printed and f'({seconds["min"]:.2f} .. {seconds["max"]:.2f})' in printed
     if name != 'baseline':
-      assert side['compile_seconds'] >= 0 and side['num_programs'] >= 1
-  # Three evaluations with the same weights and texts: float32 on both sides, another order of sums.
+      assert result['compile_seconds'] >= 0 and result['num_programs'] >= 1
+      assert result['compile_seconds_by_round'] == [0, 0], 'nothing is compiled while it is timed'
+  for name, times in report['times_faster'].items():
+    assert times['min'] <= times['ratio'] <= times['max']
+    assert f'engine is {times["ratio"]:.2f} times as fast as {name}' in printed
+  # Three evaluations with the same weights and texts: float32 in both, another order of sums.
   for name, differences in report['differences'].items():
     assert differences.pop('first loss') < 1e-5, name
     assert all(value < 1e-3 for value in differences.values()), (name, differences)
     assert differences.keys() >= {'last loss', 'z attn', 'z mlp'}
   if script != 'targets':
     assert {'key 1', 'key 2'} <= report['differences']['baseline'].keys()
-  printed = capsys.readouterr().out
-  assert all(name in printed for name in benchmark.sides)
 
 
-def test_evaluation_measures_the_same_on_both_sides(capsys):
+def test_evaluation_measures_the_same_in_both(capsys):
   pytest.importorskip('torch')
-  benchmark = importlib.import_module('evaluation').TEXTS
-  report = harness.run(benchmark, _settings(num_edits=1, rounds=1), processes.Here)
-  assert report['needed_flop_timed'] > report['needed_flop']['generation_flop'] > 0
-  assert set(report['sides']['baseline']['parts']) == {'evaluation', 'generation'}
-  # float32 on both sides, another order of sums.
+  report = _run('evaluation', '--generation', '--num_edits=1', '--rounds=1')
+  assert report['needed_flop'] > report['stage_flop']['generation'] > 0
+  parts = report['implementations']['baseline']['parts']
+  assert set(parts) == {'evaluation', 'generation'}
+  # float32 in both, another order of sums.
   assert report['differences']['baseline']['values'] < 1e-4
   assert 'engine is' in capsys.readouterr().out
+  scores = importlib.import_module('evaluation').PARSER.parse_args([])
+  assert scores.timed == 'scores', 'texts are generated only if wanted'
 
 
-def test_a_script_runs_its_sides_as_processes(tmp_path):
+def test_a_script_runs_its_implementations_as_processes(tmp_path):
   out = tmp_path / 'figures.json'
-  command = [sys.executable, os.fspath(BENCHMARKS / 'targets.py'), '--preset=tiny']
-  command += ['--sides=engine', '--rounds=1', '--num_edits=2', f'--out={out}']
-  environment = os.environ | {'PYTHONPATH': os.fspath(BENCHMARKS.parent)}
-  subprocess.run(command, env=environment, check=True, capture_output=True)
+  flags = ['--preset=tiny', '--implementations=engine', '--rounds=1', '--num_edits=2']
+  done = _start('targets', *flags, f'--out={out}')
+  assert not done.returncode, done.stderr
   report = json.loads(out.read_text())
-  assert report['num_edits'] == 2 and list(report['sides']) == ['engine']
+  assert report['num_edits'] == 2 and list(report['implementations']) == ['engine']
 
 
 def test_generation_is_timed_on_equal_work(capsys):
   pytest.importorskip('torch')
-  generation = importlib.import_module('generation')
-  report = generation.run(
-    'tiny', num_prompts=5, num_new=8, lengths=(2, 9), rounds=2, start=processes.Here
-  )
-  assert list(report['sides']) == list(generation.SIDES) == ['engine', 'transformers']
-  assert report['equal_tokens'] == 1
-  assert report['sides']['engine']['compile_seconds_in_rounds'] == [0, 0]
-  for side in report['sides'].values():
-    assert side['tokens_per_second'] == pytest.approx(5 * 8 / side['seconds']['median'])
-  assert 'times as fast as transformers' in generation.table(report)
+  report = _run('generation', '--num_prompts=5', '--num_new=8', '--shortest=2', '--longest=9')
+  assert list(report['implementations']) == ['engine', 'transformers']
+  assert report['differences']['transformers'] == {'tokens': 0}
+  assert report['implementations']['engine']['compile_seconds_by_round'] == [0, 0]
+  for result in report['implementations'].values():
+    assert result['amount_by_round'] == [5 * 8] * 2
+    assert result['units_per_second'] == pytest.approx(5 * 8 / result['seconds']['median'])
+  assert 'times as fast as transformers' in capsys.readouterr().out
   tokens = sum(np.random.default_rng(0).integers(2, 10, 5)) + 5 * 7
-  preset = material.PRESETS['tiny']
-  head_flop = flop.head_flop(preset.config) * 40
-  assert report['needed_flop'] == 4 * flop.block_flop(preset.config) * tokens + head_flop
+  config = presets.PRESETS['tiny'].config
+  head_flop = flop.head_flop(config) * 40
+  assert report['needed_flop'] == 4 * flop.block_flop(config) * tokens + head_flop
 
 
 def test_solves_with_and_without_a_kept_factor_agree():
   pytest.importorskip('torch')
-  rows = importlib.import_module('solve_sides').run([40], [3], 2, processes.Here)
+  solves = importlib.import_module('solves')
+  settings = solves.PARSER.parse_args(['--sizes=40', '--edits=3', '--rounds=2'])
+  rows = solves.run(settings, processes.Here)
   assert [row['name'].strip() for row in rows] == [
     'factor once',
     'kept factor',
     'its check',
     'torch.linalg',
   ]
+  assert {(row['device'], row['precision']) for row in rows} == {('cpu', 'float64')}
   assert rows[1]['needed_flop'] == 2 * 40**2 * 3
   assert rows[-1]['difference'] < 1e-12
+  assert f'{rows[-1]["times_faster"]["ratio"]:.1f} (' in solves.table(rows)
 
 
 def test_errors_of_a_process_arrive():
-  side = processes.Process('material:prepare')
+  process = processes.Process('common.workload:prepare_edits')
   try:
     with pytest.raises(RuntimeError, match='TypeError'):
-      side.call(None)
+      process.call(None)
   finally:
-    side.close()
+    process.close()
 
 
 @pytest.mark.parametrize(
-  ('fields', 'message'),
+  ('script', 'flags', 'message'),
   [
-    (dict(sides=('engine', 'torch')), "has no side 'torch'; choose from engine, whole_rows"),
-    (dict(sides=('baseline',)), "'engine' is missing"),
-    (dict(sides=('engine',), num_edits=10**6), 'ask for fewer'),
+    (
+      'targets',
+      ['--implementations=engine,torch'],
+      "no implementation 'torch'; choose from engine",
+    ),
+    ('targets', ['--implementations=baseline'], "'engine' is missing"),
+    ('targets', ['--implementations=engine', '--num_edits=1000000'], 'select fewer'),
+    ('generation', ['--implementations=engine', '--shortest=9', '--longest=8'], 'above --longest'),
   ],
 )
-def test_wrong_flags_are_answered_with_a_sentence(fields, message):
-  benchmark = importlib.import_module('targets').BENCHMARK
+def test_wrong_settings_are_answered_with_a_sentence(script, flags, message):
   with pytest.raises(UserError, match=message):
-    harness.run(benchmark, _settings(**fields), processes.Here)
+    _run(script, *flags)
+
+
+@pytest.mark.parametrize(
+  ('script', 'flag', 'message'),
+  [
+    (
+      'targets',
+      '--prset=tiny',
+      'there is no flag --prset=tiny, did you mean --preset; see --help.',
+    ),
+    ('keys', '--num_steps=3', 'there is no flag --num_steps=3'),
+    ('generation', 'tiny', 'there is no flag tiny; see --help.'),
+    ('targets', '--rounds=0', '--rounds: give a whole number of at least 1, not 0; see --help.'),
+    ('solves', '--sizes=40,x', '--sizes: give a whole number of at least 1, not x'),
+    ('second_moments', '--devices=4', '--devices: give meshes such as 4x2,8x1, not 4'),
+    ('keys', '--out=/nowhere/a.json', '--out: give a file in a directory that exists'),
+  ],
+)
+def test_a_wrong_command_line_is_answered_with_a_sentence(script, flag, message, capsys):
+  with pytest.raises(SystemExit) as stop:
+    importlib.import_module(script).PARSER.parse_args([flag])
+  said = capsys.readouterr().err
+  assert stop.value.code == 2 and message in said and said.count('\n') == 1
+
+
+def test_a_mistake_that_a_run_finds_ends_it_with_a_sentence():
+  done = _start('targets', '--implementations=torch')
+  assert done.returncode == 2
+  assert done.stderr.splitlines()[-1].startswith('targets.py: targets has no implementation')
 
 
 def test_a_baseline_without_pytorch_says_what_to_install(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  benchmark = importlib.import_module('targets').BENCHMARK
-  with pytest.raises(UserError, match='--sides=engine,whole_rows'):
-    harness.run(benchmark, _settings(), processes.Here)
+  with pytest.raises(UserError, match='--implementations=engine,whole_rows'):
+    _run('targets')
 
 
 def test_prefixes_are_ten_tokens_and_a_full_stop(tmp_path):
   words = [f'{a}{b} lives in {c}town' for a in 'abcde' for b in 'fghij' for c in 'klm']
   save_tokenizer(train_tokenizer(words, 300, 'gptj'), os.fspath(tmp_path), 'gptj')
   tokenizer = load_tokenizer(tmp_path)
-  prefixes = material.draw_prefixes(tokenizer, words, seed=0)
-  assert prefixes == material.draw_prefixes(tokenizer, words, seed=0)
+  prefixes = workload.draw_prefixes(tokenizer, words, seed=0)
+  assert prefixes == workload.draw_prefixes(tokenizer, words, seed=0)
   for prefix in prefixes:
     before, after = prefix.split('. {}')
     assert after == '' and len(tokenizer(before)['input_ids']) == 10
 
 
 def test_random_weights_keep_the_size_of_activations():
-  config = dataclasses.replace(material.PRESETS['tiny'], num_layers=28, vocab_size=50).config
-  model = Model(material.random_params(config, 0), config=config)
+  config = dataclasses.replace(presets.PRESETS['tiny'], num_layers=28, vocab_size=50).config
+  model = Model(workload.random_params(config, 0), config=config)
   hidden, _ = model(np.arange(8)[None])
   assert 0.5 < float(np.std(np.asarray(hidden))) < 20
   assert 0.3 < float(np.std(np.asarray(model.head(hidden)))) < 3
 
 
-def test_second_moments_are_timed_on_equal_work():
+def test_second_moments_are_timed_on_equal_work(capsys):
   pytest.importorskip('torch')
-  script = importlib.import_module('statistics_script')
-  report = script.run('tiny', num_tokens=900, batch_tokens=1024, rounds=1, start=processes.Here)
-  assert list(report['sides']) == list(script.SIDES)
-  assert {side['num_tokens'] for side in report['sides'].values()} == {report['num_tokens']}
-  assert report['difference'] < 1e-5
-  preset = material.PRESETS['tiny']
-  per_token = 3 * flop.block_flop(preset.config) + 2 * 2 * 64**2
-  assert report['flop'] == report['num_tokens'] * per_token
-  assert 'times as fast as baseline' in script.table(report)
+  report = _run('second_moments', '--corpus_tokens=900', '--batch_tokens=1024', '--rounds=1')
+  assert list(report['implementations']) == ['engine', 'baseline']
+  for result in report['implementations'].values():
+    assert result['amount_by_round'] == [report['count']]
+  differences = report['differences']['baseline']
+  assert differences.keys() == {'trace 1', 'trace 2'} and max(differences.values()) < 1e-5
+  per_token = 3 * flop.block_flop(presets.PRESETS['tiny'].config) + 2 * 2 * 64**2
+  assert report['needed_flop'] == report['count'] * per_token
+  assert 'times as fast as baseline' in capsys.readouterr().out
 
 
-def test_beside_the_scripts_python_finds_its_own_statistics():
-  code = 'import statistics; assert statistics.median([1, 2, 4]) == 2'
-  subprocess.run([sys.executable, '-c', code], cwd=BENCHMARKS, check=True)
+def _start(script: str, *flags: str) -> subprocess.CompletedProcess:
+  command = [sys.executable, BENCHMARKS / f'{script}.py', *flags]
+  environment = {**os.environ, 'PYTHONPATH': os.fspath(BENCHMARKS.parent)}
+  return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_help_is_the_docstring_and_the_flags_of_the_script(script):
+  module = importlib.import_module(script)
+  shown = module.PARSER.format_help()
+  assert module.__doc__.strip() in shown
+  for action in module.PARSER._actions:
+    assert action.help and not action.help.endswith('.'), action.dest
+
+
+def test_help_waits_for_no_library():
+  scripts = [
+    script for script in SCRIPTS if script != 'synthetic_keys'
+  ]  # a helper of tests as well
+  code = ''.join(f'import {script}\n' for script in scripts)
+  code += 'import sys; assert not {"jax", "torch", "transformers"} & set(sys.modules)'
+  path = os.pathsep.join([os.fspath(BENCHMARKS), os.fspath(BENCHMARKS.parent)])
+  environment = {**os.environ, 'PYTHONPATH': path}
+  subprocess.run([sys.executable, '-c', code], env=environment, check=True)
+
+
+def test_no_module_is_named_like_one_of_pythons_own():
+  assert not {name.split('.')[0] for name in MODULES} & sys.stdlib_module_names
+  assert 'second_moments' in SCRIPTS and 'common' in MODULES
+
+
+def test_imports_have_no_cycles():
+  graph = {}
+  for name, path in MODULES.items():
+    graph[name] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.ImportFrom):
+        graph[name] |= {str(node.module), *(f'{node.module}.{alias.name}' for alias in node.names)}
+      elif isinstance(node, ast.Import):
+        graph[name] |= {alias.name for alias in node.names}
+    graph[name] &= set(MODULES) - {name, name.split('.')[0]}
+  graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+  assert 'common.timing' in graph['common.runner']

@@ -1,4 +1,4 @@
-"""Floating-point operations that editing needs, whatever the program that does it.
+"""Floating-point operations that editing needs, independent of the implementation.
 
 Counted are products with weight matrices, two operations per weight and token, over tokens that
 exist (no padding), every row by itself. Left out are attention's own products (below 1% at these
@@ -23,9 +23,11 @@ lengths and widths), norms and activations. With block = 2 (4 D² + 2 D F) and h
     (solves) + 2 B F D (update)
 
   evaluation, per prompt with objects of n tokens each:
-    block · (prompt tokens + Σ (n - 1)) · layers + head · (1 + Σ (n - 1))
+    block · (prompt tokens + Σ (n - 1)) · L + head · (1 + Σ (n - 1))
 
-  generation, per text of T tokens with its prompt: block · (T - 1) · layers + head · new tokens
+  generation, per text of T tokens with its prompt: block · (T - 1) · L + head · new tokens
+
+  second moments up to layer l₂, per token: block · (l₂ + 1) + 2 F² per edited layer
 """
 
 from collections.abc import Sequence
@@ -36,6 +38,8 @@ from jedit.editing.prompts import EditRows
 from jedit.models import ModelConfig
 from jedit.models.encoding import Row, encode_many
 from jedit.types import Record
+
+GENERATED_TOKENS = 100  # of a text, with its prompt
 
 
 def block_flop(config: ModelConfig) -> int:
@@ -125,14 +129,19 @@ def generation_flop(
   config: ModelConfig,
   tokenizer: transformers.PreTrainedTokenizerBase,
   records: Sequence[Record],
-  length: int = 100,
 ) -> int:
-  """Every generation prompt continued to `length` tokens."""
+  """Every generation prompt continued to `GENERATED_TOKENS`."""
   total = 0
   for record in records:
     for prompt in record.generation_prompts:
-      new = max(length - len(tokenizer(prompt)['input_ids']), 0)
+      new = max(GENERATED_TOKENS - len(tokenizer(prompt)['input_ids']), 0)
       if new:
-        tokens = (length - 1) * config.num_layers
-        total += block_flop(config) * tokens + head_flop(config) * new
+        total += block_flop(config) * (GENERATED_TOKENS - 1) * config.num_layers
+        total += head_flop(config) * new
   return total
+
+
+def second_moment_flop(config: ModelConfig, layers: Sequence[int]) -> int:
+  """One token: the blocks up to the highest layer, and the products of all layers' keys."""
+  blocks = (layers[-1] + 1) * block_flop(config)
+  return blocks + len(layers) * 2 * config.ffn_width**2

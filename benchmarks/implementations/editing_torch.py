@@ -1,9 +1,9 @@
-"""What the published codes do, in PyTorch: the side that ours is measured against.
+"""Edits in PyTorch, as the published codes make them: the baseline.
 
 Written from the description of ROME, MEMIT and PMET. Targets: one edit at a time; every step runs
 the whole model on all prompt rows and the KL row in one padded batch, hooks add δ to the attention
 and MLP outputs, `loss.backward()` goes back to δ (parameters take no gradients), then Adam and the
-clamp. Writing: for every layer a full forward pass over the context rows of all edits in batches
+clamp. Updates: for every layer a full forward pass over the context rows of all edits in batches
 of 128 for the keys, another one over the bare prompts for the present values at the last layer,
 and a solve in float64. The model is float32.
 
@@ -12,108 +12,89 @@ head is applied once per step and not twice, and the solve is not an explicit in
 """
 
 import contextlib
-import resource
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from material import Material
+from common.workload import EditWorkload
 
+from implementations.base_torch import TorchImplementation
 from jedit.editing.prompts import EditRows
-from jedit.editing.region import SPREADS
+from jedit.editing.schedule import SCHEDULES
 from jedit.models.encoding import Encoded
-from jedit.parallel.shapes import pad
 
 _ROWS_PER_PASS = 128
 
 
-class Baseline:
-  """One edit at a time, whole forward passes.
+class Baseline(TorchImplementation):
+  """One edit at a time, whole forward passes."""
 
-  Args:
-    material: what is edited; its model is in its directory.
-    part: as of `jax_sides.Engine`.
-  """
-
-  def __init__(self, material: Material, part: str):
-    self.material, self.part = material, part
-    transformers.utils.logging.disable_progress_bar()
-    self.device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    self.model = transformers.AutoModelForCausalLM.from_pretrained(
-      material.directory, dtype=torch.float32
-    )
-    self.model.to(self.device).eval().requires_grad_(False)
+  def __init__(self, workload: EditWorkload):
+    super().__init__(workload.directory)
+    self.workload, self.timed = workload, workload.timed
     self.blocks = self.model.transformer.h
-    self.recipe = material.recipe()
+    self.recipe = workload.recipe()
     (self.region,) = self.recipe.regions
     self.last = self.region.layers[-1]
-    self.rows = material.rows()
+    self.rows = workload.rows()
 
   def warm_up(self) -> dict[str, Any]:
-    if self.part == 'targets':
+    if self.timed == 'targets':
       self._target(self.rows[0], 2)
     else:
       self._edit(self.rows[:1], 2)
-    return {'compile_seconds': None, 'num_programs': None, 'device': str(self.device)}
+    return self.started()
 
   def round(self, number: int, rounds: int) -> dict[str, Any]:
-    num_steps = self.recipe.objective.num_steps
-    indices = range(len(self.rows))
-    seconds, keys = {'targets': 0.0, 'keys': 0.0, 'solve': 0.0}, {}
-    if self.part == 'targets':
+    num_steps, indices, keys = self.recipe.objective.num_steps, range(len(self.rows)), {}
+    seconds = {'targets': 0.0, 'keys': 0.0, 'solve': 0.0}
+    if self.timed == 'targets':
       # One at a time: the edits are dealt over the rounds, and each is timed once.
       indices = indices[number % len(indices) :: rounds]
-      start = self._now()
+      start = self.now()
       found = [self._target(self.rows[i], num_steps) for i in indices]
-      seconds['targets'] = self._now() - start
+      seconds['targets'] = self.now() - start
     else:
-      rows = self.material.rows() if self.part == 'edit' else self.rows
-      found, keys = self._edit(rows, num_steps, seconds)
-    answers = {'indices': np.array(indices)}
-    for name in found[0]:
-      answers[name] = np.stack([each[name] for each in found])
-    counted = seconds if self.part == 'edit' else (self.part,)
+      found, keys = self._edit(self.rows, num_steps, seconds)
+    answers = {name: np.stack([each[name] for each in found]) for name in found[0]}
     return {
-      'seconds': sum(seconds[part] for part in counted),
-      'edits': len(indices),
+      'seconds': sum(seconds.values()) if self.timed == 'edit' else seconds[self.timed],
+      'amount': len(indices),
       'parts': {name: value for name, value in seconds.items() if value},
-      'answers': answers | keys,
       'compile_seconds': None,
+      'answers': {'indices': np.array(indices), **answers, **keys},
     }
 
   def _edit(
     self, rows: Sequence[EditRows], num_steps: int, seconds: dict[str, float] | None = None
   ) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Targets, then layer by layer keys, values, solve and write; the weights are put back."""
+    """Targets, then layer by layer keys, values, solve and update; the weights are restored."""
     seconds = {'targets': 0.0, 'keys': 0.0, 'solve': 0.0} if seconds is None else seconds
-    start = self._now()
+    start = self.now()
     found = [self._target(edit, num_steps) for edit in rows]
-    seconds['targets'] += self._now() - start
+    seconds['targets'] += self.now() - start
     z_BxD = torch.tensor(np.stack([each['z mlp'] for each in found]), device=self.device)
-    cov_FxF = torch.tensor(self.material.covariance(), device=self.device)
+    cov_FxF = torch.tensor(self.workload.covariance(), device=self.device)
     weight_P = torch.tensor(self._context_weights(), device=self.device)
     layers, keys, before = self.region.layers, {}, {}
     for index, layer in enumerate(layers):
-      start = self._now()
+      start = self.now()
       texts = [text for edit in rows for text in edit.without_target]
       key_NxF = self._read(texts, self.blocks[layer].mlp.fc_out)[0].double()
       key_BxPxF = key_NxF.reshape(len(rows), len(weight_P), -1)
       key_BxF = torch.einsum('bpf,p->bf', key_BxPxF, weight_P)
       value_BxD = self._read([edit.bare for edit in rows], self.blocks[self.last].mlp.fc_out)[1]
-      seconds['keys'] += self._now() - start
-      start = self._now()
-      divisor = SPREADS[self.region.spread](len(layers) - index)
+      seconds['keys'] += self.now() - start
+      start = self.now()
+      divisor = SCHEDULES[self.region.schedule](len(layers) - index)
       residual_BxD = (z_BxD.double() - value_BxD.double()) / divisor
       weighted_FxF = self.region.solver.cov_weight * cov_FxF.double()
       left_FxB = torch.linalg.solve(weighted_FxF + key_BxF.T @ key_BxF, key_BxF.T)
       weight = self.blocks[layer].mlp.fc_out.weight  # [D, F]
       before[layer] = weight.clone()
       weight += (left_FxB @ residual_BxD).T.float()
-      seconds['solve'] += self._now() - start
+      seconds['solve'] += self.now() - start
       keys[f'key {layer}'] = key_BxF.cpu().numpy()
     for layer, weight in before.items():
       self.blocks[layer].mlp.fc_out.weight.copy_(weight)
@@ -121,7 +102,7 @@ class Baseline:
 
   def _context_weights(self) -> np.ndarray:
     """The mean inside each group of contexts, then over the groups."""
-    groups = self.material.contexts
+    groups = self.workload.contexts
     return np.concatenate([np.full(len(g), 1.0 / (len(g) * len(groups))) for g in groups])
 
   def _read(
@@ -131,7 +112,7 @@ class Baseline:
     inputs, outputs = [], []
     for first in range(0, len(texts), _ROWS_PER_PASS):
       part = texts[first : first + _ROWS_PER_PASS]
-      batch = self._batch([text.ids for text in part])
+      batch = self.padded([text.ids for text in part])
       at_N = torch.tensor([text.subject_last for text in part], device=self.device)
       row_N = torch.arange(len(part), device=self.device)
       seen: dict[str, torch.Tensor] = {}
@@ -148,7 +129,7 @@ class Baseline:
   def _target(self, edit: EditRows, num_steps: int) -> dict[str, np.ndarray]:
     """Optimises the δ of one edit; targets z, first and last loss."""
     objective, texts = self.recipe.objective, edit.with_target
-    batch = self._batch([text.ids[:-1] for text in texts] + [edit.kl.ids])
+    batch = self.padded([text.ids[:-1] for text in texts] + [edit.kl.ids])
     at = [text.subject_last for text in texts] + [edit.kl.subject_last]
     at_R = torch.tensor(at, device=self.device)
     row_R = torch.arange(len(at), device=self.device)
@@ -208,37 +189,6 @@ class Baseline:
     for name, value_D in delta_D.items():
       found[f'z {name}'] = (init_D[name] + value_D.detach()).cpu().numpy()
     return found
-
-  def _batch(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-    token_NxT, length_N = pad(rows)
-    is_token_NxT = np.arange(token_NxT.shape[1]) < length_N[:, None]
-    arrays = {'input_ids': token_NxT.astype(np.int64), 'attention_mask': is_token_NxT.astype(int)}
-    return {name: torch.tensor(array, device=self.device) for name, array in arrays.items()}
-
-  def _now(self) -> float:
-    if self.device.type == 'cuda':
-      torch.cuda.synchronize()
-    return time.perf_counter()
-
-  def ceiling(self) -> float:
-    """FLOP/s of the fastest of a few large square products, float32."""
-    size, repeats = (1024, 12) if self.device.type == 'cpu' else (8192, 5)
-    x = torch.full((size, size), 1.0 / size, device=self.device)
-    seconds = []
-    for _ in range(repeats):
-      start = self._now()
-      torch.matmul(x, x)
-      seconds.append(self._now() - start)
-    return 2 * size**3 / min(seconds)
-
-  def memory(self) -> dict[str, int | None]:
-    """Peak bytes."""
-    unit = 1 if sys.platform == 'darwin' else 1024
-    has_device = self.device.type == 'cuda'
-    return {
-      'process': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-      'device': torch.cuda.max_memory_allocated() if has_device else None,
-    }
 
 
 @contextlib.contextmanager

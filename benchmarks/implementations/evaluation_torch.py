@@ -1,4 +1,4 @@
-"""What the published codes do to evaluate, in PyTorch: a record at a time.
+"""Evaluation in PyTorch, as the published codes do it: the baseline.
 
 Written from the description of ROME and MEMIT. A record's prompts with both objects are one padded
 batch and get the log-softmax of all logits; its generation prompts are another, continued in step
@@ -9,61 +9,57 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch_baseline
-from jax_sides import GENERATED_TOKENS, questions
-from material import Material
+from common.flop import GENERATED_TOKENS
+from common.workload import EditWorkload, questions
 
+from implementations.base_torch import TorchImplementation
 from jedit.models.encoding import Row, encode_many
+from jedit.models.tokenizer import load_tokenizer
 
 
-class Baseline(torch_baseline.Baseline):
-  """A record at a time: its sequences as one padded batch, its texts as another.
+class Baseline(TorchImplementation):
+  """A record at a time: its sequences as one padded batch, its texts as another."""
 
-  Args:
-    material: what is measured; its model is in its directory.
-    part: as of `jax_sides.Evaluation`.
-  """
-
-  def __init__(self, material: Material, part: str):
-    super().__init__(material, part)
-    self.has_texts = 'texts' in part
-    self.tokenizer = material.model().tokenizer
+  def __init__(self, workload: EditWorkload):
+    super().__init__(workload.directory)
+    self.records, self.has_texts = workload.records, workload.timed == 'scores and texts'
+    self.tokenizer = load_tokenizer(workload.directory)
 
   def warm_up(self) -> dict[str, Any]:
-    self._record(self.material.records[0])
-    return {'compile_seconds': None, 'num_programs': None, 'device': str(self.device)}
+    self._record(self.records[0])
+    return self.started()
 
   def round(self, number: int, rounds: int) -> dict[str, Any]:
     # One at a time: the records are dealt over the rounds, and each is timed once.
-    indices = np.arange(len(self.material.records))[number % len(self.material.records) :: rounds]
+    indices = np.arange(len(self.records))[number % len(self.records) :: rounds]
     seconds = {'evaluation': 0.0, 'generation': 0.0}
-    values = [self._record(self.material.records[i], seconds) for i in indices]
+    values = [self._record(self.records[i], seconds) for i in indices]
     return {
       'seconds': sum(seconds.values()),
-      'edits': len(indices),
+      'amount': len(indices),
       'parts': {name: value for name, value in seconds.items() if value},
-      'answers': {'indices': indices, 'values': np.stack(values)},
       'compile_seconds': None,
+      'answers': {'indices': indices, 'values': np.stack(values)},
     }
 
   def _record(self, record, seconds: dict[str, float] | None = None) -> np.ndarray:
     seconds = {'evaluation': 0.0, 'generation': 0.0} if seconds is None else seconds
-    start = self._now()
+    start = self.now()
     values = self._scores(record)
-    seconds['evaluation'] += self._now() - start
+    seconds['evaluation'] += self.now() - start
     if self.has_texts:
-      start = self._now()
+      start = self.now()
       self._texts(record.generation_prompts)
-      seconds['generation'] += self._now() - start
+      seconds['generation'] += self.now() - start
     return values
 
   def _scores(self, record) -> np.ndarray:
-    asked = questions(record)
+    pairs = questions(record)
     encoded = encode_many(
-      self.tokenizer, [Row(p, target=t) for p, targets in asked for t in targets]
+      self.tokenizer, [Row(p, target=t) for p, targets in pairs for t in targets]
     )
     with torch.no_grad():
-      logp_NxTxV = torch.log_softmax(self.model(**self._batch([r.ids for r in encoded])).logits, -1)
+      logp_NxTxV = torch.log_softmax(self.model(**self.padded([r.ids for r in encoded])).logits, -1)
     nll, exact = [], []
     for logp_TxV, row in zip(logp_NxTxV, encoded):
       target = torch.tensor(row.target_ids, device=self.device)
