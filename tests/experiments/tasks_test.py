@@ -197,7 +197,7 @@ def test_generated_texts_are_measured_when_asked(made, finished, tmp_path):
   assert summary['metrics']['essence']['after'] == {'mean': None, 'ci95': None, 'n': 0}
   assert summary['undefined']['essence'] == {'before': 1, 'after': 1}
   page = (tmp_path / 'with/report.html').read_text()
-  assert 'entropies of word bigrams' in page and 'weights of the texts of the snippets' in page
+  assert 'entropies of word bigrams' in page and 'weights of the snippets themselves' in page
   assert 'Selection: 4 of records.json, the first ones in file order' in page
   rows = [json.loads(line) for line in (tmp_path / 'with/records.jsonl').read_text().splitlines()]
   assert ['fluency' in row['after'] for row in rows] == [True, False, False, False]

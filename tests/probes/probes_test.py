@@ -192,7 +192,7 @@ def test_tracing_keeps_learned_positions():
   lm, requests = editing.language_model('gpt2'), list(editing.REQUESTS[:2])
   found = trace(lm, requests, [(1,)], num_noises=1, noise=0.0)
   prob_NxV = jax.nn.softmax(lm.logits(editing.texts(requests)))
-  rows = [encode(lm.tokenizer, r.prompt, subject=r.subject, target=r.target) for r in requests]
+  rows = [encode(lm.tokenizer, r.prompt, subject=r.subject, target=r.target_new) for r in requests]
   expected = [prob_V[row.target_ids[0]] for prob_V, row in zip(prob_NxV, rows, strict=True)]
   np.testing.assert_allclose(found.clean_N, expected, rtol=1e-3)
   np.testing.assert_allclose(found.corrupted_N, found.clean_N, rtol=1e-5)

@@ -121,7 +121,7 @@ def test_runs_are_compared(made, edited, capsys):
   config = tiny_run.config(made)
   config.task = 'compare'
   config.workdirs = f'{edited}, {edited}'
-  with pytest.raises(UserError, match="Two workdirs are called 'edited'"):
+  with pytest.raises(UserError, match="Two workdirs have the name 'edited'"):
     experiments.run(config, made / 'compared')
   (made / 'sweep').mkdir()
   summary = json.loads((edited / 'summary.json').read_text())
