@@ -28,6 +28,7 @@ from jedit.models.safetensors_index import (
   open_tensors,
 )
 from jedit.parallel.mesh import fetch
+from jedit.types import UserError
 
 _SHARD_BYTES = 5_000_000_000
 
@@ -94,8 +95,14 @@ def save_directory(
     What was written, and what rounding cost.
 
   Raises:
-    UserError: where `path` holds something already or cannot be written.
+    UserError: where `path` holds something already or cannot be written, and for a model with
+      interventions, which are no tensors.
   """
+  if model.edits:
+    raise UserError(
+      f'The model has interventions at {", ".join(sorted(model.edits))}, which a Hugging Face '
+      'directory cannot hold; revert the patches with interventions and keep them as patch files.'
+    )
   config, flat = model.config, traverse_util.flatten_dict(model.params, sep='/')
   base_flat = {} if base is None else traverse_util.flatten_dict(base, sep='/')
   table = name_table(config)
