@@ -1,23 +1,22 @@
 """Metrics: the registry and the values of a record, in plain numpy.
 
-A metric is one entry of `METRICS`; tables, reports, summary.json, records.jsonl and comparisons
-take its name, definition, unit and values from there. `register` adds one.
+A metric is one entry of `METRICS`, the source of names, definitions, units and values in tables,
+reports, summary.json, records.jsonl and comparisons. `register` adds one.
 
 A record has three parts: `efficacy` (the edited prompt), `paraphrase` (other wordings) and
 `neighborhood` (other subjects, whose answer must stay). In the first two the wanted object is the
-new one and the other object the true one; in the third the roles are swapped. After each prompt
-both are scored by
+new one and the other object the true one; in the third the roles are swapped. Both are scored after
+each prompt by
 
-  nll(y | x) = mean over the tokens of y of the negative natural-log probability of each token
-               under teacher forcing (so texts of different lengths compare per token)
+  nll(y | x) = mean negative natural-log probability of the tokens of y under teacher forcing
 
-(ROME, arXiv:2202.05262, section 3.4 and appendix; accuracy from MEMIT's released code, which ROME's
-lacks). Records without a true object (zsRE; MEND, arXiv:2110.11309, as evaluated by MEMIT) have
-accuracies alone, there the share of answer tokens on top in one teacher-forced pass.
+(ROME, arXiv:2202.05262, section 3.4 and appendix; accuracy as in MEMIT's released code, since
+ROME's has none). Records without a true object (zsRE; MEND, arXiv:2110.11309, as evaluated by
+MEMIT) have accuracies only: the share of answer tokens that are top-1 in one teacher-forced pass.
 
 A record's value is the mean over its prompts, in percent; a metric is the mean over records. An
-undefined value (no prompts in that part, a model that returns nan) is nan in a record and left out
-of the mean, never counted as zero: `n` is the number of records that a mean stands on.
+undefined value (no prompts in that part, nan from the model) is nan in a record and left out of the
+mean, never counted as zero: `n` is the number of records in a mean.
 """
 
 import dataclasses
@@ -44,11 +43,10 @@ class PartScores:
   """Scores of the prompts of one part of one record.
 
   Attributes:
-    acc_P: per prompt, 1 or 0 (every token of the wanted object on top) where a record compares two
-      objects, else the share of the object's tokens on top; nan where the model gave none.
-    wanted_nll_P: nats per token of the object that this part wants.
-    other_nll_P: nats per token of the object it is compared with; None where a record has a single
-      object.
+    acc_P: per prompt, 1 if every token of the wanted object is top-1, else 0, for records with two
+      objects; for single objects the share of top-1 tokens. nan without probabilities.
+    wanted_nll_P: nats per token of the wanted object.
+    other_nll_P: nats per token of the other object; None for a single object.
   """
 
   acc_P: np.ndarray
@@ -58,14 +56,14 @@ class PartScores:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedTexts:
-  """Texts generated about the subject of one record, and what they are compared with.
+  """Texts generated about the subject of one record, with their references.
 
   Attributes:
-    texts: continued generation prompts, cleaned up.
+    texts: continued generation prompts, cleaned.
     continuations: the same without the prompts.
-    gives_object: whether greedy decoding after the edited prompt gives the new object and ends.
+    gives_object: greedy decoding after the edited prompt gives the new object and ends.
     words: splits text into words; None without nltk.
-    tfidf: weights of words; None without attribute snippets.
+    tfidf: word weights; None without attribute snippets.
     snippet_weights: TF-IDF weights of the snippets about entities that have the new object.
     perplexity: of the snippets about the subject; nan without any.
   """
@@ -84,8 +82,8 @@ class UneditedScores:
   """Scores of prompts about subjects that were not edited.
 
   Attributes:
-    exact_N: 1 where every token of the known answer is on top, else 0.
-    before_N: the same before the edit; None where not measured.
+    exact_N: 1 where every token of the known answer is top-1, else 0.
+    before_N: the same before the edit; None if not measured.
   """
 
   exact_N: np.ndarray
@@ -98,18 +96,18 @@ class Metric:
 
   Attributes:
     name: in tables, files and configs.
-    evidence: what its values are computed from: a part of `PARTS` (`PartScores`), `TEXTS`
-      (`GeneratedTexts`) or `UNEDITED` (`UneditedScores`); empty for a metric made of others.
-    value: from the evidence of one record, or of all unedited prompts, to its value or values in
-      `unit`; nan where undefined, None where the run did not measure what it takes.
+    evidence: input of `value`: a part of `PARTS` (`PartScores`), `TEXTS` (`GeneratedTexts`) or
+      `UNEDITED` (`UneditedScores`); empty for a metric derived from others.
+    value: maps the evidence of one record, or of all unedited prompts, to a value or values in
+      `unit`; nan where undefined, None where the run did not measure the input.
     definition: one line for reports.
-    summarize: for a metric made of others, from the values of all of them to its estimate.
+    summarize: for a derived metric, maps the values of all metrics to its estimate.
     unit: of its values.
     higher_is_better: the direction of improvement.
     is_headline: a column of comparisons and a line of `repr(table)`.
     in_score: its mean enters the score.
-    stand_in: the metric that takes its place for records with a single object.
-    digits: shown behind the point.
+    stand_in: metric that replaces it for records with a single object.
+    digits: decimals shown.
   """
 
   name: str
@@ -129,21 +127,21 @@ METRICS: dict[str, Metric] = {}
 
 
 def register(metric: Metric) -> None:
-  """Adds a metric to every evaluation, table and report from now on.
+  """Adds a metric to every later evaluation, table and report.
 
   Raises:
-    UserError: for a name that is taken.
+    UserError: for a name already in use.
   """
   if metric.name in METRICS:
-    raise UserError(f'A metric {metric.name!r} exists; choose another name.')
+    raise UserError(f'A metric named {metric.name!r} already exists; choose another name.')
   METRICS[metric.name] = metric
 
 
 def record_values(evidence: Mapping[str, Any]) -> dict[str, Any]:
-  """The values of one record, or arrays of them for unedited prompts.
+  """Values of one record, or arrays of them for unedited prompts.
 
   Args:
-    evidence: by its name, see `Metric.evidence`.
+    evidence: by name, see `Metric.evidence`.
 
   Returns:
     By metric name, in the order of the registry; nan where undefined.
@@ -157,7 +155,7 @@ def record_values(evidence: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def all_values(evidence: Sequence[Mapping[str, Any]]) -> Values:
-  """The values of several records as arrays; nan for a record that lacks the evidence."""
+  """Values of several records as arrays; nan for a record that lacks the evidence."""
   by_record = [record_values(each) for each in evidence]
   return {
     name: np.array([values.get(name, math.nan) for values in by_record], np.float64)
@@ -167,19 +165,19 @@ def all_values(evidence: Sequence[Mapping[str, Any]]) -> Values:
 
 
 def rates(measured: Container[str]) -> list[str]:
-  """The metrics behind the score: success rates or, for single objects, accuracies."""
+  """The metrics in the score: success rates or, for single objects, accuracies."""
   names = [find(metric.name, measured) for metric in METRICS.values() if metric.in_score]
   return [name for name in names if name in measured]
 
 
 def find(name: str, measured: Container[str]) -> str:
-  """`name`, or its stand-in where only that was measured."""
+  """`name`, or its stand-in if only that was measured."""
   stand_in = entry(name).stand_in
   return stand_in if name not in measured and stand_in in measured else name
 
 
 def entry(name: str) -> Metric:
-  """The entry of a metric; a bare one where a file has a metric that is not registered here."""
+  """The entry of a metric; a bare one for an unregistered metric of a file."""
   return METRICS.get(name, Metric(name))
 
 
@@ -187,11 +185,11 @@ def summarize(values: Values) -> Summary:
   """Estimates of every metric.
 
   Args:
-    values: by metric name, one value per record, nan where undefined; the three accuracies at
-      least.
+    values: by metric name, one value per record, nan where undefined; at least the three
+      accuracies.
 
   Returns:
-    By metric name, the score first: `mean`, `ci95` (half width) and `n` (the true count).
+    By metric name, the score first: `mean`, `ci95` (half width) and `n` (records with a value).
   """
   found = {m.name: m.summarize(values) for m in METRICS.values() if m.summarize}
   found |= {name: summarize_values(values_R) for name, values_R in values.items()}
@@ -199,7 +197,7 @@ def summarize(values: Values) -> Summary:
 
 
 def as_cell(name: str, estimate: Mapping[str, Any] | None) -> dict[str, Any] | None:
-  """An estimate with the digits of its metric, for a table."""
+  """An estimate for a table, with the digits of its metric."""
   return None if estimate is None else {**estimate, 'digits': entry(name).digits}
 
 
@@ -214,7 +212,7 @@ def units(names: Iterable[str]) -> str:
 
 
 def success(wanted_nll: np.ndarray, other_nll: np.ndarray) -> np.ndarray:
-  """1 where the wanted object is the likelier one per token, 0 elsewhere, ties included.
+  """1 where the wanted object is more likely per token than the other, 0 elsewhere, ties included.
 
   Args:
     wanted_nll, other_nll: nats per token, of one shape.
@@ -228,17 +226,17 @@ def success(wanted_nll: np.ndarray, other_nll: np.ndarray) -> np.ndarray:
 
 
 def magnitude(wanted_nll: np.ndarray, other_nll: np.ndarray) -> np.ndarray:
-  """exp(-nll(wanted)) - exp(-nll(other)), between -1 and 1; arguments as of `success`."""
+  """exp(-nll(wanted)) - exp(-nll(other)), between -1 and 1; arguments as in `success`."""
   return np.exp(-np.asarray(wanted_nll, np.float64)) - np.exp(-np.asarray(other_nll, np.float64))
 
 
 def kept(before_N: np.ndarray, after_N: np.ndarray) -> np.ndarray:
-  """Answers that were right (1) before an edit and still are, in percent; nan for the others."""
+  """100 where an answer that was right before an edit still is, else 0; nan if wrong before."""
   return np.where(np.asarray(before_N) == 1, 100.0 * (np.asarray(after_N) == 1), np.nan)
 
 
 def _compared(scores: PartScores, compare: Callable[..., np.ndarray]) -> float | None:
-  """Percent of a comparison of two objects, mean over prompts; None for a single object."""
+  """Mean over prompts of a comparison of two objects, in percent; None for a single object."""
   if scores.other_nll_P is None:
     return None
   return 100 * mean_of_defined(compare(scores.wanted_nll_P, scores.other_nll_P))
@@ -273,8 +271,8 @@ def _consistency(texts: GeneratedTexts) -> float | None:
 def _score(values: Values) -> Estimate:
   """Harmonic mean of the mean rates, unrounded (ROME; MEMIT rounds them first).
 
-  Records with a single object have no success; their score is that of the three accuracies, as
-  ROME falls back to and JEEP (arXiv:2412.17872) prints. The papers print no interval.
+  For single-object records, which have no success, that of the three accuracies, as in ROME and
+  JEEP (arXiv:2412.17872). The papers print no interval.
   """
   return summarize_harmonic(np.stack([np.asarray(values[n], np.float64) for n in rates(values)]))
 

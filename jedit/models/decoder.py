@@ -1,9 +1,9 @@
 """The network of every family: embedding, blocks `start` to `stop`, head.
 
-`apply` returns `(hidden, seen)`: the residual stream where it stopped and the tapped sites. It can
-start at any block from given hidden states, stop before any block, and let its tokens attend to
-the stored keys and values of earlier ones, each row at its own positions. Target optimisation,
-key extraction, statistics, evaluation and generation are all this one call.
+`apply` returns `(hidden, seen)`: the last residual stream and the tapped sites. It can start at any
+block from given hidden states, stop before any block, and let its tokens attend to stored keys and
+values of earlier ones, each row at its own positions. Target optimisation, key extraction, second
+moments, evaluation and generation are all this one call.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -36,11 +36,11 @@ FAMILIES: dict[str, Family] = {
 
 @struct.dataclass
 class Past:
-  """Attention keys and values of the tokens that come before those of a forward pass.
+  """Attention keys and values of the tokens before those of a forward pass.
 
   Attributes:
     key, value: by layer, [N, S, K, Dh] as tapped at `attn_key` and `attn_value`.
-    length_N: how many of the S tokens exist in each row; later slots are not attended to.
+    length_N: valid tokens among the S of each row; later slots are masked.
   """
 
   key: dict[int, jax.Array]
@@ -51,7 +51,7 @@ class Past:
   def from_seen(
     cls, seen: Mapping[str, jax.Array], layers: Iterable[int], length_N: jax.Array
   ) -> 'Past':
-    """Collects what a forward pass with the taps of `past_taps(layers)` returned."""
+    """Collects the recordings of a forward pass with the taps `past_taps(layers)`."""
     layers = tuple(layers)
     key = {layer: seen[site(layer, 'attn_key')] for layer in layers}
     value = {layer: seen[site(layer, 'attn_value')] for layer in layers}
@@ -59,12 +59,12 @@ class Past:
 
 
 def past_taps(layers: Iterable[int]) -> tuple[str, ...]:
-  """The sites to tap so that `Past.from_seen` can continue from these layers."""
+  """Taps that `Past.from_seen` needs for these layers."""
   return tuple(site(layer, place) for layer in layers for place in ('attn_key', 'attn_value'))
 
 
 class Decoder(nn.Module):
-  """A decoder-only transformer of the family that `config` names."""
+  """A decoder-only transformer of the family `config.family`."""
 
   config: ModelConfig
 
@@ -96,15 +96,15 @@ class Decoder(nn.Module):
     """Runs blocks `start` to `stop - 1`.
 
     Args:
-      token_NxT: token ids, padded on the right; needed when `start` is 0.
-      hidden_NxTxD: the input of block `start` when that is not 0 (or to replace the embeddings).
+      token_NxT: token ids, padded on the right; needed if `start` is 0.
+      hidden_NxTxD: the input of block `start` if that is not 0 (or in place of the embeddings).
       start: first block to run.
       stop: block to stop before; None runs to the last one.
       position_NxT: position of every token; by default 0, 1, ... (plus the row's past).
       segment_NxT: documents packed in one row; tokens attend within their own.
-      past: keys and values of earlier tokens for the blocks that are run.
-      cache: the same with room for one token more per row, whose `position_NxT` has to be given;
-        the blocks return theirs with that token at `attn_cache`.
+      past: keys and values of earlier tokens for the blocks that run.
+      cache: the same with room for one more token per row, whose `position_NxT` must be given; the
+        blocks return theirs with that token at `attn_cache`.
       edits: by site, a function from the site's value to its new value.
       taps: sites whose values are returned.
 
@@ -135,7 +135,7 @@ class Decoder(nn.Module):
   def logits(self, hidden: jax.Array, *, final_norm: bool = True) -> jax.Array:
     """Final norm and vocabulary layer over hidden states [..., D]: float32 logits [..., V].
 
-    Without the norm, states of any layer are read as they are (the logit lens).
+    Without the norm, the logit lens on states of any layer.
     """
     normed = self.final_norm(hidden) if final_norm else hidden
     if not self.config.tie_head:
@@ -144,7 +144,7 @@ class Decoder(nn.Module):
     return linear(normed, self.embed.embedding.T, bias_V, wider(normed.dtype, 'float32'))
 
   def everything(self, token_NxT: jax.Array) -> jax.Array:
-    """Logits of whole rows; touches every parameter, so `init` runs it."""
+    """Logits of whole rows; uses every parameter, for `init`."""
     return self.logits(self(token_NxT)[0])
 
   def _view(
@@ -171,7 +171,7 @@ class Decoder(nn.Module):
     if cache is not None:
       mask_NxTxS = cache.exists_NxS[:, None, :]
     window = self.config.sliding_window
-    if window is not None:  # the last of the tokens that could be seen, which stand in order
+    if window is not None:  # the last of the visible tokens, which are in order
       rank_NxTxS = jnp.cumsum(mask_NxTxS[..., ::-1], axis=-1)[..., ::-1]
       mask_NxTxS = mask_NxTxS & (rank_NxTxS <= window)
     rope = self.config.rope

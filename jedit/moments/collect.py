@@ -5,8 +5,6 @@ stopped, wherever it was saved.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit.io.checkpoints import Checkpoints
+from jedit.io.memo import digest
 from jedit.io.progress import Progress, note
 from jedit.io.storage import to_json
 from jedit.models import Model, site
@@ -165,10 +164,7 @@ def accumulate(
   sizes = [panels[0][0].shape[1] for panels in abstract.values()]
   plan = sums.MemoryPlan.of(sizes, 1 if mesh is None else mesh.size)
   plan.check()
-  key = hashlib.sha256(
-    json.dumps([provenance, list(names), text.shape, _PACKING], sort_keys=True).encode()
-  ).hexdigest()
-  checkpoints = Checkpoints(store, key)
+  checkpoints = Checkpoints(store, digest([provenance, list(names), text.shape, _PACKING]))
   saved = checkpoints.newest(abstract)
   if saved is None:
     at = _Done()

@@ -1,10 +1,10 @@
-"""Small models that know a made-up world, shipped with the records that edit and test them.
+"""Small models trained on a made-up world, shipped with records to edit and test them.
 
     lm, records = testbed('gptj')    # or 'llama'
 
-A testbed is a Hugging Face directory with records.json (CounterFact's schema), corpus.txt (text
-for second moments, one document per line) and knowledge.json (config of its training and accuracy
-of its answers). `testbeds.train` makes testbeds for a made-up world or for any CounterFact file.
+A testbed is a Hugging Face directory with records.json (CounterFact's schema), corpus.txt (text for
+second moments, one document per line) and knowledge.json (training config and accuracy).
+`testbeds.train` trains testbeds on a made-up world or on any CounterFact file.
 """
 
 import pathlib
@@ -20,10 +20,7 @@ NAMES = ('gptj', 'llama')
 
 
 def testbed_directory(name: str) -> pathlib.Path:
-  """Directory of a shipped testbed.
-
-  Args:
-    name: 'gptj' or 'llama'.
+  """Directory of a shipped testbed, 'gptj' or 'llama'.
 
   Raises:
     UserError: for another name.
@@ -41,7 +38,7 @@ def testbed(name: str, dtype: str = 'float32') -> tuple['LanguageModel', list[Re
     dtype: of weights and activations.
 
   Returns:
-    The model, and one record for each of its edited subjects.
+    The model, and one record per edited subject.
 
   Raises:
     UserError: for another name.
@@ -54,7 +51,7 @@ def testbed(name: str, dtype: str = 'float32') -> tuple['LanguageModel', list[Re
 
 
 def testbed_prompts(name: str) -> list['Prompt']:
-  """All questions about the world of a shipped testbed, with their answers.
+  """All prompts about the world of a shipped testbed, with their answers.
 
   `edited` is False for subjects without a record, whose greedy answers should stay.
   """
@@ -66,5 +63,5 @@ def testbed_prompts(name: str) -> list['Prompt']:
 
 
 def testbed_corpus(name: str) -> list[str]:
-  """Text of a shipped testbed for second moments."""
+  """Text for second moments of a shipped testbed."""
   return (testbed_directory(name) / 'corpus.txt').read_text('utf-8').splitlines()

@@ -1,4 +1,4 @@
-"""Share of questions that a model answers correctly when it decodes greedily."""
+"""Accuracy of a model's greedy answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,13 +27,13 @@ def is_known(
 ) -> np.ndarray:
   """Marks the prompts that greedy decoding answers correctly, word for word.
 
-  One teacher-forced pass decides: greedy decoding gives the answer exactly when each of its tokens
+  One teacher-forced pass suffices: greedy decoding gives the answer exactly when each of its tokens
   is the most probable one after those before it.
 
   Args:
-    model: answers the prompts.
+    model: the model to measure.
     tokenizer: its transformers tokenizer.
-    prompts: questions with their answers, read without any text before them.
+    prompts: with their answers, encoded without preceding text.
     batch_size: prompts per pass.
 
   Returns:
@@ -45,7 +45,7 @@ def is_known(
   known = np.zeros(len(prompts), bool)
   for first in range(0, len(prompts), batch_size):
     batch = encoded[first : first + batch_size]
-    # The last batch is filled up, so that one program serves all.
+    # Fill up the last batch, so that one program serves all.
     ids = [each.ids for each in batch] + [()] * (batch_size - len(batch))
     token_NxT, length_N = pad(ids, length)
     start_N = np.array([each.target_start for each in batch] + [0] * (batch_size - len(batch)))
@@ -57,15 +57,15 @@ def is_known(
 
 
 def measure(model: Model, tokenizer: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
-  """Share of correct greedy answers on trained and on never trained prompts, also by relation.
+  """Percentage of correct greedy answers to trained and to untrained prompts, also by relation.
 
   Args:
-    model: answers the prompts.
+    model: the model to measure.
     tokenizer: its transformers tokenizer.
-    prompts: questions with their answers.
+    prompts: with their answers.
 
   Returns:
-    Counts, and percentages with two digits; None where there is no such prompt.
+    Counts, and percentages with two digits; None without such a prompt.
   """
   known = is_known(model, tokenizer, prompts)
 

@@ -1,17 +1,15 @@
-"""Trains a small model on the facts of a world; writes it in the format of Hugging Face.
+"""Trains a small model on the facts of a world and writes it in the format of Hugging Face.
 
-Plain next-token training on packed statements, answers weighted higher than other text, with one
-unusual part. In some of the rows attention below a chosen layer, the barrier, stays within pieces
-of sentences that end with the subject's name, so later tokens receive the subject only from the
-layers above. Facts are then recalled in the layers below the barrier, at the subject's last token,
-and read out above it, where causal tracing finds them in large models. Without the barrier a model
-this small looks everything up in its first two layers.
+Plain next-token training on packed statements, with answers weighted higher than other text and one
+unusual part. In some rows, attention below a chosen layer, the barrier, stays within pieces of
+sentences that end with the subject's name, so later tokens receive the subject only from the layers
+above. The model then recalls facts below the barrier, at the subject's last token, and reads them
+out above it, as causal tracing finds in large models. Without the barrier, a model of this size
+recalls everything in its first two layers.
 """
 
 import contextlib
 import functools
-import hashlib
-import json
 import os
 import pathlib
 import random
@@ -29,6 +27,7 @@ import transformers
 from jedit.data.records import load_records
 from jedit.io import storage
 from jedit.io.checkpoints import Checkpoints
+from jedit.io.memo import digest
 from jedit.io.progress import Progress
 from jedit.models import FAMILIES, Model, ModelConfig, init_params
 from jedit.models.export import save_directory
@@ -44,20 +43,19 @@ _Arrays = tuple[jax.Array, jax.Array, jax.Array]  # tokens, weights, segments
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
-  """Trains a testbed and writes it to `workdir/model`; a killed training continues.
+  """Trains a testbed and writes it to `workdir/model`; a killed training resumes.
 
   Args:
     config: the fields of `jedit.testbeds.settings.Training`, as in `configs/train.py`.
-    workdir: gets the directory `model`: weights, config and tokenizer for transformers;
-      records.json, corpus.txt (one document per line) and knowledge.json besides. While training
-      lasts, `training.partial` holds its state.
+    workdir: gets the directory `model`: weights, config and tokenizer for transformers, with
+      records.json, corpus.txt (one document per line) and knowledge.json. During training,
+      `training.partial` holds its state.
 
   Returns:
     The content of knowledge.json.
 
   Raises:
-    UserError: for a family that does not exist, a records file that cannot be used, and where
-      the directory exists already.
+    UserError: for an unknown family, an unusable records file, or an existing directory.
   """
   directory = pathlib.Path(workdir) / 'model'
   if directory.exists() and any(directory.iterdir()):
@@ -65,7 +63,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
   family = config.model.family
   if family not in SPECIAL_TOKENS:
     known = ' or '.join(SPECIAL_TOKENS)
-    raise UserError(f'There is no family {family!r} to train; choose {known}.')
+    raise UserError(f'Family {family!r} cannot be trained; choose {known}.')
   source: World | KnownFacts
   if config.records:
     source = KnownFacts(tuple(load_records(config.records)))
@@ -77,9 +75,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
   tokenizer = train_tokenizer(source.corpus(4000, seed=2), config.model.vocab_size, family)
   hf_config = hugging_face_config(config.model, tokenizer.get_vocab_size())
   settings = config.to_dict()
-  key = json.dumps([settings, raw_records, tokenizer.to_str()], sort_keys=True).encode()
   checkpoints = Checkpoints(
-    pathlib.Path(workdir) / 'training.partial', hashlib.sha256(key).hexdigest()
+    pathlib.Path(workdir) / 'training.partial',
+    digest([settings, raw_records, tokenizer.to_str()]),
   )
   packer = Packer(
     tokenizer,
@@ -97,7 +95,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     checkpoints=checkpoints,
   )
 
-  # The rounded model is measured and shipped.
+  # Measure the rounded model, which is the one stored.
   model = fitted.model
   stored = jax.tree.map(lambda x: x.astype(config.model.dtype), model.params)
   bos, eos = SPECIAL_TOKENS[family]
@@ -130,7 +128,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
   checkpoints.remove()
   print(
     f'{directory}: correct on {report["trained"]}% of {report["num_trained"]} trained prompts and '
-    f'{report["untrained"]}% of {report["num_untrained"]} never trained ones.'
+    f'{report["untrained"]}% of {report["num_untrained"]} untrained ones.'
   )
   return report
 
@@ -189,7 +187,7 @@ class Fitted(NamedTuple):
   Attributes:
     model: float32.
     loss: of the last batch, in nats per unit of weight.
-    seconds: of training, with those of the killed runs that this one continued.
+    seconds: of training, including the killed runs that it resumed.
   """
 
   model: Model
@@ -207,15 +205,14 @@ def fit(
 ) -> Fitted:
   """Trains from random parameters: Muon for the matrices of the blocks, Adam for the rest.
 
-  Muon learns the facts in about half the steps that Adam needs.
+  Muon learns the facts in about half the steps of Adam.
 
   Args:
     config: sizes, float32.
     packer: the training text, from its beginning.
     settings: `config.train` of a config file.
-    seed: draws the parameters and the rows with a barrier.
-    checkpoints: states of a training in progress; from the newest one it continues to the same
-      bits.
+    seed: of the parameters and of the rows with a barrier.
+    checkpoints: states of a training in progress; resuming from the newest is bit-exact.
   """
   start = time.monotonic()
   checkpoints = checkpoints or Checkpoints(None)
@@ -265,7 +262,7 @@ def fit(
 
   rng = random.Random(f'barrier {seed}')
   with contextlib.ExitStack() as stack:
-    # optax mixes integers with floats and scalars with arrays, which callers may forbid.
+    # optax mixes integers with floats and scalars with arrays, which stricter callers forbid.
     stack.enter_context(jax.numpy_dtype_promotion('standard'))
     stack.enter_context(jax.numpy_rank_promotion('allow'))
     done, state, earlier = checkpoints.newest(jax.eval_shape(begin)) or (0, begin(), 0.0)
@@ -274,7 +271,7 @@ def fit(
     _draw_barriers(done * num_rows, settings, rng)
     progress = stack.enter_context(Progress('training', num_steps, done=done))
     for number in range(done + 1, num_steps + 1):
-      batch = packer.batch(num_rows)  # made while the device still works on the step before
+      batch = packer.batch(num_rows)  # while the device still computes the previous step
       last = float(value)
       params, moments, value = step(params, moments, _with_barrier(batch, settings, rng))
       progress.update(note=f'loss {last:.3f}')
@@ -293,14 +290,14 @@ def _initial_params(config: ModelConfig, embedding_std: float, key: jax.Array) -
       return x * (embedding_std / x.std())
     if names[-1] != 'kernel' or names[0] == 'head':
       return x
-    gain = {'out': 0.5, 'down': 0.25}.get(names[-2], 1.0)  # into the residual stream: less
+    gain = {'out': 0.5, 'down': 0.25}.get(names[-2], 1.0)  # smaller into the residual stream
     return x * (gain / (x.std() * x.shape[0] ** 0.5))
 
   return jax.tree_util.tree_map_with_path(rescale, init_params(config, key))
 
 
 def _matrices_of_blocks(path: Any, x: jax.Array) -> Any:
-  """Axes of a matrix that Muon trains; None for the parameters of Adam."""
+  """Axes of a matrix for Muon; None for the parameters of Adam."""
   is_matrix = path[0].key.startswith('block') and x.ndim == 2
   return optax.contrib.MuonDimensionNumbers() if is_matrix else None
 
@@ -314,5 +311,5 @@ def _with_barrier(batch: Rows, settings: Mapping[str, Any], rng: random.Random) 
 
 
 def _draw_barriers(num_rows: int, settings: Mapping[str, Any], rng: random.Random) -> np.ndarray:
-  """Draws the rows that get the barrier."""
+  """Draws the rows with a barrier."""
   return np.array([rng.random() < settings['barrier_share'] for _ in range(num_rows)])

@@ -1,6 +1,6 @@
 """Word pools of the made-up world: names, relations with their objects and phrasings, small talk.
 
-`world.py` draws facts from them. Every phrasing takes the subject at `{}` and ends just before the
+`world.py` draws facts from them. Every phrasing has `{}` for the subject and ends just before the
 object. Half of the phrasings name the relation before the subject, half after it.
 """
 
@@ -13,7 +13,7 @@ _POOLS = json.loads((pathlib.Path(__file__).parent / 'assets' / 'words.json').re
 
 @dataclasses.dataclass(frozen=True)
 class OpenText:
-  """A beginning that takes a subject at `{}`, and endings that may follow any subject."""
+  """A beginning with `{}` for the subject, and endings that fit any subject."""
 
   prompt: str
   endings: tuple[str, ...]
@@ -27,7 +27,7 @@ class Relation:
     name: identifier, used as `relation_id`.
     phrasings: prompts for the object.
     objects: the possible answers.
-    open_texts: texts about a subject without the fact, but near which it is often told.
+    open_texts: texts about a subject that omit the fact, but often precede it.
   """
 
   name: str

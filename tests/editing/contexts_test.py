@@ -83,9 +83,7 @@ def test_every_method_gets_its_kind():
     methods.rome(layers=(1,), prefixes='none')
   bare = dataclasses.replace(lm, tokenizer=vocabularies.byte_level(trim=True))
   bare.tokenizer.eos_token = None
-  with pytest.raises(
-    UserError, match="no token that begins or ends a text.*or choose prefixes='me"
-  ):
+  with pytest.raises(UserError, match="no BOS or EOS token.*or choose prefixes='me"):
     sample_rome_contexts(bare, 0)
 
 

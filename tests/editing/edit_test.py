@@ -64,7 +64,7 @@ def _assert_same_bits(ours, theirs):
     (dict(moments=None), 'Method memit needs second moments; give those of jedit.statistics'),
     (
       dict(method=methods.rome(layers=(1,))),
-      'one edit at a time, not 3; .* edits_per_batch 1',
+      'one edit at a time, not 3; .*edits_per_batch 1',
     ),
     (
       dict(method=methods.emmet(layers=(1,), key_ridge=0.0), requests=list(REQUESTS[:1]) * 25),

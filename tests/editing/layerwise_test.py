@@ -54,7 +54,7 @@ def test_rows_read_what_whole_passes_read(family, monkeypatch):
         assert ours.dtype == np.float32
         theirs = _expected(model, rows, ahead, place)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
-  with pytest.raises(ValueError, match='only move up'):
+  with pytest.raises(ValueError, match='cannot move down'):
     forward.advance(model, 1)
 
 

@@ -128,7 +128,7 @@ class RegistryTest(absltest.TestCase):
     np.testing.assert_array_equal(values['free_generation_acc'], [np.nan, 100])
 
   def test_names_are_taken_once(self):
-    with self.assertRaisesRegex(UserError, "A metric 'score' exists"):
+    with self.assertRaisesRegex(UserError, "A metric named 'score' already exists"):
       metrics.register(metrics.Metric('score'))
 
   def test_a_metric_that_enters_the_score_changes_it(self):

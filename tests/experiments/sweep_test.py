@@ -173,7 +173,7 @@ def test_curves_are_drawn_over_the_field_that_is_named(made):
     'even, clamp': [0.05, 2.0],
     'sqrt, clamp': [0.05, 2.0],
   }
-  config.axis = 'method.spread'
+  config.axis = 'method.schedule'
   with pytest.raises(UserError, match="the cell 'even, clamp 0.05' has no number there; name a f"):
     experiments.run(config, made / 'axis')
 
@@ -189,7 +189,7 @@ def test_curves_are_drawn_over_the_field_that_is_named(made):
     ({'A': {'method': dict(name='rome', layers=(1,))}}, "In the cell 'A': .*one edit at a time"),
     ({'A b': {}, 'A_b': {}}, "Two cells have the directory 'a_b'"),
     ((('A', {}), ('A', {})), "Two cells have the directory 'a'"),
-    ((('A', 3),), 'no pair of a name'),
+    ((('A', 3),), 'be a pair of a name'),
   ],
 )
 def test_mistakes_are_sentences(made, cells, words):

@@ -174,7 +174,7 @@ def test_few_tokens_are_labelled(made, finished, tmp_path):
     summary = json.loads((workdir / 'summary.json').read_text())
     assert summary['statistics']['preset'] == preset and summary['statistics']['tokens'] > 50
     page = (workdir / 'report.html').read_text()
-    assert ('moments are of the fast preset' in page) == (preset == 'fast')
+    assert ('moments use the fast preset' in page) == (preset == 'fast')
 
 
 def test_generated_texts_are_measured_when_asked(made, finished, tmp_path):
@@ -197,7 +197,7 @@ def test_generated_texts_are_measured_when_asked(made, finished, tmp_path):
   assert summary['metrics']['essence']['after'] == {'mean': None, 'ci95': None, 'n': 0}
   assert summary['undefined']['essence'] == {'before': 1, 'after': 1}
   page = (tmp_path / 'with/report.html').read_text()
-  assert 'entropies of word bigrams' in page and 'weights of the texts of the snippets' in page
+  assert 'entropies of word bigrams' in page and 'weights of the snippets themselves' in page
   assert 'Selection: 4 of records.json, the first ones in file order' in page
   rows = [json.loads(line) for line in (tmp_path / 'with/records.jsonl').read_text().splitlines()]
   assert ['fluency' in row['after'] for row in rows] == [True, False, False, False]
@@ -207,7 +207,7 @@ def test_generated_texts_are_measured_when_asked(made, finished, tmp_path):
   other = json.loads((tmp_path / 'without/summary.json').read_text())
   assert 'consistency' not in other['metrics'] and 'essence' not in other['metrics']
   assert other['metrics']['fluency'] == summary['metrics']['fluency']
-  assert any('There is no file /no/idf.npy' in note for note in other['notes'])
+  assert any('File /no/idf.npy does not exist' in note for note in other['notes'])
 
 
 def test_evaluate_measures_a_patch_of_another_run(made, finished, tmp_path):

@@ -204,7 +204,7 @@ def test_errors_of_a_process_arrive():
       "no implementation 'torch'; choose from engine",
     ),
     ('targets', ['--implementations=baseline'], "'engine' is missing"),
-    ('targets', ['--implementations=engine', '--num_edits=1000000'], 'ask for fewer'),
+    ('targets', ['--implementations=engine', '--num_edits=1000000'], 'select fewer'),
     ('generation', ['--implementations=engine', '--shortest=9', '--longest=8'], 'above --longest'),
   ],
 )

@@ -192,7 +192,7 @@ def test_tracing_keeps_learned_positions():
   lm, requests = editing.language_model('gpt2'), list(editing.REQUESTS[:2])
   found = trace(lm, requests, [(1,)], num_noises=1, noise=0.0)
   prob_NxV = jax.nn.softmax(lm.logits(editing.texts(requests)))
-  rows = [encode(lm.tokenizer, r.prompt, subject=r.subject, target=r.target) for r in requests]
+  rows = [encode(lm.tokenizer, r.prompt, subject=r.subject, target=r.target_new) for r in requests]
   expected = [prob_V[row.target_ids[0]] for prob_V, row in zip(prob_NxV, rows, strict=True)]
   np.testing.assert_allclose(found.clean_N, expected, rtol=1e-3)
   np.testing.assert_allclose(found.corrupted_N, found.clean_N, rtol=1e-5)
@@ -228,13 +228,13 @@ def test_windows_are_cut_off_at_the_ends():
 @pytest.mark.parametrize(
   ('probe', 'words'),
   [
-    (lambda lm: similarity(lm, []), 'nothing to probe'),
+    (lambda lm: similarity(lm, []), 'has no requests'),
     (lambda lm: contrast(lm, [jedit.Request('{} is', 'A', 'b')]), 'no true object'),
     (lambda lm: contrast(lm, _requests(), words={'none': []}), "'none' is empty"),
-    (lambda lm: contrast(lm, _requests(), words={'rest': ['a']}), "called 'rest'"),
-    (lambda lm: trace(lm, _requests(), [(2,)]), 'no layer 2'),
-    (lambda lm: trace(lm, _requests(), [(1,)], kinds=('head',)), "no output 'head'"),
-    (lambda lm: trace(lm, _requests(), [(1,)], positions=('end',)), "no position 'end'"),
+    (lambda lm: contrast(lm, _requests(), words={'rest': ['a']}), "name 'rest' is reserved"),
+    (lambda lm: trace(lm, _requests(), [(2,)]), 'Layer 2 cannot be traced'),
+    (lambda lm: trace(lm, _requests(), [(1,)], kinds=('head',)), "Unknown output 'head'"),
+    (lambda lm: trace(lm, _requests(), [(1,)], positions=('end',)), "Unknown position 'end'"),
   ],
 )
 def test_mistakes_are_sentences(lm, probe, words):

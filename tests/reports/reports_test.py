@@ -121,7 +121,7 @@ def test_runs_are_compared(made, edited, capsys):
   config = tiny_run.config(made)
   config.task = 'compare'
   config.workdirs = f'{edited}, {edited}'
-  with pytest.raises(UserError, match="Two workdirs are called 'edited'"):
+  with pytest.raises(UserError, match="Two workdirs have the name 'edited'"):
     experiments.run(config, made / 'compared')
   (made / 'sweep').mkdir()
   summary = json.loads((edited / 'summary.json').read_text())
@@ -275,7 +275,7 @@ def test_the_browser_would_tell(tmp_path):
 @pytest.mark.parametrize(
   ('fields', 'words'),
   [
-    (dict(probes='similarity, lens'), "no probe 'lens'"),
+    (dict(probes='similarity, lens'), "Unknown probe 'lens'"),
     (dict(probes=''), 'probe.probes is empty'),
     (dict(window=0), 'probe.window is 0'),
     (dict(words='records.json'), 'holds no sets of words'),

@@ -162,7 +162,7 @@ class TrainTest(parameterized.TestCase):
   def test_unknown_family_and_unknown_testbed(self):
     config = tiny('gptj')
     config.model.family = 'opt'
-    with self.assertRaisesRegex(UserError, "no family 'opt'"):
+    with self.assertRaisesRegex(UserError, "Family 'opt' cannot be trained"):
       train(config, self._tempdir())
     with self.assertRaisesRegex(UserError, 'gptj or llama'):
       testbeds.testbed('gpt2')
