@@ -92,6 +92,14 @@ class ModelConfig:
       )
 
   @property
+  def title(self) -> str:
+    """One line: family, sizes and dtype."""
+    return (
+      f'{self.family}, {self.num_layers} layers, width {self.width}, {self.vocab_size} tokens, '
+      f'{self.dtype}'
+    )
+
+  @property
   def key_sizes(self) -> dict[str, int]:
     """F of the kernels that can be edited."""
     return {'mlp': self.ffn_width, 'attn': self.num_heads * self.head_dim}

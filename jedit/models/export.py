@@ -28,6 +28,7 @@ from jedit.models.safetensors_index import (
   open_tensors,
 )
 from jedit.parallel.mesh import fetch
+from jedit.types import UserError
 
 _SHARD_BYTES = 5_000_000_000
 
@@ -93,8 +94,13 @@ def save_directory(
     The directory and its rounding errors.
 
   Raises:
-    UserError: if `path` is not empty or cannot be written.
+    UserError: if `path` is not empty or cannot be written, or the model has interventions.
   """
+  if model.edits:
+    raise UserError(
+      f'The model has interventions at {", ".join(sorted(model.edits))}, which a Hugging Face '
+      'directory cannot hold; revert the patches with interventions and keep them as patch files.'
+    )
   config, flat = model.config, traverse_util.flatten_dict(model.params, sep='/')
   base_flat = {} if base is None else traverse_util.flatten_dict(base, sep='/')
   table = name_table(config)

@@ -1,6 +1,7 @@
 """LanguageModel: a model, its tokenizer and the patches it carries. Never changed in place."""
 
 import dataclasses
+import html
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,9 +17,10 @@ from jedit.models.export import Export, save_directory
 from jedit.models.generate import generate
 from jedit.models.hub import find_directory
 from jedit.models.load import fingerprint, load_directory
-from jedit.models.patch import Patch, patch_of, patched
+from jedit.models.patch import LISTED, Patch, check_sites, patch_of, patched
 from jedit.models.precision import check_dtype
 from jedit.models.sharding import param_shardings
+from jedit.models.sites import chained
 from jedit.models.tokenizer import load_tokenizer
 from jedit.parallel.mesh import fetch, place, place_rows
 from jedit.parallel.shapes import bucket, pad
@@ -41,13 +43,13 @@ class LanguageModel:
   """
 
   config: ModelConfig
-  base: Mapping[str, Any] = dataclasses.field(repr=False)
-  tokenizer: transformers.PreTrainedTokenizerBase = dataclasses.field(repr=False)
-  hf_config: Mapping[str, Any] = dataclasses.field(repr=False)
+  base: Mapping[str, Any]
+  tokenizer: transformers.PreTrainedTokenizerBase
+  hf_config: Mapping[str, Any]
   source: str
   fingerprint: str
-  patches: tuple[Patch, ...] = dataclasses.field(default=(), repr=False)
-  params: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+  patches: tuple[Patch, ...] = ()
+  params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
     if not self.params:
@@ -59,7 +61,20 @@ class LanguageModel:
   @property
   def model(self) -> Model:
     """The edited decoder as one pytree, for jitted functions."""
-    return Model(self.params, config=self.config)
+    edits = chained(*(patch.interventions for patch in self.patches))
+    return Model(self.params, edits, config=self.config)
+
+  def __repr__(self) -> str:
+    lines = [
+      f'LanguageModel {self.source} ({self.fingerprint})',
+      f'  {self.config.title}',
+      *(f'  {patch.title}' for patch in self.patches[:LISTED]),
+    ]
+    more = len(self.patches) - LISTED
+    return '\n'.join([*lines, *([f'  and {more} more patches'] if more > 0 else [])])
+
+  def _repr_html_(self) -> str:
+    return f'<pre>{html.escape(repr(self))}</pre>'
 
   def apply(self, patch: Any) -> 'LanguageModel':
     """A model with one more patch.
@@ -72,9 +87,7 @@ class LanguageModel:
         carry, or is applied already.
     """
     patch = patch_of(patch)
-    applied = {
-      name for each in self.patches for name in (each.id, *each.provenance.get('patches', ()))
-    }
+    applied = {name for each in self.patches for name in each.names}
     made_on = patch.provenance.get('model')
     if made_on is not None and made_on != self.fingerprint:
       raise UserError(
@@ -83,12 +96,13 @@ class LanguageModel:
       )
     if patch.id in applied:
       raise UserError(f'Patch {patch.id} is applied already; revert it first.')
-    before = [each for each in patch.provenance.get('patches_before', ()) if each not in applied]
-    if before:
+    lacking = [each for each in patch.before if each not in applied]
+    if lacking:
       raise UserError(
-        f'Patch {patch.id} was made on top of {", ".join(before)}, which this model lacks; '
+        f'Patch {patch.id} was made on top of {", ".join(lacking)}, which this model lacks; '
         'apply them first, in the order in which they were made.'
       )
+    check_sites(patch.interventions, self.config.num_layers)
     params = patched(self.params, patch.updates)
     return dataclasses.replace(self, patches=(*self.patches, patch), params=params)
 
@@ -96,12 +110,19 @@ class LanguageModel:
     """A model without this patch, recomputed from the base: the bits before come back.
 
     Raises:
-      UserError: if the patch is not applied.
+      UserError: if the patch is not applied, or another one was made on top of it.
     """
     patch = patch_of(patch)
     left = tuple(applied for applied in self.patches if applied.id != patch.id)
     if len(left) == len(self.patches):
       raise UserError(f'Patch {patch.id} is not applied to this model; there is nothing to revert.')
+    [gone] = [applied for applied in self.patches if applied.id == patch.id]
+    above = [each.id for each in left if gone.names & set(each.before)]
+    if above:
+      raise UserError(
+        f'Patch {patch.id} lies below {", ".join(above)}, made on top of it; revert '
+        f'{above[-1]} first.'
+      )
     return dataclasses.replace(self, patches=left, params={})
 
   def shard(self, mesh: Mesh | None) -> 'LanguageModel':

@@ -8,7 +8,7 @@ from flax import struct
 
 from jedit.models.config import ModelConfig
 from jedit.models.decoder import Decoder
-from jedit.models.sites import Intervention, site
+from jedit.models.sites import Intervention, chained, site
 
 
 @struct.dataclass
@@ -25,6 +25,10 @@ class Model:
   edits: Mapping[str, Intervention] = struct.field(default_factory=dict)
   config: ModelConfig = struct.field(pytree_node=False, kw_only=True)
 
+  def __repr__(self) -> str:
+    places = f', interventions at {", ".join(self.edits)}' if self.edits else ''
+    return f'Model({self.config.title}{places})'
+
   def __call__(
     self,
     token_NxT: jax.Array | None = None,
@@ -34,7 +38,7 @@ class Model:
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Runs blocks; arguments and results as of `jedit.models.decoder.Decoder.__call__`."""
     return Decoder(self.config).apply(
-      {'params': self.params}, token_NxT, edits=_chained(self.edits, edits or {}), **arguments
+      {'params': self.params}, token_NxT, edits=chained(self.edits, edits or {}), **arguments
     )  # type: ignore[return-value]
 
   def head(self, hidden: jax.Array, *, final_norm: bool = True) -> jax.Array:
@@ -57,13 +61,3 @@ class Model:
   def embedding(self) -> 'Model':
     """The embeddings alone."""
     return Model({'embed': self.params['embed']}, config=self.config)
-
-
-def _chained(
-  first: Mapping[str, Intervention], second: Mapping[str, Intervention]
-) -> dict[str, Intervention]:
-  """Both, one after the other where they share a site."""
-  chained = {**first, **second}
-  for name in first.keys() & second.keys():
-    chained[name] = lambda x, name=name: second[name](first[name](x))
-  return chained

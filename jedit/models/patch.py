@@ -1,11 +1,13 @@
-"""Patch: what an edit did to the kernels, apart from the model it was made on.
+"""Patch: what an edit did to a model, apart from the model it was made on.
 
 Parameters never change in place. A patch keeps, per kernel, the update, as a pair of factors where
-these are smaller than the kernel, with the provenance that made it. A model with patches is
-recomputed from its base kernels, so reverting one restores the bits.
+these are smaller than the kernel, and per site, for methods that change activations instead, an
+intervention, with the provenance that made them. A model with patches is recomputed from its base
+kernels, so reverting one restores the bits.
 """
 
 import dataclasses
+import functools
 import hashlib
 import html
 import os
@@ -18,9 +20,14 @@ import numpy as np
 
 from jedit.io.memo import Stored
 from jedit.io.storage import read_tensors, write_tensors
+from jedit.models.sites import KINDS, PLACES, Chain, Intervention, chained, steps_of
+from jedit.parallel.mesh import fetch
 from jedit.types import UserError
 
 _FORMAT = 'jedit-patch-1'
+_FORMAT_WITH_SITES = 'jedit-patch-2'  # earlier readers would leave interventions out
+LISTED = 5  # kernels, sites or patches that a repr names
+_NORM_FLOP = 1e10  # a repr that takes longer than this leaves the norm out
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,6 +74,17 @@ class Update:
     square = np.sum((left_FxR.T @ left_FxR) * (right_RxD @ right_RxD.T))
     return float(np.sqrt(max(square, 0.0)))
 
+  @property
+  def rank(self) -> int | None:
+    """Number of columns of the left factor; None for a dense update."""
+    return None if self.left_FxR is None else self.left_FxR.shape[1]
+
+  def __repr__(self) -> str:
+    size = ' x '.join(map(str, self.shape))
+    kind = 'dense' if self.rank is None else f'rank {self.rank}'
+    is_cheap = (self.rank or 1) ** 2 * sum(self.shape) < _NORM_FLOP
+    return f'{size}, {kind}' + (f', norm {self.norm():.4g}' if is_cheap else '')
+
   def tensors(self) -> dict[str, np.ndarray]:
     """The arrays that are stored, by field name."""
     fields = {'left': self.left_FxR, 'right': self.right_RxD, 'dense': self.dense}
@@ -80,45 +98,87 @@ class Patch:
   Attributes:
     updates: by parameter path.
     provenance: JSON-able description: method, fingerprint of the base model, seeds, requests.
+    interventions: by site ('3/mlp_out'); empty for methods that write weights.
   """
 
   updates: Mapping[str, Update]
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  interventions: Mapping[str, Intervention] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
-    if not self.updates:
-      raise UserError('The patch changes no kernel; write at least one.')
+    if not self.updates and not self.interventions:
+      raise UserError('The patch changes no kernel and no site; give an update or intervention.')
+
+  @property
+  def title(self) -> str:
+    """One line: id, method and number of edits."""
+    method = self.provenance.get('method', {}).get('name', 'an unknown method')
+    count = self.provenance.get('num_edits')
+    edits = 'edits' if count is None else f'{count} edit{"s" if count != 1 else ""}'
+    return f'Patch {self.id}: {edits} by {method}'
 
   def __repr__(self) -> str:
-    method, num_edits = self.provenance.get('method', {}), self.provenance.get('num_edits', '?')
-    paths = list(self.updates)
-    more = f' and {len(paths) - 6} more' if len(paths) > 6 else ''
-    return (
-      f'Patch {self.id}: {num_edits} edits by {method.get("name", "an unknown method")}\n'
-      f'  updates {", ".join(paths[:6])}{more}'
-    )
+    lines = [self.title, f'  base model {self.provenance.get("model", "unknown")}']
+    if self.before:
+      earlier = f' and {len(self.before) - 1} earlier' if len(self.before) > 1 else ''
+      lines.append(f'  on top of {self.before[-1]}{earlier}')
+    changes = [*self.updates.items(), *self.interventions.items()]
+    for name, change in changes[:LISTED]:
+      kind = repr(change) if isinstance(change, Update) else type(change).__name__
+      lines.append(f'  {name}: {kind}')
+    more = len(changes) - LISTED
+    return '\n'.join([*lines, *([f'  and {more} more'] if more > 0 else [])])
 
   def _repr_html_(self) -> str:
     return f'<pre>{html.escape(repr(self))}</pre>'
 
-  @property
+  @functools.cached_property
   def id(self) -> str:
-    """Hash of the updates: two patches with the same id do the same."""
+    """Hash of updates and interventions: two patches with the same id do the same."""
     digest = hashlib.sha256()
+
+    def add(name: str, array: np.ndarray) -> None:
+      digest.update(f'{name}{array.shape}'.encode())
+      digest.update(np.ascontiguousarray(array).tobytes())
+
     for path in sorted(self.updates):
       for name, array in sorted(self.updates[path].tensors().items()):
-        digest.update(f'{path}/{name}{array.shape}'.encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        add(f'{path}/{name}', array)
+    for place in sorted(self.interventions):
+      for number, step in enumerate(steps_of(self.interventions[place])):
+        for name, value in sorted(vars(step).items()):
+          for leaf in jax.tree.leaves(value):
+            add(f'{place}/{number}/{type(step).__name__}/{name}', np.asarray(fetch(leaf)))
     return digest.hexdigest()[:16]
 
+  @property
+  def names(self) -> set[str]:
+    """Its id and, of a merged patch, those of its parts."""
+    return {self.id, *self.provenance.get('patches', ())}
+
+  @property
+  def before(self) -> Sequence[str]:
+    """Ids of the patches that the model had when this one was made."""
+    return tuple(self.provenance.get('patches_before', ()))
+
   def pack(self) -> Stored:
-    """Arrays and facts of the file."""
+    """Arrays and facts of the file.
+
+    Raises:
+      UserError: for an intervention of a kind that files do not hold.
+    """
     tensors = {
       f'{key}:{name}': array
       for key, update in self.updates.items()
       for name, array in update.tensors().items()
     }
-    return Stored(tensors, {'format': _FORMAT, 'provenance': dict(self.provenance)})
+    facts: dict[str, Any] = {'format': _FORMAT, 'provenance': dict(self.provenance)}
+    if self.interventions:
+      facts |= {'format': _FORMAT_WITH_SITES, 'interventions': {}}
+    for name, intervention in self.interventions.items():
+      facts['interventions'][name], arrays = _pack_steps(name, intervention)
+      tensors |= arrays
+    return Stored(tensors, facts)
 
   @classmethod
   def unpack(cls, stored: Stored) -> 'Patch':
@@ -132,7 +192,11 @@ class Patch:
       key: Update(left_FxR=p.get('left'), right_RxD=p.get('right'), dense=p.get('dense'))
       for key, p in parts.items()
     }
-    return cls(updates, stored.facts['provenance'])
+    interventions = {
+      name: _unpack_steps(name, kinds, stored.tensors)
+      for name, kinds in stored.facts.get('interventions', {}).items()
+    }
+    return cls(updates, stored.facts['provenance'], interventions)
 
   def save(self, path: str | os.PathLike[str]) -> None:
     """Writes a safetensors file with the provenance in its header."""
@@ -146,9 +210,53 @@ class Patch:
       UserError: if the file is missing or no patch.
     """
     tensors, metadata = read_tensors(path)
-    if metadata.get('format') != _FORMAT:
-      raise UserError(f'{path} is no jedit patch; give a file written by Patch.save.')
+    if metadata.get('format') not in (_FORMAT, _FORMAT_WITH_SITES):
+      raise UserError(f'{path} is not a jedit patch; give a file written by Patch.save.')
     return cls.unpack(Stored(tensors, metadata))
+
+
+def _pack_steps(name: str, intervention: Intervention) -> tuple[list[str], dict[str, Any]]:
+  """The kinds of the interventions at a site, and their arrays by name in the file."""
+  kinds, arrays = [], {}
+  for number, step in enumerate(steps_of(intervention)):
+    kind = type(step).__name__
+    if KINDS.get(kind) is not type(step):
+      raise UserError(
+        f'The intervention at {name} is of kind {kind}, and patch files hold those of kind '
+        f'{" and ".join(KINDS)} alone; keep the patch in memory or add its kind to '
+        'jedit.models.sites.KINDS.'
+      )
+    kinds.append(kind)
+    for field in dataclasses.fields(step):  # type: ignore[arg-type]
+      arrays[f'{name}:{number}:{field.name}'] = fetch(getattr(step, field.name))
+  return kinds, arrays
+
+
+def _unpack_steps(
+  name: str, kinds: Sequence[str], tensors: Mapping[str, np.ndarray]
+) -> Intervention:
+  """The interventions that `_pack_steps` stored; only classes of `KINDS` are called."""
+  steps = []
+  for number, kind in enumerate(kinds):
+    fields = [field.name for field in dataclasses.fields(KINDS[kind])] if kind in KINDS else None
+    if fields is None or any(f'{name}:{number}:{field}' not in tensors for field in fields):
+      raise UserError(
+        f'The patch has an intervention of kind {kind} at {name} that this version does not read; '
+        'use the version of jedit that wrote it.'
+      )
+    steps.append(KINDS[kind](**{field: tensors[f'{name}:{number}:{field}'] for field in fields}))
+  return steps[0] if len(steps) == 1 else Chain(tuple(steps))
+
+
+def check_sites(interventions: Mapping[str, Intervention], num_layers: int) -> None:
+  """Raises a UserError for a site that a model of so many layers does not have."""
+  for name in interventions:
+    layer, _, place = name.partition('/')
+    if not layer.isdecimal() or int(layer) >= num_layers or place not in PLACES:
+      raise UserError(
+        f'The patch changes {name}, but the model has no such site; apply it to the model it was '
+        'made on.'
+      )
 
 
 def patch_of(result: Any) -> Patch:
@@ -187,7 +295,8 @@ def merge(patches: Sequence[Patch]) -> Patch:
   provenances = [dict(patch.provenance) for patch in patches]
   return Patch(
     updates,
-    {
+    interventions=chained(*(patch.interventions for patch in patches)),
+    provenance={
       'model': provenances[0].get('model'),
       'patches_before': provenances[0].get('patches_before', []),
       'patches': [patch.id for patch in patches],

@@ -96,6 +96,36 @@ class ReplaceAt:
     return jnp.where(hit_NxT[..., None], self.value_NxD[:, None, :].astype(x_NxTxD.dtype), x_NxTxD)
 
 
+@struct.dataclass
+class Chain:
+  """Several interventions at one site, one after the other."""
+
+  steps: tuple[Intervention, ...]
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    for step in self.steps:
+      x = step(x).astype(x.dtype)
+    return x
+
+
+def steps_of(intervention: Intervention) -> tuple[Intervention, ...]:
+  """The interventions of a chain; any other one alone."""
+  return intervention.steps if isinstance(intervention, Chain) else (intervention,)
+
+
+def chained(*interventions: Mapping[str, Intervention]) -> dict[str, Intervention]:
+  """Interventions by site, those that share a site one after the other in the given order."""
+  steps: dict[str, tuple[Intervention, ...]] = {}
+  for by_site in interventions:
+    for name, step in by_site.items():
+      steps[name] = (*steps.get(name, ()), *steps_of(step))
+  return {name: found[0] if len(found) == 1 else Chain(found) for name, found in steps.items()}
+
+
+# The kinds of intervention that patch files hold; every field is an array.
+KINDS: Mapping[str, type] = {kind.__name__: kind for kind in (AddAt, ReplaceAt)}
+
+
 class Sites:
   """Carries the edits into a forward pass and the recordings out of it.
 

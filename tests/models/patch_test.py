@@ -2,17 +2,21 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from helpers import editing, tiny
 from jedit.io.storage import write_tensors
+from jedit.models import AddAt, ReplaceAt, site
 from jedit.models.language_model import LanguageModel
 from jedit.models.load import fingerprint
 from jedit.models.patch import Patch, Update, merge, patched
+from jedit.models.sites import Chain
 from jedit.types import UserError
 
 LOW, HIGH = 'block_0/mlp/down/kernel', 'block_2/attn/out/kernel'
@@ -99,7 +103,7 @@ def test_files_that_are_no_patch_are_named(tmp_path):
   with pytest.raises(UserError, match='absent.safetensors'):
     Patch.load(tmp_path / 'absent.safetensors')
   write_tensors(tmp_path / 'other.safetensors', {'x': np.ones(2)}, {'format': 'something'})
-  with pytest.raises(UserError, match='other.safetensors is no jedit patch'):
+  with pytest.raises(UserError, match='other.safetensors is not a jedit patch'):
     Patch.load(tmp_path / 'other.safetensors')
   with pytest.raises(UserError, match='changes no kernel'):
     Patch({})
@@ -171,3 +175,192 @@ def test_patches_only_go_where_they_belong():
     lm.apply(Patch(wide))
   with pytest.raises(UserError, match='no such parameter'):
     patched(lm.params, {f'{LOW}/deeper': Update(dense=np.zeros((24, 16), np.float32))})
+
+
+def test_a_patch_below_another_is_not_reverted():
+  lm = editing.language_model()
+  first, other = _patch(lm, 0), _patch(lm, 1, (LOW,))
+  second = dataclasses.replace(
+    _patch(lm, 2), provenance={'model': lm.fingerprint, 'patches_before': [first.id]}
+  )
+  both = lm.apply(first).apply(other).apply(second)
+  words = f'Patch {first.id} lies below {second.id}, made on top of it; revert {second.id} first'
+  with pytest.raises(UserError, match=words):
+    both.revert(first)
+  assert _bits(both.revert(other).params) == _bits(lm.apply(first).apply(second).params)
+  assert _bits(both.revert(second).revert(first).params) == _bits(lm.apply(other).params)
+  merged = merge([first, other])  # an edit on top of one of its parts is on top of it
+  with pytest.raises(UserError, match=f'Patch {merged.id} lies below {second.id}'):
+    lm.apply(merged).apply(second).revert(merged)
+
+
+def test_whatever_has_a_patch_is_applied_and_reverted():
+  lm = editing.language_model()
+  patch = _patch(lm, 0)
+  edited = lm.apply(types.SimpleNamespace(patch=patch))
+  assert edited.patches == (patch,)
+  assert _bits(edited.revert(types.SimpleNamespace(patch=patch)).params) == _bits(lm.params)
+  for wrong, words in ((types.SimpleNamespace(patch=None), 'no common patch'), ('p', 'str is not')):
+    with pytest.raises(UserError, match=words):
+      lm.apply(wrong)
+
+
+TOKENS = np.array([[5, 6, 7], [8, 9, 3]], np.int32)
+PLACE = site(1, 'mlp_out')
+
+
+def _vectors(seed):
+  """One row for all rows of a batch."""
+  return np.random.default_rng(seed).normal(size=(1, 16)).astype(np.float32)
+
+
+def _at(seed, kind=AddAt, pos=1):
+  return kind(np.array([pos], np.int32), _vectors(seed))
+
+
+def _value(lm, place=PLACE):
+  return np.asarray(lm.model(TOKENS, taps=[place])[1][place])
+
+
+def test_interventions_of_patches_belong_to_the_model():
+  lm = editing.language_model()
+  patch = Patch({}, {'model': lm.fingerprint}, {PLACE: _at(0)})
+  edited = lm.apply(patch)
+  assert edited.params is lm.params or _bits(edited.params) == _bits(lm.params)
+  change = _value(edited) - _value(lm)
+  np.testing.assert_allclose(change[:, 1], np.repeat(_vectors(0), 2, axis=0), atol=1e-5)
+  assert not change[:, [0, 2]].any()
+  assert np.abs(edited.logits(['Ove plays']) - lm.logits(['Ove plays'])).max() > 1e-3
+  # Patches that share a site change it one after the other, in the order they were applied.
+  second = Patch({}, {}, {PLACE: _at(1, ReplaceAt)})
+  for first, last, expected in (
+    (patch, second, _vectors(1)),
+    (second, patch, _vectors(1) + _vectors(0)),
+  ):
+    value = _value(lm.apply(first).apply(last))
+    np.testing.assert_allclose(value[:, 1], np.repeat(expected, 2, axis=0), atol=1e-5)
+    np.testing.assert_array_equal(_value(lm.apply(merge([first, last]))), value)
+  np.testing.assert_array_equal(_value(edited.revert(patch)), _value(lm))
+  assert not edited.revert(patch).model.edits
+  both = lm.apply(Patch(_patch(lm, 0).updates, {}, {PLACE: _at(0)}))
+  assert _bits(both.params) == _bits(lm.apply(_patch(lm, 0)).params)
+  assert list(both.model.edits) == [PLACE]
+
+
+def test_ids_cover_interventions():
+  lm = editing.language_model()
+  updates, other = _patch(lm, 0).updates, site(2, 'mlp_out')
+  patches = [
+    Patch(updates, {}, interventions)
+    for interventions in (
+      {},
+      {PLACE: _at(0)},
+      {PLACE: _at(1)},
+      {PLACE: _at(0, pos=2)},
+      {PLACE: _at(0, ReplaceAt)},
+      {other: _at(0)},
+      {PLACE: Chain((_at(0), _at(1)))},
+      {PLACE: Chain((_at(1), _at(0)))},
+    )
+  ]
+  assert len({patch.id for patch in patches}) == len(patches)
+  assert patches[0].id == _patch(lm, 0).id
+  on_device = jax.tree.map(jnp.asarray, _at(0))
+  assert Patch(updates, {}, {PLACE: on_device}).id == patches[1].id
+
+
+@struct.dataclass
+class _Foreign:
+  """An intervention of a kind that files do not hold."""
+
+  scale: jax.Array
+
+  def __call__(self, x):
+    return self.scale * x
+
+
+def test_files_give_interventions_back(tmp_path):
+  lm = editing.language_model()
+  file = tmp_path / 'p.safetensors'
+  for updates in ({}, _patch(lm, 0).updates):
+    interventions = {
+      PLACE: Chain((_at(0), _at(1, ReplaceAt, pos=2))),
+      site(0, 'block_out'): _at(2),
+    }
+    patch = Patch(updates, {'model': lm.fingerprint}, interventions)
+    patch.save(file)
+    loaded = Patch.load(file)
+    assert loaded.id == patch.id and loaded.provenance == patch.provenance
+    assert loaded.updates.keys() == updates.keys()
+    assert list(loaded.interventions) == list(interventions)
+    np.testing.assert_array_equal(_value(lm.apply(loaded)), _value(lm.apply(patch)))
+
+
+def test_only_known_kinds_are_saved_and_read(tmp_path):
+  lm = editing.language_model()
+  patch = Patch({}, {}, {PLACE: _Foreign(np.float32(2))})
+  np.testing.assert_allclose(_value(lm.apply(patch)), 2 * _value(lm), rtol=1e-5)
+  file = tmp_path / 'p.safetensors'
+  with pytest.raises(UserError, match='at 1/mlp_out is of kind _Foreign, .* AddAt and ReplaceAt'):
+    patch.save(file)
+  assert not file.exists()
+  pos_1, delta_1xD = np.array([1], np.int32), _vectors(0)
+  for kind, tensors in (
+    ('_Foreign', {f'{PLACE}:0:scale': delta_1xD}),
+    ('AddAt', {f'{PLACE}:0:pos_N': pos_1}),
+  ):
+    facts = {'format': 'jedit-patch-2', 'provenance': {}, 'interventions': {PLACE: [kind]}}
+    write_tensors(file, tensors, facts)
+    with pytest.raises(UserError, match=f'intervention of kind {kind} at 1/mlp_out'):
+      Patch.load(file)
+
+
+def test_interventions_only_go_to_sites_and_stay_out_of_directories(tmp_path):
+  lm = editing.language_model()
+  for place in ('1/mlp', '3/mlp_out', 'mlp_out', '-1/mlp_out'):
+    with pytest.raises(UserError, match=f'changes {place}, but the model has no such site'):
+      lm.apply(Patch({}, {}, {place: _at(0)}))
+  edited = lm.apply(Patch({}, {}, {PLACE: _at(0)}))
+  with pytest.raises(UserError, match='has interventions at 1/mlp_out, .*revert the patches'):
+    edited.export(tmp_path / 'model')
+  assert not list(tmp_path.iterdir())
+  edited.revert(edited.patches[0]).export(tmp_path / 'model')
+
+
+def test_reprs_fit_ten_lines():
+  lm = editing.language_model()
+  names = ('mlp/down/kernel', 'attn/out/kernel')
+  paths = [f'block_{layer}/{name}' for layer in range(3) for name in names]
+  many = _patch(lm, 0, paths)
+  provenance = {
+    'model': lm.fingerprint,
+    'method': {'name': 'pmet'},
+    'num_edits': 3,
+    'requests': ['text'] * 500,
+    'patches_before': [many.id],
+  }
+  patch = Patch(many.updates, provenance, {PLACE: _at(0)})
+  text = repr(patch)
+  norm = patch.updates[paths[0]].norm()
+  for part in (
+    f'Patch {patch.id}: 3 edits by pmet',
+    f'base model {lm.fingerprint}',
+    f'on top of {many.id}',
+    f'{paths[0]}: 24 x 16, rank 2, norm {norm:.4g}',
+    'and 2 more',
+  ):
+    assert part in text
+  dense = Update(dense=np.ones((3, 4), np.float32))
+  assert repr(dense) == '3 x 4, dense, norm 3.464'
+  assert repr(Patch({}, {}, {PLACE: _at(0)})).endswith(f'{PLACE}: AddAt')
+  edited = lm.apply(many).apply(patch)
+  for number in range(8):
+    edited = edited.apply(_patch(lm, 10 + number, (LOW,)))
+  text = repr(edited)
+  for part in ('gptj, 3 layers, width 16', lm.fingerprint, patch.title, 'and 5 more patches'):
+    assert part in text
+  assert repr(edited.model) == f'Model({lm.config.title}, interventions at {PLACE})'
+  for each in (patch, dense, lm, edited):
+    assert repr(each).count('\n') < 10 and len(repr(each)) < 1000
+    if not isinstance(each, Update):
+      assert each._repr_html_().startswith('<pre>') and each._repr_html_().count('\n') < 10
