@@ -9,7 +9,7 @@ import pytest
 from helpers import editing
 from helpers.solving import residual, solve
 from jedit import methods
-from jedit.editing.batches import edit_separately, edit_sequentially
+from jedit.editing.edit import Separate, Sequential, edit
 from jedit.solvers import (
   Covariance,
   EqualityConstrained,
@@ -100,10 +100,10 @@ def test_one_factor_serves_every_weight_and_method(made):
 def test_batches_of_edits_factor_each_layer_once(made):
   lm = editing.language_model('gptj', num_layers=3)
   method = methods.memit(layers=(0, 1), cov_weight=0.5, num_steps=1)
-  stats = editing.second_moments(lm, method)
-  for calls, mode in enumerate((edit_separately, edit_sequentially), 1):
-    found = list(mode(lm, editing.REQUESTS[:4], method, stats, size=2, contexts=CONTEXTS))
-    assert len(found) == 2
+  moments = editing.second_moments(lm, method)
+  for calls, batching in enumerate((Separate(2), Sequential(2)), 1):
+    found = edit(lm, editing.REQUESTS[:4], method, moments, contexts=CONTEXTS, batching=batching)
+    assert len(found.batches) == 2
     assert made == ['factor'] * 2 * calls
 
 
@@ -139,9 +139,9 @@ def test_factors_belong_to_their_cache(made):
 
 def test_second_moments_name_the_kernel_they_lack():
   lm = editing.language_model()
-  stats = editing.second_moments(lm, methods.memit(layers=(0, 1), cov_weight=0.5))
-  factors = FactorCache(stats)
-  assert factors[KERNELS[0]].cov_FxF is stats.covariance(KERNELS[0])
+  moments = editing.second_moments(lm, methods.memit(layers=(0, 1), cov_weight=0.5))
+  factors = FactorCache(moments)
+  assert factors[KERNELS[0]].cov_FxF is moments.covariance(KERNELS[0])
   with pytest.raises(ValueError, match='no second moments of .*layer 7'):
     factors[Kernel(7, 'mlp')]
 
