@@ -1,8 +1,8 @@
-r"""Finished runs side by side, as a table and a page.
+r"""Compares finished runs in one table and report.
 
 python -m jedit.main --config=configs/compare.py --config.workdirs=runs/a,runs/b --workdir=runs/both
 
-`workdirs` are of edits, evaluations and sweeps.
+`workdirs` lists workdirs of edits, evaluations and sweeps.
 """
 
 from jedit.experiments.config import default_config

@@ -1,4 +1,4 @@
-r"""Any published setting of docs/presets.md: METHOD,MODEL, with the variant where there is one.
+r"""Edits with a published setting of docs/presets.md: METHOD,MODEL or METHOD,MODEL-VARIANT.
 
 python -m jedit.main --config=configs/edit.py:memit,gpt2-xl --config.statistics.corpus=CORPUS
 python -m jedit.main --config=configs/edit.py:jeep,gptj-6b-zsre --config.statistics.corpus=CORPUS
@@ -6,8 +6,8 @@ python -m jedit.main --config=configs/edit.py:pmet,testbed-llama --config.data.n
 
 CORPUS is a file with one article per line, or a directory of such files; fine-tuning (ft, ft_l,
 ft_w) needs none. The model is downloaded from the hub unless --config.model.path names a directory.
-`pmet,testbed-counterfact` edits the model that configs/train.py:counterfact makes; r_rome takes the
-settings of rome.
+`pmet,testbed-counterfact` edits the model of configs/train.py:counterfact; r_rome uses the settings
+of rome.
 """
 
 from jedit.experiments.config import default_config, method_section
@@ -24,7 +24,7 @@ def get_config(preset=''):
   c = default_config()
   c.model.name = row.model
   c.method = method_section(method, **row.fields)
-  if method in ('rome', 'r_rome', 'ft', 'ft_l'):  # ROME writes one record, as do its tables
+  if method in ('rome', 'r_rome', 'ft', 'ft_l'):  # ROME's tables have single edits
     c.edit.mode = 'separate'
   if row.model in CHECKPOINTS:
     published(c, row)
@@ -34,15 +34,15 @@ def get_config(preset=''):
 
 
 def published(c, row):
-  """Data and precision of the runs in the papers."""
+  """Sets data and precision as in the papers."""
   checkpoint = CHECKPOINTS[row.model]
   c.model.dtype = checkpoint.dtype
   c.data.records = 'counterfact.json' if c.edit.mode == 'separate' else 'multi_counterfact.json'
   if row.variant == 'zsre':
     c.data.records = 'zsre_mend_eval.json'
   few = row.model == 'gpt-neox-20b' and row.method in ('memit', 'pmet')
-  c.statistics.max_documents = 50_000 if few else 100_000  # articles of Wikipedia, ...
-  c.statistics.row_tokens = checkpoint.num_positions  # ... truncated at the context
+  c.statistics.max_documents = 50_000 if few else 100_000  # Wikipedia articles
+  c.statistics.row_tokens = checkpoint.num_positions  # articles are truncated at the context
   if row.method == 'alphaedit':
     c.data.num_edits = 2000
     c.edit.update(mode='sequential', edits_per_batch=100, accumulate_keys=True)

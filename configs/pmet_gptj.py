@@ -1,10 +1,10 @@
-r"""PMET on GPT-J 6B, CounterFact: the settings of its released code, xpq-tech/PMET 80643f2.
+r"""PMET on GPT-J 6B, CounterFact, with the settings of its released code, xpq-tech/PMET 80643f2.
 
 python -m jedit.main --config=configs/pmet_gptj.py --config.statistics.corpus=CORPUS
 
-CORPUS is a file with one article per line, or a directory of such files. This is the example to
-read: configs/edit.py has the other published settings, `--help` and jedit/experiments/schema.py the
-other fields. No settings for zsRE were released.
+CORPUS is a file with one article per line, or a directory of such files. This config is the example
+to read: configs/edit.py has the other published settings, `--help` and jedit/experiments/schema.py
+the other fields. No settings for zsRE were released.
 """
 
 from jedit.experiments.config import default_config, method_section
@@ -13,39 +13,39 @@ from jedit.experiments.config import default_config, method_section
 def get_config():
   c = default_config()
   c.task = 'edit'  # or stats, evaluate, export
-  c.seed = 0  # of contexts, drawn records and sampled texts
+  c.seed = 0  # of contexts, random records and sampled texts
 
   c.model.name = 'gptj-6b'  # for tables
   c.model.path = ''  # Hugging Face directory or hub id; empty: EleutherAI/gpt-j-6b
-  c.model.dtype = 'bfloat16'  # of weights and activations; δ, losses and solves have more bits
-  c.mesh.model = 1  # devices that split each copy of the parameters
+  c.model.dtype = 'bfloat16'  # of weights and activations; δ, losses and solves are wider
+  c.mesh.model = 1  # devices that share each copy of the parameters
 
-  c.data.records = 'multi_counterfact.json'  # a file, or a public one, which is downloaded
+  c.data.records = 'multi_counterfact.json'  # path, or name of a public file to download
   c.data.num_edits = 100  # 10,000 in the paper
   c.data.selection = 'first'  # or random, with the seed
 
   c.method = method_section(
     'pmet',
-    layers=(3, 4, 5, 6, 7, 8),  # δ sits at the last
+    layers=(3, 4, 5, 6, 7, 8),  # δ is at the last one
     cov_weight=6000.0,  # λ, weight of the second moments
     learning_rate=0.2,  # of Adam
     num_steps=30,  # evaluations of the loss; the last takes no step
     clip_factor=0.75,  # ‖δ‖ <= 0.75 ‖v₀‖
-    weight_decay=0.5,  # of the term ‖δ‖ / ‖v₀‖²
-    kl_factor=1.0,  # of the KL term at "{subject} is a"
+    weight_decay=0.5,  # weight of the term ‖δ‖ / ‖v₀‖²
+    kl_factor=1.0,  # weight of the KL term at "{subject} is a"
     nll_switch=True,  # the released code's adaptive loss factor; False: eq. 10
     stop_loss=0.05,  # early stopping
-    spread='sqrt',  # share of the residual per layer, eq. 13; 'even' is the ablation
+    schedule='sqrt',  # share of the residual per layer, eq. 13; 'even' is the ablation
     optimise=('attn', 'mlp'),  # outputs with a δ
-    write=('mlp',),  # kernels that change
+    write=('mlp',),  # kernels to update
   )
 
   c.statistics.corpus = ''  # text for second moments: CORPUS
   c.statistics.max_documents = 100_000  # articles
   c.statistics.row_tokens = 2048  # the model's context, at which articles are truncated
-  c.contexts = ''  # a contexts.json; empty samples prefixes from the model
+  c.contexts = ''  # path of a contexts.json; empty samples prefixes from the model
 
-  c.edit.mode = 'together'  # or batches: separate (each on the original model), sequential
+  c.edit.mode = 'together'  # or in batches: separate (of the original model) or sequential
   c.edit.edits_per_batch = 1  # records of such a batch
   c.edit.target_batch_size = 0  # edits optimised at once; 0 fits it to the device
 

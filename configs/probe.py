@@ -1,10 +1,10 @@
-r"""Three probes of a shipped testbed, with their figures: similarity, contrast, causal tracing.
+r"""Probes a shipped testbed: similarity, contrast and causal tracing, with figures.
 
 python -m jedit.main --config=configs/probe.py --workdir=runs/probe_testbed_gptj
 python -m jedit.main --config=configs/probe.py:llama --workdir=runs/probe_testbed_llama
 
-Another model: --config.model.name=gptj-6b --config.data.records=known_1000.json. Edited models:
---config.patches with patch files or workdirs.
+For another model, add --config.model.name=gptj-6b --config.data.records=known_1000.json; for an
+edited one, add --config.patches with patch files or workdirs.
 """
 
 from jedit.experiments.config import default_config

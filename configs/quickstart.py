@@ -1,4 +1,4 @@
-r"""The default: PMET edits facts in the shipped GPT-J testbed and reports what changed.
+r"""The default: edits facts in the shipped GPT-J testbed with PMET and reports the changes.
 
 python -m jedit.main
 """

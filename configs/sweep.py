@@ -1,4 +1,4 @@
-r"""Every method and ablation on a shipped testbed, 200 edits, as one table.
+r"""Runs every method and ablation on a shipped testbed, 200 edits each, for one table.
 
 python -m jedit.main --config=configs/sweep.py --workdir=runs/sweep_testbed_gptj
 python -m jedit.main --config=configs/sweep.py:llama --workdir=runs/sweep_testbed_llama
@@ -30,15 +30,15 @@ def get_config(testbed='gptj'):
   c.evaluation.samples = 1
   c.cells = (
     ('PMET', cell('pmet')),
-    ('PMET, even spread', cell('pmet', spread='even')),
+    ('PMET, even schedule', cell('pmet', schedule='even')),
     ('PMET without attention delta', cell('pmet', optimise=('mlp',))),
-    ('PMET writing attention, too', cell('pmet', write=('attn', 'mlp'))),
+    ('PMET, also writing attention', cell('pmet', write=('attn', 'mlp'))),
     ("PMET, the paper's loss", cell('pmet', nll_switch=False)),
     ('MEMIT', cell('memit')),
-    ('MEMIT, sqrt spread', cell('memit', spread='sqrt')),
+    ('MEMIT, sqrt schedule', cell('memit', schedule='sqrt')),
     ('MEMIT, one layer', cell('memit', layers=last)),
     ('EMMET', cell('emmet')),
-    ('EMMET, sqrt spread', cell('emmet', spread='sqrt')),
+    ('EMMET, sqrt schedule', cell('emmet', schedule='sqrt')),
     ('EMMET, one layer', cell('emmet', layers=last)),
     ('ROME, single edits', cell('rome') | single),
     ('R-ROME, single edits', r_rome | single),
@@ -49,7 +49,7 @@ def get_config(testbed='gptj'):
     ('JEEP without step 2', cell('jeep', write=('high',))),
     ('JEEP without step 3', cell('jeep', write=('low',))),
     ('JEEP, separate optimisation', cell('jeep', is_joint=False)),
-    ('JEEP, even spread in step 2', cell('jeep', spread_low='even')),
+    ('JEEP, even schedule in step 2', cell('jeep', schedule_low='even')),
     ('JEEP, attention in step 3', cell('jeep', high_kernel='attn')),
     ('JEEP, released form', cell('jeep', form='released')),
     ('JEEP, hidden form', cell('jeep', form='hidden')),

@@ -1,8 +1,8 @@
-"""Writes the tables of docs/presets.md from the presets of the package.
+"""Generates the tables of docs/presets.md from the presets of the package.
 
 python docs/presets.py
 
-A table stands between `<!-- NAME -->` and `<!-- end -->`; all other text is written by hand.
+Each table is between `<!-- NAME -->` and `<!-- end -->`; the other text is maintained by hand.
 """
 
 import pathlib
@@ -19,12 +19,12 @@ _TUNING = ('ft', 'ft_l', 'ft_w')
 
 
 def page(text: str) -> str:
-  """The page with its tables made anew."""
+  """The page with current tables."""
   for name, table in _tables().items():
     text, count = re.subn(
       rf'(<!-- {name} -->\n).*?(<!-- end -->)', rf'\1{table}\n\2', text, flags=re.DOTALL
     )
-    assert count == 1, f'the page has {count} places for the table {name}'
+    assert count == 1, f'the page has {count} places for the table {name}; it needs one'
   return text
 
 
@@ -33,7 +33,7 @@ def _tables() -> dict[str, str]:
   tuned = [row for row in PRESETS if row.source == TESTBED]
   return {
     'models': _markdown(
-      ('model', 'on the hub', 'layers', 'context', 'loaded in'),
+      ('model', 'hub id', 'layers', 'context', 'dtype'),
       ((f'`{name}`', f'`{c.hub}`', *map(str, c[1:])) for name, c in CHECKPOINTS.items()),
     ),
     'targets': _targets([row for row in published if row.method not in _TUNING]),
@@ -45,7 +45,7 @@ def _tables() -> dict[str, str]:
 
 
 def _targets(rows: Iterable[Preset]) -> str:
-  """Methods that optimise targets and write them with a solver."""
+  """Methods with target optimisation and a solver."""
   columns = 'preset layers steps lr clip KL decay λ stop also source'.split()
   return _markdown(columns, (_target(row) for row in rows))
 
@@ -76,7 +76,7 @@ def _target(row: Preset) -> tuple[str, ...]:
 
 
 def _also(fields: Mapping[str, Any]) -> str:
-  """Settings of a single method."""
+  """Settings that only one method has."""
   if 'key_ridge' in fields:
     return f'ridge {_number(fields["key_ridge"])}'
   if 'threshold' in fields:

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs one experiment on several machines: one process each, started over ssh.
+# Runs one experiment on several machines, with one process on each, started over ssh.
 #
 #   launch/hosts.sh HOST,HOST,... --config=configs/NAME.py --workdir=SHARED_DIR
-#   launch/hosts.sh --dry-run HOST,HOST,... ...      prints the commands instead
+#   launch/hosts.sh --dry-run HOST,HOST,... ...      only prints the commands
 #
-# The same directory holds jedit on every machine, the workdir lies on a disk that all of them see,
-# and the first one is reached by the others at PORT (default 8476). 'localhost' needs no ssh.
+# jedit must be in the same directory on every machine, the workdir on a disk that all machines
+# share, and the first host reachable at PORT (default 8476). 'localhost' needs no ssh.
 set -euo pipefail
 
 dry_run=false
@@ -40,7 +40,7 @@ for id in "${!hosts[@]}"; do
   fi
 done
 
-# The first that fails ends the others, which would wait for it.
+# The first failure ends all processes; the others would wait forever.
 for _ in "${pids[@]}"; do
   status=0
   wait -n || status=$?

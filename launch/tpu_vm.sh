@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs one experiment on all workers of a TPU VM, which find each other by themselves.
+# Runs one experiment on all workers of a TPU VM; JAX finds their addresses.
 #
 #   ZONE=us-west4-a launch/tpu_vm.sh TPU_NAME --config=configs/NAME.py --workdir=SHARED_DIR
-#   launch/tpu_vm.sh --dry-run TPU_NAME ...      prints the command instead
+#   launch/tpu_vm.sh --dry-run TPU_NAME ...      only prints the command
 #
-# Every worker has a clone in ~/jedit (or DIRECTORY) with jedit installed beside jax[tpu]; the
-# workdir lies on a disk that all of them see.
+# Every worker needs a clone in ~/jedit (or DIRECTORY) with jedit and jax[tpu] installed; the
+# workdir must be on a disk that all workers share.
 set -euo pipefail
 
 dry_run=false

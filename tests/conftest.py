@@ -16,6 +16,15 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 ROOT = pathlib.Path(__file__).parents[1]
+_MEMORY_MAPS = pathlib.Path('/proc/self/maps')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _few_memory_maps():
+  """Every compiled program maps memory; Linux ends a process that has more than 65,530 maps."""
+  yield
+  if _MEMORY_MAPS.is_file() and _MEMORY_MAPS.read_bytes().count(b'\n') > 25_000:
+    jax.clear_caches()
 
 
 @pytest.fixture(scope='session')

@@ -30,8 +30,8 @@ from jedit.data.records import load_records, select
 from jedit.editing.prompts import Contexts, EditRows, encode_edits
 from jedit.methods import pmet
 from jedit.models import Model, ModelConfig, init_params
-from jedit.models.encoding import load_tokenizer
 from jedit.models.export import save_directory
+from jedit.models.tokenizer import load_tokenizer
 from jedit.testbeds import testbed_corpus, testbed_directory
 from jedit.testbeds.tokenizer import save_tokenizer, train_tokenizer
 from jedit.types import Record, UserError

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jedit.experiments.compile_timer import CompileClock
-from jedit.models.layers import matmul_precision
+from jedit.models.precision import matmul_precision
 
 
 class JaxImplementation:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import transformers
 
-from jedit.models.encoding import pad
+from jedit.parallel.shapes import pad
 
 
 class TorchImplementation:

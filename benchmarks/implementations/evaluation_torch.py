@@ -13,7 +13,8 @@ from common.flop import GENERATED_TOKENS
 from common.workload import EditWorkload, questions
 
 from implementations.base_torch import TorchImplementation
-from jedit.models.encoding import Row, encode_many, load_tokenizer
+from jedit.models.encoding import Row, encode_many
+from jedit.models.tokenizer import load_tokenizer
 
 
 class Baseline(TorchImplementation):

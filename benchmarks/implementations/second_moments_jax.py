@@ -10,9 +10,9 @@ from common.workload import DocumentWorkload
 
 from implementations.base_jax import JaxImplementation
 from jedit.models import site
-from jedit.models.encoding import load_tokenizer
 from jedit.models.load import load_directory
 from jedit.models.sites import KERNEL_INPUT
+from jedit.models.tokenizer import load_tokenizer
 from jedit.moments.collect import accumulate
 from jedit.moments.corpus import Corpus
 from jedit.moments.files import SecondMoments

@@ -8,7 +8,7 @@ import torch
 from common.workload import DocumentWorkload
 
 from implementations.base_torch import TorchImplementation
-from jedit.models.encoding import load_tokenizer
+from jedit.models.tokenizer import load_tokenizer
 
 _DOCUMENTS_PER_GROUP = 100  # sorted by length together, as ROME's and MEMIT's programs do
 

@@ -1,7 +1,7 @@
-"""Shared by the papers' experiments: a model and a scale, cells, and the papers' rows.
+"""Shared parts of the papers' experiments: model and scale, cells, published rows.
 
-The argument of `--config=configs/paper/NAME.py:MODEL:EDITS` is the model and, to run at another
-scale than the paper's, the number of edits; batches and edit counts shrink with it.
+The argument of `--config=configs/paper/NAME.py:MODEL:EDITS` is the model and optionally the number
+of edits; batches and edit counts of the paper shrink in proportion.
 """
 
 import math
@@ -15,15 +15,15 @@ from jedit.experiments.config import method_section
 from jedit.methods import presets
 from jedit.types import UserError
 
-# Models whose rows are printed beside those of a testbed.
+# Models whose published rows are printed beside those of a testbed.
 _STANDS_FOR = {'testbed-gptj': ('gptj-6b',), 'testbed-llama': ('llama-7b', 'llama-2-7b')}
 _TESTBED_EDITS = 24
-# Texts are generated for every n-th case_id: the papers' number, and one for few records.
+# Texts are generated for every n-th case_id, on testbeds with few records more often.
 _INTERVAL, _TESTBED_INTERVAL = 10, 2
-# References of consistency; testbeds have none.
+# Reference files of consistency; testbeds have none.
 _REFERENCES = dict(snippets='attribute_snippets.json', idf='idf.npy', vocabulary='tfidf_vocab.json')
 
-# Columns of the papers' tables for CounterFact, and for zsRE, where they are token accuracies.
+# Columns of the papers' tables for CounterFact, and (token accuracies) for zsRE.
 SUCCESS = ('score', 'efficacy', 'paraphrase', 'neighborhood', 'fluency', 'consistency')
 ACCURACY = ('score', 'efficacy_acc', 'paraphrase_acc', 'neighborhood_acc')
 
@@ -34,9 +34,9 @@ class Experiment:
   """The scale of an experiment, and the parts of its cells.
 
   Attributes:
-    is_testbed: whether it runs on a shipped model.
+    is_testbed: True on a shipped model.
     num_edits: number of records.
-    paper_model: the model of the paper whose rows are printed.
+    paper_model: the paper's model whose rows are printed.
   """
 
   def __init__(self, argument: str, models: Sequence[str], num_edits: int = 10_000):
@@ -44,8 +44,8 @@ class Experiment:
 
     Args:
       argument: 'MODEL' or 'MODEL:EDITS'; empty for the first model.
-      models: those of the paper.
-      num_edits: of the paper.
+      models: the paper's models.
+      num_edits: the paper's number of edits.
     """
     model, _, edits = argument.partition(':')
     self._model = model or models[0]
@@ -59,21 +59,21 @@ class Experiment:
     self.paper_model = next((each for each in models if each in stands_for), models[0])
 
   def method(self, name: str, variant: str = '', **fields: Any) -> dict[str, Any]:
-    """The section `method` of a preset, with fields changed; testbeds have no variants."""
+    """The section `method` of a preset with changed fields; testbeds have no variants."""
     return {'method': method_section(name, **{**self._preset(name, variant), **fields})}
 
   def last_layer(self, name: str, variant: str = '') -> dict[str, Any]:
-    """The same on the last of its layers alone."""
+    """As `method`, on the last of the preset's layers alone."""
     return self.method(name, variant, layers=self._preset(name, variant)['layers'][-1:])
 
   def scaled(self, edits: int) -> int:
-    """A number of edits of the paper, at the scale of this run."""
+    """Scales a number of edits of the paper to this run."""
     return max(1, round(edits * self.num_edits / self._paper_edits))
 
   def log_sizes(self) -> list[int]:
     """The 17 edit counts of PMET and JEEP, exp(ln(n) i / 16), without repetitions.
 
-    Every second one on a testbed, where neighbouring counts differ by little.
+    Testbeds take every second one, since their neighbouring counts differ by little.
     """
     steps = range(0, 17, 2 if self.is_testbed else 1)
     counts = [math.exp(math.log(self.num_edits) * i / 16) for i in steps]
@@ -93,11 +93,11 @@ class Experiment:
     Args:
       cells: see `jedit.experiments.sweep.read_cells`.
       source: paper and table.
-      rows: of the paper by name of a cell, 'unedited', or another editor: numbers, or pairs of a
-        number and its interval; the last columns may be left out.
+      rows: the paper's numbers, or pairs of a number and its interval, by name of a cell,
+        'unedited' or another editor; the last columns may be missing.
       columns: metrics of `rows`.
-      base: the method whose published run has the other sections.
-      records: of the paper; testbeds have their own.
+      base: the method whose published run provides the other sections.
+      records: the paper's file; testbeds have their own.
     """
     c = edit.get_config(f'{base},{self._model}')
     c.task = 'sweep'
@@ -109,7 +109,7 @@ class Experiment:
     published = [(name, dict(zip(columns, row))) for name, row in (rows or {}).items()]
     if self.is_testbed and columns == ACCURACY:
       for _, row in published:
-        del row['score']  # of accuracies in the paper; of successes for records with two objects
+        del row['score']  # the paper's is of accuracies, a testbed's of success rates
     if any('fluency' in row for _, row in published):
       c.evaluation.generation_interval = _TESTBED_INTERVAL if self.is_testbed else _INTERVAL
     if any('consistency' in row for _, row in published) and not self.is_testbed:
@@ -123,15 +123,15 @@ class Experiment:
 
 
 def sized(name: str, size: int) -> str:
-  """Name of a cell with so many edits in one model; curves take it apart."""
+  """Name of a cell with `size` edits in one model; curves parse it."""
   return f'{name}, {size:,} edit{"" if size == 1 else "s"}'
 
 
 def chunks(size: int) -> dict[str, Any]:
-  """Batches of `size`, each an edit of the original model, evaluated on its own records."""
+  """Batches of `size` on the original model, each evaluated on its own records."""
   return {'edit': {'mode': 'separate', 'edits_per_batch': size}}
 
 
 def sequence(size: int) -> dict[str, Any]:
-  """Batches of `size`, one after the other."""
+  """Sequential batches of `size`."""
   return {'edit': {'mode': 'sequential', 'edits_per_batch': size, 'canary': 0}}

@@ -1,10 +1,10 @@
-r"""EMMET (arXiv:2403.14236), figures 3 to 6: batch sizes, one layer and several, EMMET and MEMIT.
+r"""EMMET (arXiv:2403.14236), figures 3 to 6: EMMET and MEMIT over batch sizes, one or more layers.
 
 python -m jedit.main --config=configs/paper/emmet_figures.py:testbed-gptj
 python -m jedit.main --config=configs/paper/emmet_figures.py --config.statistics.corpus=CORPUS
 
-Other models: `:gpt2-xl`, `:llama-2-7b`. The four figures are pairs of the same four curves, and all
-their points share the targets. The sizes above the number of edits are left out.
+Other models: `:gpt2-xl`, `:llama-2-7b`. The four figures are pairs of the same four curves, whose
+points all share their targets. Sizes above the number of edits are omitted.
 """
 
 from jedit.configs.paper import common

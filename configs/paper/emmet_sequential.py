@@ -3,7 +3,7 @@ r"""EMMET (arXiv:2403.14236), 4.1: sequences of small batches.
 python -m jedit.main --config=configs/paper/emmet_sequential.py:testbed-gptj
 python -m jedit.main --config=configs/paper/emmet_sequential.py --config.statistics.corpus=CORPUS
 
-Other models: `:gpt2-xl`, `:llama-2-7b`. The paper suggests sequences and measures none.
+Other models: `:gpt2-xl`, `:llama-2-7b`. The paper suggests such sequences without measurements.
 """
 
 from jedit.configs.paper import common

@@ -3,8 +3,8 @@ r"""EMMET (arXiv:2403.14236), table 1: single edits in one layer, ROME against M
 python -m jedit.main --config=configs/paper/emmet_table1.py:testbed-gptj
 python -m jedit.main --config=configs/paper/emmet_table1.py --config.statistics.corpus=CORPUS
 
-Other models: `:gpt2-xl`, `:llama-2-7b`. The text of the paper has the table without its numbers.
-EMMET with one edit is ROME with averaged keys.
+Other models: `:gpt2-xl`, `:llama-2-7b`. The available text of the paper lacks the numbers of the
+table. EMMET with a single edit equals ROME with averaged keys.
 """
 
 from jedit.configs.paper import common

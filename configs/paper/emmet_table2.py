@@ -3,7 +3,8 @@ r"""EMMET (arXiv:2403.14236), table 2: single edits over several layers, ROME ag
 python -m jedit.main --config=configs/paper/emmet_table2.py:testbed-gptj
 python -m jedit.main --config=configs/paper/emmet_table2.py --config.statistics.corpus=CORPUS
 
-Other models: `:gpt2-xl`, `:llama-2-7b`. The text of the paper has the table without its numbers.
+Other models: `:gpt2-xl`, `:llama-2-7b`. The available text of the paper lacks the numbers of the
+table.
 """
 
 from jedit.configs.paper import common

@@ -3,8 +3,8 @@ r"""JEEP (arXiv:2412.17872), figure 4: editors of LLaMA-7B at 17 numbers of edit
 python -m jedit.main --config=configs/paper/jeep_figure4.py:testbed-llama
 python -m jedit.main --config=configs/paper/jeep_figure4.py --config.statistics.corpus=CORPUS
 
-Every record is edited at every size, in batches on the original model, so that all points of a
-curve share their targets. MALMEN, the fourth curve, is not part of jedit.
+All records are edited at every size, in batches on the original model, so that all points of a
+curve share their targets. MALMEN, the fourth curve, is not implemented.
 """
 
 from jedit.configs.paper import common

@@ -3,7 +3,7 @@ r"""JEEP (arXiv:2412.17872), figure 6: the clamp of the high layers of LLaMA-7B.
 python -m jedit.main --config=configs/paper/jeep_figure6.py:testbed-gptj
 python -m jedit.main --config=configs/paper/jeep_figure6.py --config.statistics.corpus=CORPUS
 
-The clamp of the low layers stays at 1, on testbeds at their own. `testbed-llama` is at the ceiling.
+The clamp of the low layers stays at the preset's, 1 on LLaMA-7B. `testbed-llama` is at the ceiling.
 """
 
 from jedit.configs.paper import common

@@ -1,10 +1,10 @@
-r"""JEEP (arXiv:2412.17872), table 1: what three editors of LLaMA-7B answer, side by side.
+r"""JEEP (arXiv:2412.17872), table 1: answers of LLaMA-7B after three editors, side by side.
 
 python -m jedit.main --config=configs/paper/jeep_table1.py:testbed-llama
 python -m jedit.main --config=configs/paper/jeep_table1.py --config.statistics.corpus=CORPUS
 
-The answers are in cases.csv and in the report: to the edited prompt, to a paraphrase and to a
-prompt about somebody else.
+cases.csv and the report have the continuations of the edited prompt, a paraphrase and a prompt
+about another subject.
 """
 
 from jedit.configs.paper import common

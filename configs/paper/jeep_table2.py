@@ -3,8 +3,8 @@ r"""JEEP (arXiv:2412.17872), table 2: 10,000 zsRE edits of GPT-J and LLaMA-7B.
 python -m jedit.main --config=configs/paper/jeep_table2.py:testbed-gptj
 python -m jedit.main --config=configs/paper/jeep_table2.py --config.statistics.corpus=CORPUS
 
-LLaMA-7B: `configs/paper/jeep_table2.py:llama-7b`. A testbed has no zsRE records: its own are asked
-for the same token accuracies, and its score is of success.
+LLaMA-7B: `configs/paper/jeep_table2.py:llama-7b`. A testbed has no zsRE records: token accuracies
+are computed on its own, and its score is of success rates.
 """
 
 from jedit.configs.paper import common

@@ -3,8 +3,8 @@ r"""JEEP (arXiv:2412.17872), table 3: 10,000 CounterFact edits of GPT-J and LLaM
 python -m jedit.main --config=configs/paper/jeep_table3.py:testbed-gptj
 python -m jedit.main --config=configs/paper/jeep_table3.py --config.statistics.corpus=CORPUS
 
-LLaMA-7B: `configs/paper/jeep_table3.py:llama-7b`. The paper's intervals are over three seeds; ours
-are over records, and another `--config.seed` and workdir give another seed.
+LLaMA-7B: `configs/paper/jeep_table3.py:llama-7b`. The paper's intervals are over three seeds, ours
+over records; repeat the command with another `--config.seed` and workdir for another seed.
 """
 
 from jedit.configs.paper import common

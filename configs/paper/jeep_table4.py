@@ -1,4 +1,4 @@
-r"""JEEP (arXiv:2412.17872), table 4: its ablations on LLaMA-7B.
+r"""JEEP (arXiv:2412.17872), table 4: ablations on LLaMA-7B.
 
 python -m jedit.main --config=configs/paper/jeep_table4.py:testbed-llama
 python -m jedit.main --config=configs/paper/jeep_table4.py --config.statistics.corpus=CORPUS
@@ -13,7 +13,7 @@ _VARIANTS = (
   ('without step 2', dict(write=('high',)), (40.0, 36.5, 24.1, 81.5)),
   ('without step 3', dict(write=('low',)), (81.9, 95.4, 77.5, 75.4)),
   ('separate optimisation', dict(is_joint=False), (83.3, 98.2, 83.3, 72.5)),
-  ('even spread in step 2', dict(spread_low='even'), (85.4, 98.8, 84.0, 76.3)),
+  ('even schedule in step 2', dict(schedule_low='even'), (85.4, 98.8, 84.0, 76.3)),
   ('attention in step 3', dict(high_kernel='attn'), (85.2, 99.0, 86.6, 73.8)),
   ('JEEP', {}, (85.9, 99.8, 85.4, 75.7)),
 )

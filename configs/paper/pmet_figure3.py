@@ -3,8 +3,8 @@ r"""PMET (arXiv:2308.08742), figure 3: editors of GPT-J at 17 numbers of edits.
 python -m jedit.main --config=configs/paper/pmet_figure3.py:testbed-gptj
 python -m jedit.main --config=configs/paper/pmet_figure3.py --config.statistics.corpus=CORPUS
 
-Every record is edited at every size, in batches on the original model, so that all points of a
-curve share their targets; FT-W and ROME, which share none, edit the first records alone.
+PMET and MEMIT edit all records at every size, in batches on the original model, so that all points
+of a curve share their targets; FT-W and ROME, without shared targets, edit the first records only.
 """
 
 from jedit.configs.paper import common

@@ -3,7 +3,7 @@ r"""PMET (arXiv:2308.08742), table 1: 10,000 CounterFact edits of GPT-J and GPT-
 python -m jedit.main --config=configs/paper/pmet_table1.py:testbed-gptj
 python -m jedit.main --config=configs/paper/pmet_table1.py --config.statistics.corpus=CORPUS
 
-GPT-NeoX: `configs/paper/pmet_table1.py:gpt-neox-20b`. ROME edits one record after the other.
+GPT-NeoX: `configs/paper/pmet_table1.py:gpt-neox-20b`. ROME edits the records sequentially.
 """
 
 from jedit.configs.paper import common

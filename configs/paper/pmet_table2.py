@@ -3,8 +3,8 @@ r"""PMET (arXiv:2308.08742), table 2: 10,000 zsRE edits of GPT-J.
 python -m jedit.main --config=configs/paper/pmet_table2.py:testbed-gptj
 python -m jedit.main --config=configs/paper/pmet_table2.py --config.statistics.corpus=CORPUS
 
-No settings for zsRE were released, so these are CounterFact's. A testbed has no zsRE records: its
-own are asked for the same token accuracies.
+No settings for zsRE were released, so these are CounterFact's. A testbed has no zsRE records: token
+accuracies are computed on its own.
 """
 
 from jedit.configs.paper import common

@@ -1,4 +1,4 @@
-r"""PMET (arXiv:2308.08742), table 3: its ablations at 1,000, 5,623 and 10,000 edits of GPT-J.
+r"""PMET (arXiv:2308.08742), table 3: ablations at 1,000, 5,623 and 10,000 edits of GPT-J.
 
 python -m jedit.main --config=configs/paper/pmet_table3.py:testbed-gptj
 python -m jedit.main --config=configs/paper/pmet_table3.py --config.statistics.corpus=CORPUS
@@ -12,8 +12,8 @@ _SOURCE = 'PMET (arXiv:2308.08742), table 3: 1,000, 5,623 and 10,000 edits'
 _ABLATIONS = {
   'PMET': {},
   'without attention delta': dict(optimise=('mlp',)),
-  'writing attention, too': dict(write=('attn', 'mlp')),
-  'even spread': dict(spread='even'),
+  'also writing attention': dict(write=('attn', 'mlp')),
+  'even schedule': dict(schedule='even'),
 }
 _ROWS = {
   1000: (

@@ -1,7 +1,7 @@
 """Edit requests and records from the public data files, in their original schemas.
 
-CounterFact and Multi-CounterFact share one schema; zsRE is the slice MEND evaluates on; the flat
-schema of EasyEdit is read too, because edits by the ten thousand are often passed on in it.
+CounterFact and Multi-CounterFact share one schema; zsRE is the slice that MEND evaluates on; the
+flat schema of EasyEdit is the usual form of edits by the ten thousand.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ def load_records(path: str | os.PathLike[str], kind: Kind | None = None) -> list
   does (as a whole word where there is one), and earlier ones stay as text. The target is
   `answers[0]`, the true answer is unknown, the neighbourhood prompt is `loc` and a question mark
   with `loc_ans` as its answer, and `case_id` is the position in the file. EasyEdit: the hole is
-  found in the same way. Known facts (ROME's known_1000.json, for probes): likewise; the target is
-  the attribute, which the model knows already.
+  found in the same way. Known facts (ROME's known_1000.json, for probes): the hole as before; the
+  target is the attribute, which the model predicts already.
 
   Args:
     path: a JSON file.
-    kind: its schema; None tells it from the fields of the first record.
+    kind: its schema; None detects it from the fields of the first record.
 
   Returns:
     The records in file order. A target equal to the true answer is kept, with a warning.
@@ -64,7 +64,7 @@ def load_records(path: str | os.PathLike[str], kind: Kind | None = None) -> list
       )
     if _same(record.request.target_new, record.request.target_true):
       logging.warning(
-        '%s: record %d has target %r, which is the true answer already; nothing is to be edited.',
+        '%s: record %d has target %r, which is the true answer already; the edit changes nothing.',
         file,
         record.case_id,
         record.request.target_new,
@@ -81,7 +81,7 @@ def select(
 ) -> list[Record]:
   """The first `num` records, or with a seed `num` drawn without replacement, in drawn order.
 
-  With `unique_subjects` a record is passed over if one about its subject came before it.
+  `unique_subjects` keeps the first record about each subject.
 
   Raises:
     UserError: if there are fewer than `num`, or `num` is below 1.
@@ -94,40 +94,38 @@ def select(
   num = len(order) if num is None else num
   if not 1 <= num <= len(order):
     about = ' about different subjects' if unique_subjects else ''
-    raise UserError(
-      f'{num} records{about} are asked for and {len(order)} are there; ask for fewer.'
-    )
+    raise UserError(f'{num} records{about} are wanted and {len(order)} exist; select fewer.')
   return order[:num]
 
 
 @dataclasses.dataclass(frozen=True)
 class Conflicts:
-  """Requests that get in each other's way when they are edited together.
+  """Requests that interfere when they are edited together.
 
   Attributes:
-    contradictory: groups whose filled-in prompts are the same and whose targets differ: not all of
-      them can be fulfilled.
-    same_subject: groups about one subject (contradictory ones included), whose keys are alike.
+    contradictory: groups with the same filled-in prompt and different targets, of which at most one
+      can hold.
+    same_subject: groups about one subject (contradictory ones included), whose keys are similar.
   """
 
   contradictory: tuple[tuple[Request, ...], ...]
   same_subject: tuple[tuple[Request, ...], ...]
 
   def sentences(self) -> tuple[str, ...]:
-    """One sentence for each kind of conflict there is, to be shown before editing."""
+    """One sentence for each kind of conflict, to print before editing."""
     found = []
     if self.contradictory:
       group = self.contradictory[0]
       targets = ' and '.join(sorted({repr(request.target_new) for request in group}))
       found.append(
-        f'{len(self.contradictory)} prompts are to get different targets at once, the first '
+        f'{len(self.contradictory)} prompts have several targets, the first '
         f'{group[0].text!r} {targets}{_cases(group)}; at most one of them can hold.'
       )
     if self.same_subject:
       group = max(self.same_subject, key=len)
       found.append(
         f'{len(self.same_subject)} subjects occur in several requests, most often '
-        f'{group[0].subject!r} in {len(group)}{_cases(group)}; their edits share one place.'
+        f'{group[0].subject!r} in {len(group)}{_cases(group)}; their keys are similar.'
       )
     return tuple(found)
 
@@ -176,7 +174,7 @@ class _Fields:
     return value
 
   def label(self, name: str) -> str | None:
-    """An identifier that not every file has."""
+    """An optional identifier."""
     try:
       value = self._value(name)
     except UserError:
@@ -201,7 +199,7 @@ class _Fields:
   def template(self, name: str, subject: str) -> str:
     """The text of a field with the last occurrence of the subject turned into the hole."""
     text = self.text(name)
-    # Whole words first: 'Al' is not to be found in 'Also'.
+    # Whole words first: 'Al' must not match in 'Also'.
     words = [found.start() for found in re.finditer(rf'(?<!\w){re.escape(subject)}(?!\w)', text)]
     start = words[-1] if words else text.rfind(subject)
     if start < 0:
@@ -301,7 +299,7 @@ _READERS: dict[str, Callable[[_Fields], Record]] = {
 
 
 def _detect(file: pathlib.Path, first: Any) -> Kind:
-  """Tells the schema from the first record's fields."""
+  """The schema that the fields of the first record belong to."""
   names = first if isinstance(first, dict) else {}
   if 'requested_rewrite' in names:
     return 'counterfact'

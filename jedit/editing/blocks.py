@@ -8,8 +8,8 @@ import numpy as np
 from flax import struct
 
 from jedit.editing.prompts import EditRows, position
-from jedit.models.encoding import Encoded, pad
-from jedit.parallel.shapes import bucket, group_by_length, round_up
+from jedit.models.encoding import Encoded
+from jedit.parallel.shapes import bucket, group_by_length, pad, round_up
 
 Array = jax.Array | np.ndarray  # built on the host, traced on the device
 

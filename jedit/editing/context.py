@@ -36,6 +36,7 @@ class TokenizedRequests:
     limit: int | None,
   ):
     self._arguments = tokenizer, requests, contexts, limit
+    self._shapes: dict[tuple[tuple[str, ...], int], list[Block]] = {}
 
   @functools.cached_property
   def _by_request(self) -> dict[Request, EditRows]:
@@ -47,10 +48,12 @@ class TokenizedRequests:
     """The rows of some of the requests."""
     return [self._by_request[request] for request in requests]
 
-  @functools.cache  # noqa: B019  (lives as long as the call)
   def shapes(self, tokens: tuple[str, ...], num_steps: int) -> list[Block]:
     """Padded shapes that fit all requests; see `fit_shapes`."""
-    return fit_shapes(list(self._by_request.values()), tokens, num_steps)
+    key = tokens, num_steps
+    if key not in self._shapes:
+      self._shapes[key] = fit_shapes(list(self._by_request.values()), tokens, num_steps)
+    return self._shapes[key]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

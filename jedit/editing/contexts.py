@@ -1,4 +1,4 @@
-"""Prefix contexts: short texts sampled from the model and put before the prompts of an edit."""
+"""Prefix contexts: short texts sampled from the model, placed before the prompts of an edit."""
 
 from collections.abc import Iterable, Sequence
 
@@ -18,10 +18,10 @@ _TOP_K = 5
 def contexts_of(
   lm: LanguageModel, method: Method, seed: int, given: Iterable[Iterable[str]] | None = None
 ) -> Contexts:
-  """Contexts of an edit: those given, a sample of the method's kind, or the bare prompt alone.
+  """Contexts of an edit: those given, a sample of the method's kind, or only the bare prompt.
 
   Raises:
-    UserError: for contexts that cannot be used, and if none can be sampled.
+    UserError: for unusable contexts, or if none can be sampled.
   """
   if given is not None:
     return check_contexts(given)
@@ -32,19 +32,19 @@ def contexts_of(
 
 
 def prefixes_of(method: Method) -> str | None:
-  """Kind of contexts that a method wants sampled, of `PREFIXES`; None if it uses none."""
+  """Kind of sampled contexts of a method, from `PREFIXES`; None if it uses none."""
   return getattr(method, 'prefixes', None)
 
 
 def sample_contexts(lm: LanguageModel, seed: int) -> Contexts:
   """The MEMIT family's contexts: the bare prompt, and five sampled texts of ten tokens.
 
-  Each text begins with one of `STARTS`, is ten tokens long with it (BOS not counted), drawn from
-  the five most probable tokens at every step, and is closed by a full stop. The published codes
-  draw them unseeded, so that no two of their runs see the same weights.
+  Each text begins with one of `STARTS`, has ten tokens including it (BOS not counted), by top-5
+  sampling, and ends with a full stop. The published codes sample without a seed, so no two of their
+  runs share contexts.
 
   Args:
-    lm: the model that writes.
+    lm: the model to sample from.
     seed: of the draw.
 
   Returns:
@@ -59,8 +59,8 @@ def sample_contexts(lm: LanguageModel, seed: int) -> Contexts:
 def sample_rome_contexts(lm: LanguageModel, seed: int) -> Contexts:
   """ROME's contexts: the bare prompt, ten sampled texts of five tokens and ten of ten.
 
-  As `sample_contexts`, but every text begins with the token that begins or ends a document, which
-  counts and is not part of the template.
+  As `sample_contexts`, but every text begins with the BOS or EOS token, which counts but is not
+  part of the template.
 
   Returns:
     `(('{}',), (twenty templates,))`.
@@ -72,7 +72,7 @@ def sample_rome_contexts(lm: LanguageModel, seed: int) -> Contexts:
   start = list(tokenizer('')['input_ids'])[:1] or [tokenizer.eos_token_id]
   if start == [None]:
     raise UserError(
-      "The tokenizer has no token that begins or ends a text, with which ROME's contexts begin; "
+      "The tokenizer has no BOS or EOS token, with which ROME's contexts begin; "
       "give contexts, or choose prefixes='memit'."
     )
   templates: tuple[str, ...] = ()
@@ -85,13 +85,13 @@ def sample_rome_contexts(lm: LanguageModel, seed: int) -> Contexts:
 def _written(
   lm: LanguageModel, rows: Sequence[Sequence[int]], length: int, seed: int, first: int = 0
 ) -> tuple[str, ...]:
-  """What the model makes of the rows, `length` tokens long, as templates.
+  """Continuations of the rows by the model, as templates.
 
   Args:
-    lm, seed: as of `sample_contexts`.
-    rows: how the texts begin.
+    lm, seed: as in `sample_contexts`.
+    rows: beginnings of the texts.
     length: of the texts, special tokens and beginnings included.
-    first: number of the first text; equal beginnings with other numbers go on differently.
+    first: number of the first text; equal beginnings with other numbers continue differently.
   """
   new = generate(
     lm.model,

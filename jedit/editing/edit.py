@@ -18,7 +18,7 @@ from jedit.editing.result import EditResult, sum_seconds
 from jedit.io.memo import Memo
 from jedit.io.progress import Timers
 from jedit.models.language_model import LanguageModel
-from jedit.models.patch import merge
+from jedit.models.patch import merge, patch_of
 from jedit.moments.files import SecondMoments
 from jedit.solvers import FactorCache
 from jedit.types import Kernel, Record, Request, UserError, as_requests
@@ -177,7 +177,7 @@ def edit_stream(
   method.check(lm.config, num_at_once)
   check_second_moments(lm, method, second_moments)
   if factors is not None and factors.source is not second_moments:
-    raise ValueError('factors belong to other second moments; make them of those of this call.')
+    raise UserError('The factors are of other second moments; make them of those of this call.')
   if factors is None and second_moments is not None and method.kernels:
     factors = FactorCache(second_moments)
   groups = contexts_of(lm, method, seed, contexts)
@@ -197,9 +197,8 @@ def edit_stream(
   # A single batch is not stored: its caller keeps the patch.
   batch_memo = Memo(None) if isinstance(batching, Together) else memo.below('batches')
   shared = {
-    'contexts': groups,
+    'contexts': [list(group) for group in groups],
     'second_moments': None if second_moments is None else dict(second_moments.provenance),
-    'batching': dataclasses.asdict(batching),
   }
   earlier: dict[Kernel, np.ndarray] = {}
   for number, part in enumerate(parts):
@@ -207,32 +206,38 @@ def edit_stream(
     context = dataclasses.replace(context, lm=lm, earlier_keys=earlier, timers=Timers())
     if isinstance(batching, Sequential):
       context = dataclasses.replace(context, alongside=tuple(batch), targets={})
-    key = {**describe(lm, batch, method, seed), **shared}
-    result = _edit_batch(method, context, batch, batch_memo, f'{number:05d}', key)
+    provenance = {**describe(lm, batch, method, seed), **shared}
+    key = [provenance, dataclasses.asdict(batching)]
+    stored = batch_memo.get(f'{number:05d}', key)
+    if stored is not None:
+      result = EditResult.unpack(stored)
+    else:
+      result = _edit_batch(method, context, batch, provenance)
+      if batch_memo.folder is not None:
+        batch_memo.put(f'{number:05d}', key, result.pack())
     done = Batch(part, result, lm)
     yield done
     if isinstance(batching, Sequential):
       lm = done.lm
       if batching.accumulate_keys:
         earlier = _with_keys(earlier, result.details.keys)
+    del done  # with its edited model
 
 
 def _edit_batch(
   method: Method,
   context: EditContext,
   requests: Sequence[Request],
-  memo: Memo,
-  name: str,
-  key: Mapping[str, Any],
+  provenance: Mapping[str, Any],
 ) -> EditResult:
-  """The stored result of a batch, or a new one."""
-  stored = memo.get(name, key)
-  if stored is not None:
-    return EditResult.unpack(stored)
+  """The result of a batch, with the provenance of the edit and the seconds of its stages."""
   result = method.edit(context, requests)
-  if memo.folder is not None:
-    memo.put(name, key, result.pack())
-  return dataclasses.replace(result, seconds={**context.timers.seconds, **result.seconds})
+  patch = patch_of(result)
+  return dataclasses.replace(
+    result,
+    patch=dataclasses.replace(patch, provenance={**provenance, **patch.provenance}),
+    seconds={**context.timers.seconds, **result.seconds},
+  )
 
 
 def _with_keys(

@@ -1,9 +1,8 @@
 """Layerwise forward pass of token rows while the layers are being updated.
 
-Keys depend only on the tokens up to their position, and the layers below the one being updated
-never change again: hidden states are carried upward, layer by layer, and never start from the
-embeddings a second time. Tokens that many rows begin with, such as a sampled context before every
-edit's prompt, are carried once for all of them.
+Keys depend only on the tokens up to their position, and layers below the current update are final.
+Hidden states therefore move up layer by layer and never restart from the embeddings. Tokens that
+many rows begin with, such as a sampled context before every edit's prompt, run once for all rows.
 """
 
 import functools
@@ -15,22 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit.models import Model, Past, past_taps, site
-from jedit.models.encoding import pad
 from jedit.parallel.mesh import fetch, place_rows
-from jedit.parallel.shapes import bucket, group_by_length, round_up
+from jedit.parallel.shapes import bucket, group_by_length, pad, round_up
 
-_CHUNK_TOKENS = 16_384  # of a chunk, per device: bounds its memory, whatever the number of rows
+_CHUNK_TOKENS = 16_384  # of a chunk, per device: bounds its memory for any number of rows
 
 
 class LayerwiseForward:
-  """Rows that end at the token that is read, in chunks of similar length; states live on the host.
+  """Token rows in chunks of similar length, with their hidden states on the host.
 
-  Every layer runs through the same compiled program: its parameters go in as block 0.
+  Every layer runs through the same compiled program, with its parameters as block 0.
 
   Args:
-    rows: token ids; each row ends at the token that is read.
-    groups: for each row, a number that it shares with rows that may begin alike; the common
-      beginning of a group is carried once. None shares nothing.
+    rows: token ids; each row ends at the token to read.
+    groups: for each row, a number shared by rows that may begin alike; the common beginning of a
+      group runs once. None shares nothing.
     row_shards: devices that share the rows of a chunk.
   """
 
@@ -50,7 +48,7 @@ class LayerwiseForward:
     self._chunks: list[_Chunk] = []
     for length, indices in group_by_length([len(row) for row in rest]):
       fits = max(1, _CHUNK_TOKENS // length) * row_shards
-      # Of few sizes, since batches of edits that follow each other have a program for each.
+      # Few sizes, so that consecutive batches of edits reuse compiled programs.
       size = round_up(min(fits, bucket(len(indices), smallest=1)), row_shards)
       for first in range(0, len(indices), size):
         part = indices[first : first + size]
@@ -64,7 +62,7 @@ class LayerwiseForward:
   def advance(self, model: Model, layer: int) -> None:
     """Carries the states to the input of block `layer`; the blocks below it must be final."""
     if layer < self.layer:
-      raise ValueError(f'The rows are at layer {self.layer} already; they only move up.')
+      raise ValueError(f'The rows are at layer {self.layer} already and cannot move down.')
     pasts = self._pasts(model, layer)
     for chunk in self._chunks:
       start = self._states(model, chunk)
@@ -74,15 +72,15 @@ class LayerwiseForward:
     self.layer = layer
 
   def read(self, model: Model, layer: int, place: str) -> np.ndarray:
-    """Value of a place at each row's last token, looking ahead from the carried states.
+    """Value of a site at each row's last token; the states stay in place.
 
     Args:
       model: with every update so far.
-      layer: at or above the present one; the states stay where they are.
+      layer: the current layer or one above it.
       place: a place of `jedit.models.sites`.
 
     Returns:
-      float32 [rows, size of the place], in the order the rows were given.
+      float32 [rows, size of the place], in the given order of the rows.
     """
     pasts = self._pasts(model, layer + 1)
     parts = []
@@ -97,7 +95,7 @@ class LayerwiseForward:
     return out
 
   def _pasts(self, model: Model, stop: int) -> list[Past]:
-    """Keys and values of the shared tokens in every block from the present one to `stop`."""
+    """Keys and values of the shared tokens in the blocks from the current one to `stop - 1`."""
     return [] if self._shared is None else self._shared.pasts(model, stop)
 
   def _states(self, model: Model, chunk: '_Chunk'):
@@ -115,7 +113,7 @@ class LayerwiseForward:
 
 
 class _Shared:
-  """The beginnings that rows share, one row per group, and their carried states."""
+  """The shared beginnings, one row per group, and their hidden states."""
 
   def __init__(self, rows: Sequence[Sequence[int]]):
     self._token_GxT, self._length_G = pad(rows, max(map(len, rows)))
@@ -128,7 +126,7 @@ class _Shared:
     self._layer, self._hidden_GxTxD = layer, hidden_GxTxD
 
   def pasts(self, model: Model, stop: int) -> list[Past]:
-    """Keys and values in every block from the present one to `stop`, which is left out."""
+    """Keys and values in the blocks from the current one to `stop - 1`."""
     found, hidden_GxTxD = [], self._states(model)
     for layer in range(self._layer, stop):
       hidden_GxTxD, past = _shared_block(model.block(layer), hidden_GxTxD, self._length_G)
@@ -145,16 +143,13 @@ class _Shared:
 def _beginnings(
   rows: Sequence[Sequence[int]], groups: Sequence[int] | None
 ) -> list[tuple[int, ...]]:
-  """Common beginnings of the rows of each group, last tokens left out; empty if they save little.
-
-  Groups are numbered from 0.
-  """
+  """Common beginnings of the rows of each group (from 0), last tokens excluded; empty if short."""
   if groups is None or not rows:
     return []
   members: list[list[tuple[int, ...]]] = [[] for _ in range(max(groups) + 1)]
   for row, group in zip(rows, groups, strict=True):
     members[group].append(tuple(row[:-1]))
-  found = [os.path.commonprefix(member) for member in members]  # works on any sequences
+  found = [os.path.commonprefix(member) for member in members]  # accepts any sequences
   saved = sum(len(b) * (len(m) - 1) for b, m in zip(found, members, strict=True))
   pays = all(found) and 4 * saved > sum(map(len, rows))
   return [tuple(beginning) for beginning in found] if pays else []
@@ -177,20 +172,20 @@ def _shared_block(block: Model, hidden_GxTxD, length_G) -> tuple[jax.Array, Past
 def _block(
   block: Model, hidden_NxTxD, last_N, past: Past | None, group_N, place: str | None
 ) -> jax.Array:
-  """One block: its output, or with a place that place's value at each row's last token.
+  """One block: its output or, given a place, that place's value at each row's last token.
 
   Args:
-    block: the block alone, as block 0.
+    block: a model with this block alone, as block 0.
     hidden_NxTxD: the block's input, without the shared beginnings.
-    last_N: each row's last token in it.
-    past: of the shared beginnings, one row per group; None where there are none.
+    last_N: index in it of each row's last token.
+    past: of the shared beginnings, one row per group; None without any.
     group_N: each row's group.
-    place: the place that is read.
+    place: the place to read.
   """
   taps = () if place is None else (site(0, place),)
   if past is not None:
     past = jax.tree.map(lambda x: x[group_N], past)
-  # Padding takes the last position: dynamic rotary scaling looks at the largest one.
+  # Padding repeats the last position, because dynamic rotary scaling uses the largest.
   position_NxT = jnp.minimum(jnp.arange(hidden_NxTxD.shape[1])[None], last_N[:, None])
   if past is not None:
     position_NxT = position_NxT + past.length_N[:, None]
@@ -204,9 +199,9 @@ def _block(
 
 
 class _Chunk:
-  """Padded rows, their places among the given ones, their groups, and their carried states.
+  """Padded rows with their indices, groups and hidden states.
 
-  Rows begin at position `first_N`, behind the beginning of their group.
+  Rows begin at position `first_N`, after the beginning of their group.
   """
 
   def __init__(

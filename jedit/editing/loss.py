@@ -7,7 +7,7 @@ from flax import struct
 from jedit.editing.blocks import RowBatch
 from jedit.editing.problem import Problem
 from jedit.editing.window import Window, run_window
-from jedit.models import AddAt, Model, Past
+from jedit.models import AddAt, Intervention, Model, Past
 
 
 @struct.dataclass
@@ -34,7 +34,7 @@ def kl_logp(
     delta_D: values of the deltas.
     hidden_SxD, past: of the window's KL row, one edit.
   """
-  edits = {
+  edits: dict[str, Intervention] = {
     placed.site: AddAt(jnp.zeros((1,), jnp.int32), delta_D[placed.name][None])
     for placed in problem.deltas
     if placed.token == 'subject_last'
@@ -67,7 +67,7 @@ def loss(
     nll_factor: present weight of the negative log-likelihood.
   """
   objective = problem.objective
-  edits = {}
+  edits: dict[str, Intervention] = {}
   for placed in problem.deltas:
     at_P, value_D = rows.token_at_BxP[placed.token], delta_D[placed.name]
     value_PxD = jnp.broadcast_to(value_D, (len(at_P), len(value_D)))

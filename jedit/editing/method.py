@@ -31,7 +31,7 @@ class Method(Protocol):
     ...
 
   def edit(self, context: EditContext, requests: Sequence[Request]) -> EditResult:
-    """Edits all requests in one batch.
+    """Edits all requests in one batch; the driver adds the provenance of the edit to the patch.
 
     Args:
       context: model, second moments, tokenised texts and settings of the call.

@@ -21,15 +21,18 @@ class EditRows:
     request: the edit.
     with_target: context + prompt + target, one per context; the target is optimised on these.
     without_target: context + prompt, one per context; keys are read on these.
-    bare: the prompt alone; present values are read on it.
     kl: "{subject} is a".
   """
 
   request: Request
   with_target: tuple[Encoded, ...]
   without_target: tuple[Encoded, ...]
-  bare: Encoded
   kl: Encoded
+
+  @property
+  def bare(self) -> Encoded:
+    """The prompt alone, of the first context; present values are read on it."""
+    return self.without_target[0]
 
   @property
   def target_ids(self) -> tuple[int, ...]:
@@ -60,22 +63,27 @@ def encode_edits(
   contexts: Contexts,
   limit: int | None = None,
 ) -> list[EditRows]:
-  """Tokenises every text of every edit in one pass; `limit` as of `encode_many`."""
+  """Tokenises every text of every edit in one pass: two per context, and one for the KL term.
+
+  Args:
+    tokenizer: of the model.
+    requests: the edits.
+    contexts: groups of prefix templates, the bare prompt first.
+    limit: as of `encode_many`.
+  """
   templates = [template for group in contexts for template in group]
   texts: list[Row] = []
   for request in requests:
     prompt, subject, target = request.prompt, request.subject, request.target_new
     texts += [Row(prompt, subject, target, template) for template in templates]
     texts += [Row(prompt, subject, None, template) for template in templates]
-    texts += [Row(prompt, subject), Row('{} is a', subject)]
+    texts.append(Row('{} is a', subject))
   encoded = encode_many(tokenizer, texts, limit)
-  count, size = len(templates), 2 * len(templates) + 2
+  count, size = len(templates), 2 * len(templates) + 1
   rows = []
   for i, request in enumerate(requests):
     part = encoded[i * size : (i + 1) * size]
-    rows.append(
-      EditRows(request, tuple(part[:count]), tuple(part[count : 2 * count]), part[-2], part[-1])
-    )
+    rows.append(EditRows(request, tuple(part[:count]), tuple(part[count:-1]), part[-1]))
   return rows
 
 

@@ -40,6 +40,10 @@ class Details:
     """Targets of all δ, [B, D] each."""
     return {name: value for stage in self.targets for name, value in stage.z.items()}
 
+  def __repr__(self) -> str:
+    deltas, kernels = ', '.join(self.z), ', '.join(map(str, self.keys))
+    return f'Details({len(self.rows)} edits; targets of {deltas}; keys of {kernels})'
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EditResult:
@@ -60,27 +64,32 @@ class EditResult:
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def __repr__(self) -> str:
-    batches = f', {len(self.batches)} batches' if self.batches else ''
-    seconds = ', '.join(f'{name} {value:.1f} s' for name, value in self.seconds.items())
-    return f'EditResult({self.patch!r}{batches}{f", {seconds}" if seconds else ""})'
+    lines = ['no common patch' if self.patch is None else repr(self.patch)]
+    if self.batches:
+      lines.append(f'  {len(self.batches)} batches')
+    if self.seconds:
+      lines.append('  ' + ', '.join(f'{name} {each:.1f} s' for name, each in self.seconds.items()))
+    return 'EditResult: ' + '\n'.join(lines)
 
   def _repr_html_(self) -> str:
     return f'<pre>{html.escape(repr(self))}</pre>'
 
   def pack(self) -> Stored:
-    """Patch and keys, for a memo."""
+    """Patch and keys, for a memo; `Patch.load` reads the file and leaves the keys alone."""
     assert self.patch is not None, 'one batch has a patch'
     stored = self.patch.pack()
-    keys = {f'key:{kernel}': key_BxF for kernel, key_BxF in self.details.keys.items()}
+    keys = {f'{kernel}:key': key_BxF for kernel, key_BxF in self.details.keys.items()}
     return Stored({**stored.tensors, **keys}, stored.facts)
 
   @classmethod
   def unpack(cls, stored: Stored) -> Self:
     """The result that `pack` stored, without the other details."""
-    tensors = dict(stored.tensors)
-    names = [name for name in tensors if name.startswith('key:')]
-    keys = {Kernel.parse(name.removeprefix('key:')): tensors.pop(name) for name in names}
-    return cls(Patch.unpack(Stored(tensors, stored.facts)), Details(keys=keys))
+    keys = {
+      Kernel.parse(name.removesuffix(':key')): key_BxF
+      for name, key_BxF in stored.tensors.items()
+      if name.endswith(':key')
+    }
+    return cls(Patch.unpack(stored), Details(keys=keys))
 
 
 def sum_seconds(*parts: Mapping[str, float]) -> dict[str, float]:

@@ -6,13 +6,15 @@ on the window from the δ position on, attending to stored keys and values. The 
 δ position, so its window is one token.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jedit.editing.blocks import Array, RowBatch
 from jedit.editing.problem import Problem
-from jedit.models import Model, Past, past_taps
+from jedit.models import Intervention, Model, Past, past_taps
 
 
 @struct.dataclass
@@ -80,7 +82,13 @@ def _run_rows(model: Model, problem: Problem, token_NxT, start_N, window: int, p
   return hidden_NxSxD, Past.from_seen(earlier, layers, start_N), seen
 
 
-def run_window(model: Model, problem: Problem, hidden_NxSxD, past: Past, edits) -> jax.Array:
+def run_window(
+  model: Model,
+  problem: Problem,
+  hidden_NxSxD: jax.Array,
+  past: Past,
+  edits: Mapping[str, Intervention],
+) -> jax.Array:
   """The upper blocks over the window, with interventions: hidden states [N, S, D]."""
   hidden, _ = model(hidden_NxTxD=hidden_NxSxD, start=problem.first_layer, past=past, edits=edits)
   return hidden

@@ -1,4 +1,4 @@
-"""Chunks of an evaluation; results are lines of a file, keyed by everything that they depend on."""
+"""Chunks of an evaluation; results are lines of a file, keyed by a digest of their inputs."""
 
 from __future__ import annotations
 
@@ -33,14 +33,13 @@ class EvalOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-  """Records and unedited prompts that one model is measured on at a time.
+  """Records and unedited prompts measured together on one model.
 
   Attributes:
     state: 'before' or 'after' the edit.
     lm: the model without `patches`.
     patches: applied while the chunk is measured.
-    records: of the evaluation.
-    unedited: prompts of the evaluation, likewise.
+    records, unedited: slices of the evaluation's records and unedited prompts.
   """
 
   state: str
@@ -56,8 +55,8 @@ class ChunkResult:
 
   Attributes:
     values: by metric name, one value per record.
-    unedited_exact_N: per unedited prompt, 1 where every token of the known answer is on top.
-    shapes: of the compiled programs, for later chunks to reuse.
+    unedited_exact_N: 1 where every token of the known answer is top-1, per unedited prompt.
+    shapes: of the compiled programs, reused by later chunks.
   """
 
   values: Values
@@ -69,7 +68,7 @@ class Store:
   """Results of finished chunks as lines of a file."""
 
   def __init__(self, path: str | os.PathLike[str] | None):
-    """Opens the file; without a path nothing is kept."""
+    """Opens the file; without a path nothing is stored."""
     self._writer = None if path is None else JsonlWriter(path)
     lines = [] if path is None else read_jsonl(path)
     self._lines = {line['key']: line for line in lines if 'key' in line}
@@ -88,7 +87,7 @@ class Store:
     unedited: Sequence[tuple[str, str]],
     options: EvalOptions,
   ) -> str:
-    """A digest of the model, the records and prompts of the chunk, options and metrics."""
+    """Digest of model, records, prompts, options and metrics."""
     if self._writer is None:
       return ''
     generation = options.generation
@@ -108,7 +107,7 @@ class Store:
     return hashlib.sha256(json.dumps(to_json(parts)).encode()).hexdigest()
 
   def get(self, key: str) -> ChunkResult | None:
-    """The result that was put under a key; None without one."""
+    """The result stored under a key; None without one."""
     line = self._lines.get(key)
     if line is None:
       return None

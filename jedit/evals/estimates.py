@@ -27,14 +27,14 @@ def summarize_values(values_R: np.ndarray) -> Estimate:
   """Mean over records with its 95% interval, as MEMIT and PMET print it.
 
   ci95 = 1.96 x population standard deviation over records / sqrt(number of records), the half
-  width. The papers' notebooks divide by one fixed number of records for every column; here it is
-  the number of records that have a value.
+  width. The papers' notebooks divide by a fixed number of records in every column; here by the
+  number of records with a value.
 
   Args:
     values_R: one value per record, in the unit of the metric; nan where undefined.
 
   Returns:
-    `mean`, `ci95` and `n`; mean and ci95 are None where n is 0.
+    `mean`, `ci95` and `n`; mean and ci95 are None for n = 0.
   """
   values_R = np.asarray(values_R, np.float64)
   defined = values_R[~np.isnan(values_R)]
@@ -47,16 +47,15 @@ def summarize_values(values_R: np.ndarray) -> Estimate:
 def summarize_harmonic(rate_KxR: np.ndarray) -> Estimate:
   """Harmonic mean H of the means of K rates over records, with its 95% interval.
 
-  The interval is the one of the means carried through H to first order: dH = H²/K Σᵢ dmᵢ / mᵢ²,
-  with mᵢ the mean over records of rate i, so that each record's rates stay together (they are
-  correlated).
+  The interval of the means, propagated to first order: dH = H²/K Σᵢ dmᵢ / mᵢ², where mᵢ is the
+  mean of rate i over records. Differentials are summed per record, since its rates are correlated.
 
   Args:
     rate_KxR: percent; nan where a record has no value.
 
   Returns:
-    `mean`, `ci95` and `n`, the number of records with any value; mean and ci95 are None where a
-    rate has no value at all.
+    `mean`, `ci95` and `n`, the number of records with any value; mean and ci95 are None if a rate
+    has no value at all.
   """
   is_defined_KxR = ~np.isnan(rate_KxR)
   num_records = int(np.any(is_defined_KxR, axis=0).sum())
@@ -64,7 +63,7 @@ def summarize_harmonic(rate_KxR: np.ndarray) -> Estimate:
   mean = harmonic_mean(mean_K.tolist())
   if math.isnan(mean):
     return {'mean': None, 'ci95': None, 'n': num_records}
-  if mean == 0:  # a rate of 0 is 0 in every record: nothing varies to first order
+  if mean == 0:  # a rate of 0 is 0 in every record: no first-order variation
     return {'mean': 0.0, 'ci95': 0.0, 'n': num_records}
   slope_K = mean**2 / len(mean_K) / mean_K**2
   count_Kx1 = is_defined_KxR.sum(axis=1)[:, None]
@@ -76,14 +75,14 @@ def summarize_harmonic(rate_KxR: np.ndarray) -> Estimate:
 def summarize_runs(values_M: np.ndarray) -> Estimate:
   """Mean over M runs (seeds) with the interval of JEEP (arXiv:2412.17872).
 
-  ci95 is the half width of the two-sided 95% Student-t interval with M - 1 degrees of freedom,
-  t x sample standard deviation / sqrt(M).
+  ci95 = t x sample standard deviation / sqrt(M), the half width of the two-sided 95% Student-t
+  interval with M - 1 degrees of freedom.
 
   Args:
-    values_M: a metric's mean in each run; nan where it has none.
+    values_M: a metric's mean in each run; nan without one.
 
   Returns:
-    `mean`, `ci95` and `n`, the number of runs; ci95 is None for fewer than two runs, mean for none.
+    `mean`, `ci95` and `n`, the number of runs; ci95 is None below two runs, mean for none.
   """
   values_M = np.asarray(values_M, np.float64)
   defined = values_M[~np.isnan(values_M)]
@@ -98,5 +97,5 @@ def summarize_runs(values_M: np.ndarray) -> Estimate:
 
 
 def rounded_score(means: Sequence[float]) -> int:
-  """Score as JEEP's tables have it: the means (percent) to one decimal, the score to none."""
+  """Score as in JEEP's tables: from means rounded to one decimal, itself an integer."""
   return round(harmonic_mean([round(mean, 1) for mean in means]))

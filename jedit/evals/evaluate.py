@@ -1,4 +1,4 @@
-"""Evaluation of an edited model on the prompts of its records, beside the model it came from."""
+"""Evaluation of a model on the prompts of its records, before and after an edit."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
   from jedit.models.language_model import LanguageModel
   from jedit.models.patch import Patch
 
-_CHUNK = 256  # records measured at a time, which bounds the memory; a kill repeats one chunk
+_CHUNK = 256  # records per chunk: bounds the memory and the work lost to a kill
 
 
 @dataclasses.dataclass(frozen=True)
 class _ChunkRows:
-  """Texts to score and their places among records and parts.
+  """Texts to score, indexed by record and part.
 
   Attributes:
-    rows: all texts; those of the parts first, then the unedited prompts.
-    parts: per record, by part: the rows of the wanted object and of the other one (or nothing).
-    unedited: the rows of the unedited prompts.
+    rows: all texts, first those of the parts, then the unedited prompts.
+    parts: per record, by part, the rows of the wanted object and of the other one, if any.
+    unedited: rows of the unedited prompts.
   """
 
   rows: tuple[Row, ...]
@@ -54,28 +54,24 @@ def evaluate(
 ) -> Table:
   """Measures an edit: efficacy, paraphrase, neighborhood, their score and every other metric.
 
-  Every prompt of every record is scored by teacher forcing with both objects. `jedit.evals.metrics`
-  has the definitions, `jedit.evals.generation` those of generated texts.
+  Teacher forcing scores both objects after every prompt of every record. Definitions are in
+  `jedit.evals.metrics`, for generated texts in `jedit.evals.generation`.
 
   Args:
     lm: the edited model.
-    records: either all compare two objects (CounterFact) or none does (zsRE).
+    records: all with two objects (CounterFact) or all with one (zsRE).
     before: the model before the edit, measured on the same texts.
     unedited: prompts about subjects that were not edited, each with its known answer, for
       `unedited_acc` and `unedited_kept`.
     generation: options of generated texts, whose metrics take most of the time; None for none.
-    reencode: token accuracies of records with a single object by the published procedure, see
+    reencode: token accuracies of single-object records by the published procedure of
       `jedit.evals.zsre_reference`; False takes one teacher-forced pass on token ids.
-    tokens_per_batch: tokens that go through the model together, which bounds the memory; None
-      chooses by device.
-    store: a JSON lines file of finished chunks; after a kill the same call resumes from it and ends
-      with the same numbers.
-
-  Returns:
-    The table.
+    tokens_per_batch: tokens per forward pass, which bounds the memory; None chooses by device.
+    store: JSON lines file of finished chunks; after a kill the same call resumes from it, with
+      identical results.
 
   Raises:
-    UserError: without records, with records of both kinds, or with a text that cannot be scored.
+    UserError: for no records, records of both kinds, or a text that cannot be scored.
   """
   options = EvalOptions(generation, reencode, tokens_per_batch)
   return _measure(lm, [(slice(None), ())], records, before, unedited, options, store)
@@ -93,14 +89,14 @@ def evaluate_apart(
 ) -> Table:
   """Measures separate edits of one model, each on its own records, as one table.
 
-  One edited model exists at a time: it is made from its patches, measured and dropped.
+  One edited model exists at a time: built from its patches, measured and dropped.
 
   Args:
-    parts: records and the patches that `before` takes for them; together all records, in order.
-    records: as of `evaluate`.
+    parts: slices of the records with their patches to `before`; together all records, in order.
+    records: as in `evaluate`.
     before: the model before the edits.
-    unedited: as of `evaluate`; each edited model is measured on its share of them, in order.
-    generation, reencode, store: as of `evaluate`.
+    unedited: as in `evaluate`; each edited model is measured on its share, in order.
+    generation, reencode, store: as in `evaluate`.
 
   Returns:
     The table, as if one model had been measured on all records.
@@ -121,7 +117,7 @@ def _measure(
   options: EvalOptions,
   store: str | os.PathLike[str] | None,
 ) -> Table:
-  """Runs all chunks that are not stored, and joins their results."""
+  """Runs all chunks missing from the store and joins the results."""
   _check(records)
   sizes = len(records), len(unedited)
   by_part = [] if before is None else [*_chunks('before', before, [(slice(None), ())], *sizes)]
@@ -132,7 +128,7 @@ def _measure(
   stored = Store(store)
   with stored, Progress('evaluate', total=total, unit='prompts') as progress:
     for chunks in by_part:
-      edited = None  # the model of the part before is dropped here
+      edited = None  # drops the model of the previous part
       for chunk in chunks:
         done = progress.done
         key = stored.key(chunk, records[chunk.records], unedited[chunk.unedited], options)
@@ -159,7 +155,7 @@ def _measure(
 
 
 def check_texts(lm: LanguageModel, records: Sequence[Record]) -> None:
-  """Raises UserError for records that `evaluate` refuses, before anything is run."""
+  """Raises UserError, before any work, for records that `evaluate` refuses."""
   _check(records)
   limit = lm.config.position_limit
   if limit is not None:
@@ -167,7 +163,7 @@ def check_texts(lm: LanguageModel, records: Sequence[Record]) -> None:
 
 
 def _notes(records: Sequence[Record], options: EvalOptions) -> tuple[str, ...]:
-  """Sentences about the procedure and about metrics that are left out."""
+  """Sentences about the procedure and omitted metrics."""
   found, generation = [], options.generation
   if not _compares(records):
     way = (
@@ -188,7 +184,7 @@ def _chunks(
   num_records: int,
   num_unedited: int,
 ) -> Iterator[list[Chunk]]:
-  """The chunks of each part; its first one has its share of the unedited prompts."""
+  """Chunks of each part; the first chunk holds the part's share of the unedited prompts."""
   bounds = np.linspace(0, num_unedited, len(parts) + 1).astype(int).tolist()
   for (part, patches), *share in zip(parts, bounds[:-1], bounds[1:], strict=True):
     start, stop, _ = part.indices(num_records)
@@ -247,7 +243,7 @@ def _part_scores(scores: Scores, wanted: np.ndarray, other: np.ndarray | None) -
 
 
 def _joined(results: Sequence[ChunkResult]) -> Values:
-  """Values of all records; nan in chunks that have none of a metric."""
+  """Values of all records; nan in chunks without the metric."""
   names = [name for name in metrics.METRICS if any(name in each.values for each in results)]
   missing = [np.full_like(next(iter(each.values.values())), np.nan) for each in results]
   return {
@@ -259,7 +255,7 @@ def _joined(results: Sequence[ChunkResult]) -> Values:
 
 
 def _unedited_values(results: dict[str, list[ChunkResult]]) -> dict[str, Values]:
-  """By state, the values of the unedited prompts."""
+  """Values of the unedited prompts, by state."""
   exact = {
     state: np.concatenate([each.unedited_exact_N for each in found])
     for state, found in results.items()
@@ -272,19 +268,19 @@ def _unedited_values(results: dict[str, list[ChunkResult]]) -> dict[str, Values]
 
 
 def _compares(records: Sequence[Record]) -> bool:
-  """Whether the records compare two objects."""
+  """True if the records have two objects each."""
   return records[0].request.target_true is not None
 
 
 def _check(records: Sequence[Record]) -> None:
   if not records:
-    raise UserError('There are no records to evaluate; give at least one.')
+    raise UserError('The evaluation has no records; give at least one.')
   compares = _compares(records)
   for record in records:
     if (record.request.target_true is not None) != compares:
       raise UserError(
         f'Record {record.case_id} has {"no" if compares else "a"} true answer, unlike record '
-        f'{records[0].case_id}; evaluate records with and without one apart.'
+        f'{records[0].case_id}; evaluate records with and without one separately.'
       )
 
 
@@ -317,7 +313,7 @@ def _chunk_rows(records: Sequence[Record], unedited: Sequence[tuple[str, str]]) 
 
 
 def _prompts(record: Record) -> dict[str, tuple[list[Row], str | None, str | None]]:
-  """By part: the prompts, the object that the part wants and the one it is compared with."""
+  """By part: the prompts, the wanted object and the one compared with it."""
   request = record.request
   stays = record.neighborhood_target or request.target_true
   neighborhood = record.neighborhood_prompts if stays else ()

@@ -1,15 +1,13 @@
-"""Texts that a model generates about edited subjects, as ROME and MEMIT generate them.
+"""Generated texts about edited subjects, by the procedure of ROME and MEMIT.
 
-Each generation prompt of a record is continued once, sampling from the 5 most probable tokens,
-until prompt and continuation have 100 tokens together; the end-of-text token does not stop a text.
-Where the longest prompt of a record has 100 tokens already, none of its prompts is continued. The
-published codes fix no seed; here a text depends on the seed, the record and the prompt alone.
+Each generation prompt of a record is continued once, by top-5 sampling, until prompt and
+continuation have 100 tokens together; the end-of-text token does not stop a text. If the longest
+prompt of a record has 100 tokens already, none of its prompts is continued. The published codes fix
+no seed; here a text depends only on the seed, the record and the prompt.
 
 Greedy decoding after the edited prompt gives the new object if its text follows and then ends: the
-end-of-text token, a line break or the end of a sentence comes next, so that the model chose where
-to stop ("The mirage of model editing", arXiv:2502.11177). Teacher forcing overstates this.
-
-`jedit.evals.metrics` has the metrics of these texts.
+next token is the end-of-text token, a line break or the end of a sentence, so that the model itself
+stops ("The mirage of model editing", arXiv:2502.11177). Teacher forcing overstates this.
 """
 
 import dataclasses
@@ -30,8 +28,8 @@ if TYPE_CHECKING:
 
 _TOP_K = 5
 _ESSENCE_TOKENS = 100
-_PROMPTS = 2**10  # prompts of a record that have random draws of their own
-_ANSWER_TOKENS = 8  # beyond the object: space for the end that the model chooses
+_PROMPTS = 2**10  # prompts of a record with independent random draws
+_ANSWER_TOKENS = 8  # beyond the object: room for the model's own end
 _SENTENCE_ENDS = ('.', '!', '?', '\n')
 
 
@@ -40,11 +38,10 @@ class Generation:
   """Options of generated texts and their metrics.
 
   Attributes:
-    interval: texts are generated for records whose case_id is a multiple of it; the papers' scripts
-      use 10 at paper scale.
+    interval: generate texts for records whose case_id is a multiple of it; the papers use 10.
     num_tokens: length of a text with its prompt.
     seed: of the sampling.
-    references: attribute snippets for consistency and essence, which are left out without.
+    references: attribute snippets for consistency and essence, which are omitted without them.
   """
 
   interval: int = 1
@@ -60,11 +57,11 @@ class Generation:
       )
 
   def chooses(self, record: Record) -> bool:
-    """Whether texts are generated about a record."""
+    """True if texts are generated for a record."""
     return record.case_id % self.interval == 0
 
   def notes(self) -> tuple[str, ...]:
-    """Sentences about the procedure and about metrics that are left out."""
+    """Sentences about the procedure and omitted metrics."""
     found = [
       f'Generated texts: records with a case_id that is a multiple of {self.interval}, '
       f'{self.num_tokens} tokens with the prompt, top {_TOP_K} sampling, seed {self.seed}.'
@@ -95,7 +92,7 @@ def generate_texts(
     generation: the options.
 
   Returns:
-    One item per record; None for records that are not chosen.
+    One item per record; None for a record that is not chosen.
   """
   chosen = [r for r, record in enumerate(records) if generation.chooses(record)]
   covered = [records[r] for r in chosen]
@@ -117,7 +114,7 @@ def generate_texts(
 def _write(
   lm: 'LanguageModel', records: Sequence[Record], generation: Generation
 ) -> tuple[list[list[str]], list[list[str]]]:
-  """Each record's texts with their prompts, and the continuations alone; both cleaned up."""
+  """Each record's texts with their prompts, and the continuations alone; both cleaned."""
   prompts = [(r, p, text) for r, each in enumerate(records)
              for p, text in enumerate(each.generation_prompts)]  # fmt: skip
   rows = _tokens(lm, [text for _, _, text in prompts])
@@ -140,7 +137,7 @@ def _write(
   texts: list[list[str]] = [[] for _ in records]
   continuations: list[list[str]] = [[] for _ in records]
   for (r, _, _), row, ids in zip(prompts, rows, new, strict=True):
-    # Decoded with special tokens, which stay in the published texts.
+    # Decode with special tokens, which the published texts keep.
     prompt, text = lm.tokenizer.decode(row), lm.tokenizer.decode([*row, *ids])
     texts[r].append(clean_up(text))
     continuations[r].append(clean_up(text[len(prompt) :]))
@@ -150,11 +147,11 @@ def _write(
 def perplexities(lm: 'LanguageModel', texts: Sequence[str]) -> list[float]:
   """exp(-Σ ln p(token) / N) of each text, cut to N <= 100 tokens with BOS.
 
-  The sum has N - 1 terms, for the first token is given; the published code divides it by N, and so
-  do we. The usual perplexity divides by N - 1 and is a little higher.
+  The sum has N - 1 terms, since the first token is given; as in the published code, the divisor is
+  N. The usual perplexity divides by N - 1 and is slightly higher.
 
   Returns:
-    One value per text; nan for a text of less than two tokens.
+    One value per text; nan for a text of fewer than two tokens.
   """
   values = [math.nan] * len(texts)
   rows = [ids[:_ESSENCE_TOKENS] for ids in _tokens(lm, texts)]
@@ -168,7 +165,7 @@ def perplexities(lm: 'LanguageModel', texts: Sequence[str]) -> list[float]:
 
 
 def _gives_object(lm: 'LanguageModel', records: Sequence[Record]) -> list[bool]:
-  """Whether greedy decoding after the edited prompt gives the new object and ends."""
+  """True where greedy decoding after the edited prompt gives the new object and ends."""
   if not records:
     return []
   rows = [Row(r.request.prompt, r.request.subject, r.request.target_new) for r in records]
@@ -195,7 +192,7 @@ def _gives_object(lm: 'LanguageModel', records: Sequence[Record]) -> list[bool]:
 
 
 def _tokens(lm: 'LanguageModel', texts: Sequence[str]) -> list[list[int]]:
-  """Token ids of texts, with BOS where the tokenizer adds one."""
+  """Token ids of texts, with BOS if the tokenizer adds one."""
   if not texts:
     return []
   encoding: Any = lm.tokenizer(list(texts))

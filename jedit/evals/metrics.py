@@ -1,28 +1,22 @@
 """Metrics: the registry and the values of a record, in plain numpy.
 
-A metric is one entry of `METRICS`; tables, reports, summary.json, records.jsonl and comparisons
-take its name, definition, unit and values from there. `register` adds one.
+A metric is one entry of `METRICS`, the source of names, definitions, units and values in tables,
+reports, summary.json, records.jsonl and comparisons. `register` adds one.
 
 A record has three parts: `efficacy` (the edited prompt), `paraphrase` (other wordings) and
 `neighborhood` (other subjects, whose answer must stay). In the first two the wanted object is the
-new one and the other object the true one; in the third the roles are swapped. With
+new one and the other object the true one; in the third the roles are swapped. Both are scored after
+each prompt by
 
-  nll(y | x) = mean over the tokens of y of the negative natural-log probability of each token
-               under teacher forcing (so texts of different lengths compare per token),
+  nll(y | x) = mean negative natural-log probability of the tokens of y under teacher forcing
 
-a prompt of a part has these values (ROME, arXiv:2202.05262, section 3.4 and appendix; accuracy
-from MEMIT's released code, which ROME's lacks):
-
-  <part>            1 if nll(wanted) < nll(other), else 0; a tie is a failure
-  <part>_magnitude  exp(-nll(wanted)) - exp(-nll(other)), a difference of geometric means
-  <part>_acc        1 if every token of the wanted object is the model's top token
-
-Records without a true object (zsRE; MEND, arXiv:2110.11309, as evaluated by MEMIT) have only
-`<part>_acc`, there the share of answer tokens on top in one teacher-forced pass.
+(ROME, arXiv:2202.05262, section 3.4 and appendix; accuracy as in MEMIT's released code, since
+ROME's has none). Records without a true object (zsRE; MEND, arXiv:2110.11309, as evaluated by
+MEMIT) have accuracies only: the share of answer tokens that are top-1 in one teacher-forced pass.
 
 A record's value is the mean over its prompts, in percent; a metric is the mean over records. An
-undefined value (no prompts in that part, a model that returns nan) is nan in a record and left out
-of the mean, never counted as zero: `n` is the number of records that a mean stands on.
+undefined value (no prompts in that part, nan from the model) is nan in a record and left out of the
+mean, never counted as zero: `n` is the number of records in a mean.
 """
 
 import dataclasses
@@ -49,11 +43,10 @@ class PartScores:
   """Scores of the prompts of one part of one record.
 
   Attributes:
-    acc_P: per prompt, 1 or 0 (every token of the wanted object on top) where a record compares two
-      objects, else the share of the object's tokens on top; nan where the model gave none.
-    wanted_nll_P: nats per token of the object that this part wants.
-    other_nll_P: nats per token of the object it is compared with; None where a record has a single
-      object.
+    acc_P: per prompt, 1 if every token of the wanted object is top-1, else 0, for records with two
+      objects; for single objects the share of top-1 tokens. nan without probabilities.
+    wanted_nll_P: nats per token of the wanted object.
+    other_nll_P: nats per token of the other object; None for a single object.
   """
 
   acc_P: np.ndarray
@@ -63,14 +56,14 @@ class PartScores:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedTexts:
-  """Texts generated about the subject of one record, and what they are compared with.
+  """Texts generated about the subject of one record, with their references.
 
   Attributes:
-    texts: continued generation prompts, cleaned up.
+    texts: continued generation prompts, cleaned.
     continuations: the same without the prompts.
-    gives_object: whether greedy decoding after the edited prompt gives the new object and ends.
+    gives_object: greedy decoding after the edited prompt gives the new object and ends.
     words: splits text into words; None without nltk.
-    tfidf: weights of words; None without attribute snippets.
+    tfidf: word weights; None without attribute snippets.
     snippet_weights: TF-IDF weights of the snippets about entities that have the new object.
     perplexity: of the snippets about the subject; nan without any.
   """
@@ -89,8 +82,8 @@ class UneditedScores:
   """Scores of prompts about subjects that were not edited.
 
   Attributes:
-    exact_N: 1 where every token of the known answer is on top, else 0.
-    before_N: the same before the edit; None where not measured.
+    exact_N: 1 where every token of the known answer is top-1, else 0.
+    before_N: the same before the edit; None if not measured.
   """
 
   exact_N: np.ndarray
@@ -103,24 +96,24 @@ class Metric:
 
   Attributes:
     name: in tables, files and configs.
+    evidence: input of `value`: a part of `PARTS` (`PartScores`), `TEXTS` (`GeneratedTexts`) or
+      `UNEDITED` (`UneditedScores`); empty for a metric derived from others.
+    value: maps the evidence of one record, or of all unedited prompts, to a value or values in
+      `unit`; nan where undefined, None where the run did not measure the input.
     definition: one line for reports.
-    evidence: what its values are computed from: a part of `PARTS` (`PartScores`), `TEXTS`
-      (`GeneratedTexts`) or `UNEDITED` (`UneditedScores`); empty for a metric made of others.
-    value: from the evidence of one record, or of all unedited prompts, to its value or values in
-      `unit`; nan where undefined, None where the run did not measure what it takes.
-    summarize: for a metric made of others, from the values of all of them to its estimate.
+    summarize: for a derived metric, maps the values of all metrics to its estimate.
     unit: of its values.
     higher_is_better: the direction of improvement.
     is_headline: a column of comparisons and a line of `repr(table)`.
     in_score: its mean enters the score.
-    stand_in: the metric that takes its place for records with a single object.
-    digits: shown behind the point.
+    stand_in: metric that replaces it for records with a single object.
+    digits: decimals shown.
   """
 
   name: str
-  definition: str
   evidence: str = ''
   value: Callable[[Any], Any] | None = None
+  definition: str = 'not registered'
   summarize: Callable[[Values], Estimate] | None = None
   unit: str = PERCENT
   higher_is_better: bool = True
@@ -134,21 +127,21 @@ METRICS: dict[str, Metric] = {}
 
 
 def register(metric: Metric) -> None:
-  """Adds a metric to every evaluation, table and report from now on.
+  """Adds a metric to every later evaluation, table and report.
 
   Raises:
-    UserError: for a name that is taken.
+    UserError: for a name already in use.
   """
   if metric.name in METRICS:
-    raise UserError(f'A metric {metric.name!r} exists; choose another name.')
+    raise UserError(f'A metric named {metric.name!r} already exists; choose another name.')
   METRICS[metric.name] = metric
 
 
 def record_values(evidence: Mapping[str, Any]) -> dict[str, Any]:
-  """The values of one record, or arrays of them for unedited prompts.
+  """Values of one record, or arrays of them for unedited prompts.
 
   Args:
-    evidence: by its name, see `Metric.evidence`.
+    evidence: by name, see `Metric.evidence`.
 
   Returns:
     By metric name, in the order of the registry; nan where undefined.
@@ -162,7 +155,7 @@ def record_values(evidence: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def all_values(evidence: Sequence[Mapping[str, Any]]) -> Values:
-  """The values of several records as arrays; nan for a record that lacks the evidence."""
+  """Values of several records as arrays; nan for a record that lacks the evidence."""
   by_record = [record_values(each) for each in evidence]
   return {
     name: np.array([values.get(name, math.nan) for values in by_record], np.float64)
@@ -172,31 +165,31 @@ def all_values(evidence: Sequence[Mapping[str, Any]]) -> Values:
 
 
 def rates(measured: Container[str]) -> list[str]:
-  """The metrics behind the score: success rates or, for single objects, accuracies."""
+  """The metrics in the score: success rates or, for single objects, accuracies."""
   names = [find(metric.name, measured) for metric in METRICS.values() if metric.in_score]
   return [name for name in names if name in measured]
 
 
 def find(name: str, measured: Container[str]) -> str:
-  """`name`, or its stand-in where only that was measured."""
+  """`name`, or its stand-in if only that was measured."""
   stand_in = entry(name).stand_in
   return stand_in if name not in measured and stand_in in measured else name
 
 
 def entry(name: str) -> Metric:
-  """The entry of a metric; a bare one where a file has a metric that is not registered here."""
-  return METRICS.get(name, Metric(name, 'not registered'))
+  """The entry of a metric; a bare one for an unregistered metric of a file."""
+  return METRICS.get(name, Metric(name))
 
 
 def summarize(values: Values) -> Summary:
   """Estimates of every metric.
 
   Args:
-    values: by metric name, one value per record, nan where undefined; the three accuracies at
-      least.
+    values: by metric name, one value per record, nan where undefined; at least the three
+      accuracies.
 
   Returns:
-    By metric name, the score first: `mean`, `ci95` (half width) and `n` (the true count).
+    By metric name, the score first: `mean`, `ci95` (half width) and `n` (records with a value).
   """
   found = {m.name: m.summarize(values) for m in METRICS.values() if m.summarize}
   found |= {name: summarize_values(values_R) for name, values_R in values.items()}
@@ -204,7 +197,7 @@ def summarize(values: Values) -> Summary:
 
 
 def as_cell(name: str, estimate: Mapping[str, Any] | None) -> dict[str, Any] | None:
-  """An estimate with the digits of its metric, for a table."""
+  """An estimate for a table, with the digits of its metric."""
   return None if estimate is None else {**estimate, 'digits': entry(name).digits}
 
 
@@ -219,14 +212,13 @@ def units(names: Iterable[str]) -> str:
 
 
 def success(wanted_nll: np.ndarray, other_nll: np.ndarray) -> np.ndarray:
-  """1 where the wanted object is the likelier one per token, 0 elsewhere, ties included.
+  """1 where the wanted object is more likely per token than the other, 0 elsewhere, ties included.
 
   Args:
-    wanted_nll: nats per token, any shape.
-    other_nll: the same for the object it is compared with.
+    wanted_nll, other_nll: nats per token, of one shape.
 
   Returns:
-    float64 of the same shape; nan where either is nan.
+    float64 of that shape; nan where either is nan.
   """
   wanted_nll, other_nll = np.asarray(wanted_nll, np.float64), np.asarray(other_nll, np.float64)
   is_undefined = np.isnan(wanted_nll) | np.isnan(other_nll)
@@ -234,38 +226,36 @@ def success(wanted_nll: np.ndarray, other_nll: np.ndarray) -> np.ndarray:
 
 
 def magnitude(wanted_nll: np.ndarray, other_nll: np.ndarray) -> np.ndarray:
-  """exp(-nll(wanted)) - exp(-nll(other)), between -1 and 1; arguments as of `success`."""
+  """exp(-nll(wanted)) - exp(-nll(other)), between -1 and 1; arguments as in `success`."""
   return np.exp(-np.asarray(wanted_nll, np.float64)) - np.exp(-np.asarray(other_nll, np.float64))
 
 
-def kept(is_right_before_N: np.ndarray, is_right_after_N: np.ndarray) -> np.ndarray:
-  """Answers that were right before an edit and still are.
-
-  Args:
-    is_right_before_N: per prompt, whether every token of the known answer was on top.
-    is_right_after_N: the same after the edit.
-
-  Returns:
-    Percent (0 or 100) per prompt; nan where the answer was wrong before.
-  """
-  before_N = np.asarray(is_right_before_N, np.float64)
-  after_N = np.asarray(is_right_after_N, np.float64)
-  return np.where(before_N == 1, 100.0 * (after_N == 1), np.nan)
+def kept(before_N: np.ndarray, after_N: np.ndarray) -> np.ndarray:
+  """100 where an answer that was right before an edit still is, else 0; nan if wrong before."""
+  return np.where(np.asarray(before_N) == 1, 100.0 * (np.asarray(after_N) == 1), np.nan)
 
 
-def _compared(compare: Callable[[Any, Any], np.ndarray]) -> Callable[[PartScores], float | None]:
-  """Percent of a comparison of two objects, mean over prompts; None for a single object."""
+def _compared(scores: PartScores, compare: Callable[..., np.ndarray]) -> float | None:
+  """Mean over prompts of a comparison of two objects, in percent; None for a single object."""
+  if scores.other_nll_P is None:
+    return None
+  return 100 * mean_of_defined(compare(scores.wanted_nll_P, scores.other_nll_P))
 
-  def value(scores: PartScores) -> float | None:
-    if scores.other_nll_P is None:
-      return None
-    return 100 * mean_of_defined(compare(scores.wanted_nll_P, scores.other_nll_P))
 
-  return value
+def _success(scores: PartScores) -> float | None:
+  return _compared(scores, success)
+
+
+def _magnitude(scores: PartScores) -> float | None:
+  return _compared(scores, magnitude)
 
 
 def _accuracy(scores: PartScores) -> float:
   return 100 * mean_of_defined(scores.acc_P)
+
+
+def _unedited_kept(scores: UneditedScores) -> np.ndarray | None:
+  return None if scores.before_N is None else kept(scores.before_N, scores.exact_N)
 
 
 def _fluency(texts: Sequence[str], words: Words | None) -> float | None:
@@ -281,131 +271,54 @@ def _consistency(texts: GeneratedTexts) -> float | None:
 def _score(values: Values) -> Estimate:
   """Harmonic mean of the mean rates, unrounded (ROME; MEMIT rounds them first).
 
-  Records with a single object have no success; their score is that of the three accuracies, as
-  ROME falls back to and JEEP (arXiv:2412.17872) prints. The papers print no interval.
+  For single-object records, which have no success, that of the three accuracies, as in ROME and
+  JEEP (arXiv:2412.17872). The papers print no interval.
   """
   return summarize_harmonic(np.stack([np.asarray(values[n], np.float64) for n in rates(values)]))
 
 
+# fmt: off
 for _metric in (
-  Metric(
-    'score',
-    'harmonic mean of efficacy, paraphrase and neighborhood; for records with a single object, of '
-    'the three accuracies',
-    summarize=_score,
-    is_headline=True,
-  ),
-  Metric(
-    'efficacy',
-    'share of records whose new object is likelier per token than the true one after the edited '
-    'prompt; a tie fails',
-    'efficacy',
-    _compared(success),
-    is_headline=True,
-    in_score=True,
-    stand_in='efficacy_acc',
-  ),
-  Metric(
-    'paraphrase',
-    'efficacy after other wordings of the prompt, mean over the prompts of a record',
-    'paraphrase',
-    _compared(success),
-    is_headline=True,
-    in_score=True,
-    stand_in='paraphrase_acc',
-  ),
-  Metric(
-    'neighborhood',
-    'share of prompts about other subjects after which the true object is likelier',
-    'neighborhood',
-    _compared(success),
-    is_headline=True,
-    in_score=True,
-    stand_in='neighborhood_acc',
-  ),
-  Metric(
-    'efficacy_magnitude',
-    'exp(-nll) of the new object minus that of the true one, nll in nats per token',
-    'efficacy',
-    _compared(magnitude),
-  ),
-  Metric(
-    'paraphrase_magnitude',
-    'efficacy_magnitude after other wordings',
-    'paraphrase',
-    _compared(magnitude),
-  ),
-  Metric(
-    'neighborhood_magnitude',
-    'exp(-nll) of the true object minus that of the new one, for other subjects',
-    'neighborhood',
-    _compared(magnitude),
-  ),
-  Metric(
-    'efficacy_acc',
-    'every token of the new object is the top one under teacher forcing; for a single object, the '
-    'share of its tokens',
-    'efficacy',
-    _accuracy,
-  ),
-  Metric('paraphrase_acc', 'efficacy_acc after other wordings', 'paraphrase', _accuracy),
-  Metric(
-    'neighborhood_acc',
-    'efficacy_acc of the answers that must stay, for other subjects',
-    'neighborhood',
-    _accuracy,
-  ),
-  Metric(
-    'fluency',
-    '(2/3 H2 + 4/3 H3) / 2 with the entropies of word bigrams and trigrams in bits, x 100, mean '
-    'over generated texts with their prompts',
-    TEXTS,
-    lambda texts: _fluency(texts.texts, texts.words),
-    unit='bits x 100',
-    is_headline=True,
-  ),
-  Metric(
-    'fluency_without_prompt',
-    'fluency of the continuations alone',
-    TEXTS,
-    lambda texts: _fluency(texts.continuations, texts.words),
-    unit='bits x 100',
-  ),
-  Metric(
-    'consistency',
-    'cosine of TF-IDF vectors, x 100, of generated texts and snippets about entities that have the '
-    'new object',
-    TEXTS,
-    _consistency,
-    is_headline=True,
-  ),
-  Metric(
-    'essence',
-    'perplexity of the first 100 tokens of snippets about the edited subject',
-    TEXTS,
-    lambda texts: None if texts.tfidf is None else texts.perplexity,
-    unit='perplexity',
-    higher_is_better=False,
-    is_headline=True,
-  ),
-  Metric(
-    'free_generation_acc',
-    'greedy decoding gives the new object and ends there',
-    TEXTS,
-    lambda texts: 100.0 * texts.gives_object,
-  ),
-  Metric(
-    'unedited_acc',
-    'share of prompts about unedited subjects whose known answer is on top, every token',
-    UNEDITED,
-    lambda scores: 100 * scores.exact_N,
-  ),
-  Metric(
-    'unedited_kept',
-    'unedited_acc among the prompts answered right before the edit',
-    UNEDITED,
-    lambda scores: None if scores.before_N is None else kept(scores.before_N, scores.exact_N),
-    is_headline=True,
-  ),
+  Metric('score', summarize=_score, is_headline=True, definition=
+         'harmonic mean of efficacy, paraphrase and neighborhood, or of the three accuracies'),
+  Metric('efficacy', 'efficacy', _success,
+         'share of records whose new object is likelier per token than the true one; a tie fails',
+         is_headline=True, in_score=True, stand_in='efficacy_acc'),
+  Metric('paraphrase', 'paraphrase', _success,
+         'efficacy after other wordings of the prompt, mean over the prompts of a record',
+         is_headline=True, in_score=True, stand_in='paraphrase_acc'),
+  Metric('neighborhood', 'neighborhood', _success,
+         'share of prompts about other subjects after which the true object is likelier',
+         is_headline=True, in_score=True, stand_in='neighborhood_acc'),
+  Metric('efficacy_magnitude', 'efficacy', _magnitude,
+         'exp(-nll) of the new object minus that of the true one, nll in nats per token'),
+  Metric('paraphrase_magnitude', 'paraphrase', _magnitude,
+         'efficacy_magnitude after other wordings'),
+  Metric('neighborhood_magnitude', 'neighborhood', _magnitude,
+         'exp(-nll) of the true object minus that of the new one, for other subjects'),
+  Metric('efficacy_acc', 'efficacy', _accuracy,
+         'every token of the new object is the top one; for a single object, the share of them'),
+  Metric('paraphrase_acc', 'paraphrase', _accuracy, 'efficacy_acc after other wordings'),
+  Metric('neighborhood_acc', 'neighborhood', _accuracy,
+         'efficacy_acc of the answers that must stay, for other subjects'),
+  Metric('fluency', TEXTS, lambda texts: _fluency(texts.texts, texts.words),
+         '(2/3 H2 + 4/3 H3) / 2 with the entropies of word bigrams and trigrams in bits, x 100, '
+         'mean over generated texts with their prompts',
+         unit='bits x 100', is_headline=True),
+  Metric('fluency_without_prompt', TEXTS, lambda texts: _fluency(texts.continuations, texts.words),
+         'fluency of the continuations alone', unit='bits x 100'),
+  Metric('consistency', TEXTS, _consistency,
+         'cosine of TF-IDF vectors, x 100, of generated texts and snippets about entities that '
+         'have the new object', is_headline=True),
+  Metric('essence', TEXTS, lambda texts: None if texts.tfidf is None else texts.perplexity,
+         'perplexity of the first 100 tokens of snippets about the edited subject',
+         unit='perplexity', higher_is_better=False, is_headline=True),
+  Metric('free_generation_acc', TEXTS, lambda texts: 100.0 * texts.gives_object,
+         'greedy decoding gives the new object and ends there'),
+  Metric('unedited_acc', UNEDITED, lambda scores: 100 * scores.exact_N,
+         'share of prompts about unedited subjects whose known answer is on top, every token'),
+  Metric('unedited_kept', UNEDITED, _unedited_kept,
+         'unedited_acc among the prompts answered right before the edit', is_headline=True),
 ):
   register(_metric)
+# fmt: on

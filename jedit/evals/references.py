@@ -1,4 +1,4 @@
-"""Texts that generations are compared with: the published attribute snippets."""
+"""Reference texts of generations: the published attribute snippets."""
 
 import collections
 import dataclasses
@@ -12,19 +12,19 @@ from typing import Any
 from jedit.evals.texts import TfIdf
 from jedit.types import Record, UserError
 
-_BLOCK = 2**20  # characters read at once; the published file has 926 MB
+_BLOCK = 2**20  # characters per read; the published file has 926 MB
 
 _Key = tuple[str | None, str | None]  # relation and object, as Wikidata identifiers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class References:
-  """What is known about the new objects of some records.
+  """Reference snippets for the new objects of some records.
 
   Attributes:
-    tfidf: weights of words.
+    tfidf: word weights.
     weights: by relation and object, the weights of all snippets about entities that have it.
-    essence: by relation, object and subject, the joined snippets that are about the subject.
+    essence: by relation, object and subject, the joined snippets about the subject.
   """
 
   tfidf: TfIdf
@@ -33,7 +33,7 @@ class References:
 
   @functools.cached_property
   def digest(self) -> str:
-    """Of all that a measurement depends on."""
+    """Digest of everything that a measurement depends on."""
     content = (
       sorted(self.tfidf.columns.items()),
       self.tfidf.idf_W.tolist(),
@@ -43,7 +43,7 @@ class References:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
   def of(self, record: Record) -> tuple[Mapping[int, float], str]:
-    """Weights and essence text of a record; empty where the snippets have none."""
+    """Weights and essence text of a record; empty without snippets."""
     key = (record.relation_id, record.target_id)
     return self.weights.get(key, {}), self.essence.get((*key, record.request.subject), '')
 
@@ -51,19 +51,19 @@ class References:
 def load_references(
   path: str | os.PathLike[str], records: Sequence[Record], tfidf: TfIdf | None = None
 ) -> References:
-  """Reads what a file of attribute snippets has about the new objects of records.
+  """Reads the snippets about the new objects of records.
 
   The file is a JSON list of objects with `relation_id`, `target_id` and `samples`, each with
-  `name` and `text`. It is read in pieces, and only weights and the texts about edited subjects
-  are kept.
+  `name` and `text`. It is read in pieces; only weights and the texts about edited subjects are
+  kept.
 
   Args:
     path: the file.
-    records: their relation and new object choose the snippets.
-    tfidf: weights of words; None counts them in all texts of the file, as the published ones were.
+    records: their relation and new object select the snippets.
+    tfidf: word weights; None counts words in all texts of the file, as for the published weights.
 
   Raises:
-    UserError: for a file that cannot be read or holds something else.
+    UserError: for a file that cannot be read or has another form.
   """
   if tfidf is None:
     tfidf = TfIdf.fit(text for _, samples in _entries(path) for _, text in samples)
@@ -77,7 +77,7 @@ def load_references(
     total = weights.setdefault(key, collections.Counter())
     for name, text in samples:
       for column, weight in tfidf.weights(text).items():
-        total[column] += weight  # type: ignore[assignment]  # counters add floats, too
+        total[column] += weight  # type: ignore[assignment]  # counters add floats as well
       if (*key, name) in wanted:
         essence.setdefault((*key, name), []).append(text)
   return References(tfidf, weights, {key: ' '.join(texts) for key, texts in essence.items()})
@@ -94,24 +94,24 @@ def _entries(path: str | os.PathLike[str]) -> Iterator[tuple[_Key, list[tuple[st
       is_text = False
     if not is_text:
       raise UserError(
-        f'{path}: entry {number} has no relation_id, target_id and samples with name and text; '
+        f'{path}: entry {number} lacks relation_id, target_id, or samples with name and text; '
         'give a file in the form of attribute_snippets.json.'
       )
     yield key, samples
 
 
 def _stream(path: str | os.PathLike[str]) -> Iterator[Any]:
-  """The items of a JSON list, one after the other, without holding the list."""
+  """Items of a JSON list, one by one, without holding the list in memory."""
   decoder = json.JSONDecoder()
   try:
     with open(path, encoding='utf-8') as file:
       buffer = file.read(_BLOCK).lstrip()
       if not buffer.startswith('['):
-        raise UserError(f'{path} holds no JSON list; give a file like attribute_snippets.json.')
+        raise UserError(f'{path} is not a JSON list; give a file like attribute_snippets.json.')
       buffer = buffer[1:].lstrip()
       is_first = True
       while True:
-        more = file.read(max(_BLOCK, len(buffer)))  # doubling: a long item is parsed few times
+        more = file.read(max(_BLOCK, len(buffer)))  # doubling: few attempts to parse a long item
         buffer += more
         while True:
           rest = buffer.lstrip()
@@ -123,11 +123,11 @@ def _stream(path: str | os.PathLike[str]) -> Iterator[Any]:
             item, end = decoder.raw_decode(rest)
           except ValueError as error:
             if more:
-              break  # the item goes on in the next piece
+              break  # the item continues in the next piece
             raise UserError(f'{path} is not JSON ({error}); repair it or give another.') from error
           yield item
           buffer, is_first = rest[end:], False
   except OSError as error:
     raise UserError(f'Cannot read {path} ({error.strerror}); check the path.') from error
   except UnicodeDecodeError as error:
-    raise UserError(f'{path} is no UTF-8 text; give another file.') from error
+    raise UserError(f'{path} is not UTF-8 text; give another file.') from error

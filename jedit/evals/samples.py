@@ -1,4 +1,4 @@
-"""Texts of a few records before and after an edit, to be read by people."""
+"""Texts of a few records before and after an edit, for human readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """How two models continue one prompt; both texts include it. `before` may be missing."""
+  """Continuations of one prompt by two models, prompt included. `before` may be missing."""
 
   case_id: int
   prompt: str
@@ -32,18 +32,18 @@ def sample_texts(
   max_new_tokens: int = 30,
   seed: int = 0,
 ) -> tuple[Sample, ...]:
-  """A few texts about edited subjects, generated before and after.
+  """Greedy texts about a few edited subjects, before and after the edit.
 
   Args:
     lm: the edited model.
     records: edited records; each gives its own prompt and the first one of every other kind.
     before: the model before the edit.
-    count: number of records; all where there are fewer.
+    count: number of records, at most all of them.
     max_new_tokens: length of the continuation, in tokens.
-    seed: chooses the records; the texts are greedy.
+    seed: of the choice of records.
 
   Returns:
-    The samples of the chosen records, in file order.
+    Samples of the chosen records, in file order.
   """
   chosen = sorted(random.Random(seed).sample(range(len(records)), min(count, len(records))))
   picked = [

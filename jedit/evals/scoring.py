@@ -1,10 +1,9 @@
 """Log-probabilities of given answers to many prompts, in few shapes and little memory.
 
-Rows are sorted into a few lengths; each length is one compiled program over batches of equal size.
-The vocabulary layer runs only where a token of an answer is read. A prompt that several answers
-follow is read once: each answer continues from its keys and values. The last token of an answer is
-never fed to the model, so that answers of one token cost nothing beyond the prompt, and equal rows
-are scored once.
+Rows are sorted into a few lengths, each one compiled program over batches of equal size. The
+vocabulary layer runs only at positions that predict an answer token. A prompt with several answers
+runs once, and each answer continues from its keys and values. The last token of an answer is never
+fed to the model, so one-token answers cost nothing beyond the prompt. Equal rows are scored once.
 """
 
 import dataclasses
@@ -22,21 +21,21 @@ from jedit.parallel.mesh import fetch, place_rows
 from jedit.parallel.shapes import PADDING_PER_PROGRAM, group_by_length
 from jedit.types import UserError
 
-_ANSWERS = 2  # per prompt of a batch: a record compares two objects
+_ANSWERS = 2  # per prompt of a batch, since a record compares two objects
 _LOGITS = 2**26  # entries of one batch's logits: 256 MiB in float32
 
 
-# A prompt, and the answers behind it with the rows that each of them is of.
+# A prompt and its answers, each with the indices of its rows.
 _Item = tuple[tuple[int, ...], list[tuple[tuple[int, ...], list[int]]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """What a model says to the target tokens of N rows, in row order.
+  """Scores of the target tokens of N rows, in row order.
 
   Attributes:
     logp_NxT: natural-log probability of each target token given all before it; nan after the end.
-    is_top_NxT: whether it is the top token (of equal ones, the lowest id); False after the end.
+    is_top_NxT: True where it is the top token (lowest id among ties); False after the end.
     length_N: target tokens of each row.
   """
 
@@ -46,19 +45,19 @@ class Scores:
 
   @functools.cached_property
   def nll_N(self) -> np.ndarray:
-    """Mean over target tokens of -ln p, in nats per token, float64; nan where the model's is."""
+    """Mean of -ln p over target tokens, nats per token, float64; nan where the model gives nan."""
     exists_NxT = np.arange(self.logp_NxT.shape[1]) < self.length_N[:, None]
     total_N = np.sum(self.logp_NxT, axis=1, where=exists_NxT, dtype=np.float64)
     return -total_N / self.length_N
 
   @functools.cached_property
   def exact_N(self) -> np.ndarray:
-    """1 where every target token is on top, else 0; nan where the model gave no probabilities."""
+    """1 where every target token is top-1, else 0; nan without probabilities."""
     return np.where(np.isnan(self.nll_N), np.nan, self.is_top_NxT.sum(axis=1) == self.length_N)
 
   @functools.cached_property
   def token_acc_N(self) -> np.ndarray:
-    """Share of target tokens on top; nan where the model gave no probabilities."""
+    """Share of target tokens that are top-1; nan without probabilities."""
     return np.where(np.isnan(self.nll_N), np.nan, self.is_top_NxT.sum(axis=1) / self.length_N)
 
 
@@ -68,10 +67,10 @@ class Batch:
 
   Attributes:
     token_NxT: token ids of the prompts, padded on the right with 0.
-    length_N: tokens of each prompt that are no padding.
-    target_NxCxS: tokens of the answers, padded with 0; all but the last are read, too.
-    rows: for each of N x C, the numbers of the given rows that it answers; empty for padding.
-    num_tokens: tokens that go through the model and are no padding.
+    length_N: tokens of each prompt without padding.
+    target_NxCxS: answer tokens, padded with 0; all but the last are model input.
+    rows: indices of the scored rows for each of N x C; empty for padding.
+    num_tokens: tokens of the forward pass without padding.
   """
 
   token_NxT: np.ndarray
@@ -82,25 +81,25 @@ class Batch:
 
   @property
   def num_answered(self) -> int:
-    """How many of the given rows."""
+    """Number of rows that the batch scores."""
     return sum(len(numbers) for answers in self.rows for numbers in answers)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Batches that together score the given rows; made once, run on any number of models."""
+  """Batches that cover the given rows; planned once, run on any number of models."""
 
   batches: tuple[Batch, ...]
   length_N: np.ndarray
 
   @property
   def num_tokens(self) -> int:
-    """Tokens that are no padding, over all batches."""
+    """Tokens over all batches, without padding."""
     return sum(batch.num_tokens for batch in self.batches)
 
   @property
   def shapes(self) -> tuple[tuple[int, int, int], ...]:
-    """The (prompts, tokens, answer tokens) of the programs that the plan needs."""
+    """The (prompts, tokens, answer tokens) of the plan's programs."""
     sizes = ((*batch.token_NxT.shape, batch.target_NxCxS.shape[2]) for batch in self.batches)
     return tuple(sorted(set(sizes)))
 
@@ -117,15 +116,15 @@ def plan_batches(
   Args:
     rows: encoded texts with a target each.
     vocab_size: V, which bounds the rows of a batch by the size of their logits.
-    tokens_per_batch: tokens of a batch, padding included; at least one row whatever its length.
-      None takes 2048 on a CPU, whose caches are small, and 8192 elsewhere.
-    shapes: of programs that are there already (`Plan.shapes`); they are used where they fit.
+    tokens_per_batch: tokens of a batch, padding included, but at least one row. None takes 2048 on
+      a CPU, with its small caches, and 8192 elsewhere.
+    shapes: of compiled programs (`Plan.shapes`) to reuse where they fit.
 
   Returns:
     The plan; results come back in the order of `rows`.
 
   Raises:
-    UserError: for a row without target or with nothing before its target.
+    UserError: for a row without target or with an empty prompt.
   """
   if tokens_per_batch is None:
     tokens_per_batch = 2048 if jax.default_backend() == 'cpu' else 8192
@@ -138,7 +137,7 @@ def plan_batches(
     answers.setdefault(ids[:start], {}).setdefault(ids[start:], []).append(number)
   items: list[_Item] = []
   for prompt, found in answers.items():
-    # Answers of similar length together: they are padded to one.
+    # Answers of similar length share batches, to save padding.
     ends = sorted(found.items(), key=lambda end: len(end[0]))
     items.extend((prompt, ends[i : i + _ANSWERS]) for i in range(0, len(ends), _ANSWERS))
   batches, items = _reuse(items, shapes)
@@ -148,7 +147,7 @@ def plan_batches(
       num_logits = 1 + _ANSWERS * (num_read - 1)
       limit = min(tokens_per_batch // num_tokens, _LOGITS // (num_logits * vocab_size))
       num_batches = -(-len(chosen) // max(limit, 1))
-      # Equal batches waste less than full ones with a rest; sizes in eights repeat between runs.
+      # Equal batches pad less than full ones plus a rest; multiples of eight recur between runs.
       size = -(-len(chosen) // num_batches)
       size = min(-(-size // 8) * 8, max(limit, size))
       for first in range(0, len(chosen), size):
@@ -183,7 +182,7 @@ def _num_read(item: _Item) -> int:
 def _reuse(
   items: list[_Item], shapes: Sequence[tuple[int, int, int]]
 ) -> tuple[list[Batch], list[_Item]]:
-  """Batches of given shapes, the shortest first, and the items that fit none of them."""
+  """Batches of given shapes, shortest first, and the items that fit none of them."""
 
   def fits(item: _Item, shape: tuple[int, int, int]) -> bool:
     return len(item[0]) <= shape[1] and _num_read(item) <= shape[2]
@@ -193,7 +192,7 @@ def _reuse(
   batches = []
   for number, shape in enumerate(shapes):
     chosen = [item for item in left if fits(item, shape)]
-    # What does not fill a batch goes into the next longer one that it fits.
+    # Items that do not fill a batch move to the next longer shape that fits.
     chosen.sort(key=lambda item: any(fits(item, other) for other in shapes[number + 1 :]))
     num_bound = sum(not any(fits(i, other) for other in shapes[number + 1 :]) for i in chosen)
     size, length, num_read = shape
@@ -235,7 +234,7 @@ def _score_batch(
   num_rows, num_answers, num_read = target_NxCxS.shape
   layers = range(model.config.num_layers)
   is_read_on = num_read > 1
-  # A padded token takes its row's last position: scaled rotary positions look at the largest.
+  # Padding repeats the row's last position, because dynamic rotary scaling uses the largest.
   last_N = jnp.maximum(length_N - 1, 0)
   position_NxT = jnp.minimum(jnp.arange(token_NxT.shape[1])[None, :], last_N[:, None])
   taps = past_taps(layers) if is_read_on else ()
@@ -250,8 +249,8 @@ def _score_batch(
     hidden_NxJxD = jnp.concatenate([hidden_NxJxD, tail_NxJxD], axis=1)
   logits_NxJxV = model.head(hidden_NxJxD)
   norm_NxJ = jax.nn.logsumexp(logits_NxJxV, axis=-1)
-  top_NxJ = jnp.argmax(logits_NxJxV, axis=-1)  # the first of equal ones
-  # The prompt's end predicts the first token of every answer, an answer's tokens its others.
+  top_NxJ = jnp.argmax(logits_NxJxV, axis=-1)  # the first among ties
+  # The end of the prompt predicts an answer's first token; answer tokens predict the next ones.
   index_CxS = np.zeros((num_answers, num_read), np.int32)
   index_CxS[:, 1:] = 1 + np.arange(num_answers * (num_read - 1)).reshape(num_answers, -1)
   row_Nx1x1 = jnp.arange(num_rows)[:, None, None]
@@ -265,12 +264,12 @@ def score_plan(
   """Scores the rows of a plan with one model.
 
   Args:
-    model: what is measured.
+    model: the model to measure.
     plan: from `plan_batches`.
-    on_batch: called after each batch with the number of rows that it answered, for progress.
+    on_batch: progress callback, called after each batch with the number of rows scored.
 
   Returns:
-    Scores of all rows, in the order they were given to `plan_batches`.
+    Scores of all rows, in the order given to `plan_batches`.
   """
   width = int(plan.length_N.max(initial=0))
   logp_NxT = np.full((len(plan.length_N), width), np.nan)
@@ -289,7 +288,7 @@ def score_plan(
 
   running = None
   for batch in plan.batches:
-    # The next batch is sent before the last one is fetched, so that the device never waits.
+    # Dispatch the next batch before fetching the last, to keep the device busy.
     arrays = (batch.token_NxT, batch.length_N, batch.target_NxCxS)
     result = _score_batch(model, *place_rows(model, arrays))
     if running is not None:
@@ -301,5 +300,5 @@ def score_plan(
 
 
 def score(model: Model, rows: Sequence[Encoded], **options: Any) -> Scores:
-  """Plans and scores rows with one model; `options` as of `plan_batches`."""
+  """Plans and scores rows with one model; `options` as in `plan_batches`."""
   return score_plan(model, plan_batches(rows, model.config.vocab_size, **options))

@@ -1,4 +1,4 @@
-"""The result of an evaluation: values of every record, their estimates, and both as a table."""
+"""The result of an evaluation: values of every record and their estimates, as a table."""
 
 import dataclasses
 import functools
@@ -24,13 +24,13 @@ class Table:
     case_ids: the records, in the order of the values.
     after: by metric name, one value per record of the evaluated model, in the metric's unit; nan
       where undefined.
-    before: the same of the model it came from; None where none was given.
-    unedited_after: by metric name, one value per prompt about a subject that was not edited; empty
-      without such prompts.
-    unedited_before: the same of the model it came from (without `unedited_kept`).
-    is_generated_R: the records that texts were generated for; None for none. Metrics of generated
-      texts cover these alone.
-    notes: sentences about the procedure and about metrics that are left out.
+    before: the same for the model before the edit; None if not measured.
+    unedited_after: by metric name, one value per prompt about an unedited subject; empty without
+      such prompts.
+    unedited_before: the same for the model before the edit (without `unedited_kept`).
+    is_generated_R: mask of the records with generated texts, the only ones in metrics of texts;
+      None for none.
+    notes: sentences about the procedure and omitted metrics.
   """
 
   case_ids: tuple[int, ...]
@@ -43,7 +43,7 @@ class Table:
 
   @functools.cached_property
   def metrics(self) -> dict[str, Summary]:
-    """By metric name: `before` (where measured) and `after`, each with `mean`, `ci95` and `n`."""
+    """By metric name: `before` (if measured) and `after`, each with `mean`, `ci95` and `n`."""
     states = {}
     if self.before is not None:
       states['before'] = metrics.summarize(self.before | self.unedited_before)
@@ -65,14 +65,13 @@ class Table:
     return pd.DataFrame(columns, dtype=np.float64).rename_axis(index='metric')
 
   def to_summary(self) -> dict[str, Any]:
-    """In the form of summary.json: `metrics`, `undefined` (counts by metric and state), `notes`."""
+    """Content for summary.json: `metrics`, `undefined` (counts by metric and state), `notes`."""
     return {'metrics': self.metrics, 'undefined': self.undefined, 'notes': list(self.notes)}
 
   def to_records(self) -> list[dict[str, Any]]:
     """One dict per record: case_id, and `before` and `after` with every per-record value.
 
-    None where a value is undefined. A record without generated texts has no entry for their
-    metrics.
+    None where undefined. A record without generated texts lacks their metrics.
     """
     rows = []
     for r, case_id in enumerate(self.case_ids):
@@ -87,7 +86,7 @@ class Table:
     return rows
 
   def __str__(self) -> str:
-    """All metrics as aligned text, and the notes."""
+    """All metrics as aligned text, with the notes."""
     return '\n'.join([tables.to_text(self._cells(list(self.metrics))), *self._notes()])
 
   def __repr__(self) -> str:
@@ -103,7 +102,7 @@ class Table:
 
   @property
   def undefined(self) -> dict[str, dict[str, int]]:
-    """By metric and state: the number of covered records without a value, where there are any."""
+    """Number of covered records without a value, by metric and state, if not zero."""
     found: dict[str, dict[str, int]] = {}
     for state, values in self._values.items():
       for name, value_R in values.items():
@@ -118,7 +117,7 @@ class Table:
     return before | {'after': self.after}
 
   def _cells(self, names: Sequence[str]) -> pd.DataFrame:
-    """A row for each metric: its estimates, and the counts they stand on."""
+    """A row for each metric: its estimates and their counts."""
     rows = []
     for name in names:
       estimates = [self.metrics[name].get(state) for state in self._values]
@@ -128,7 +127,7 @@ class Table:
     return tables.table(['', *self._values, 'n'], rows)
 
   def _notes(self) -> list[str]:
-    """Units, a sentence for each part or metric of texts that some record lacks, and the notes."""
+    """Units, a sentence for each part or metric that some record lacks, and the notes."""
     unit = f'{metrics.units(self.metrics)}; ± half width of the 95% interval'
     left_out: dict[str, dict[str, int]] = {}
     for name, counts in self.undefined.items():
@@ -142,7 +141,7 @@ class Table:
     return [*notes, *self.notes]
 
   def _is_covered(self, name: str) -> np.ndarray:
-    """The records that a metric covers."""
+    """Mask of the records that a metric covers."""
     if metrics.entry(name).evidence == metrics.TEXTS and self.is_generated_R is not None:
       return self.is_generated_R
     return np.ones(len(self.case_ids), bool)

@@ -1,15 +1,14 @@
-"""What generated texts are worth: how varied their words are, and how near they are to others.
+"""Text metrics: n-gram entropy (fluency) and TF-IDF cosine (consistency).
 
-Definitions (ROME, arXiv:2202.05262, section 3.4; MEMIT, arXiv:2210.07229, as its released code
-computes them):
+Definitions (ROME, arXiv:2202.05262, section 3.4; MEMIT, arXiv:2210.07229, as in its released code):
 
   fluency      (2/3 H₂ + 4/3 H₃) / 2 with Hₙ = -Σ f log₂ f over the relative frequencies f of the
-               text's n-grams of words, in bits; a text that repeats itself has few n-grams
+               text's word n-grams, in bits; repetitive text has few n-grams
   consistency  cosine of the TF-IDF vectors of two texts: counts x idf over a fixed vocabulary
 
-Words of the fluency are those of nltk: a sentence split, then a word tokenizer for each sentence,
-so that only the full stop at the end of a sentence is a word of its own. Words of the vectors are
-runs of two or more word characters, in lower case.
+Fluency takes nltk's words: a sentence split, then a word tokenizer per sentence, so that only the
+full stop at the end of a sentence is a word of its own. TF-IDF takes runs of two or more word
+characters, in lower case.
 """
 
 import collections
@@ -33,9 +32,9 @@ _END = '<|endoftext|>'
 
 
 def clean_up(text: str) -> str:
-  """Generated text as it is measured: NFKD, a double newline is a space, no '<|endoftext|>'.
+  """Text as measured, cleaned in the order of MEMIT's code.
 
-  In this order, as MEMIT's code; '<s>' and '</s>' stay and count as words.
+  NFKD, double newlines to spaces, no '<|endoftext|>'; '<s>' and '</s>' stay and count as words.
   """
   return unicodedata.normalize('NFKD', text).replace('\n\n', ' ').replace(_END, '')
 
@@ -43,9 +42,8 @@ def clean_up(text: str) -> str:
 class Words:
   """Splits English text into words as `nltk.word_tokenize` does.
 
-  The parameters of the sentence split are a download (`punkt_tab`) that nltk looks for in
-  NLTK_DATA and in its usual places. Without it the split has no parameters: it does not know
-  abbreviations.
+  The parameters of the sentence split are a download (`punkt_tab`), searched in NLTK_DATA and
+  nltk's usual places. Without them the split does not recognise abbreviations.
 
   Attributes:
     sentence_split: 'english' with the parameters, 'untrained' without.
@@ -54,13 +52,13 @@ class Words:
   sentence_split: str
 
   def __init__(self) -> None:
-    """Looks for the parameters.
+    """Loads the parameters of the sentence split, if present.
 
     Raises:
-      UserError: where nltk is not installed; see `has_nltk`.
+      UserError: if nltk is not installed; see `has_nltk`.
     """
     if not has_nltk():
-      raise UserError("Words are told apart by nltk; pip install 'jedit[metrics]'.")
+      raise UserError("Splitting text into words needs nltk; pip install 'jedit[metrics]'.")
     from nltk.tokenize import NLTKWordTokenizer
     from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTokenizer
 
@@ -77,7 +75,7 @@ class Words:
 
 
 def has_nltk() -> bool:
-  """Whether nltk is installed."""
+  """True if nltk is installed."""
   return importlib.util.find_spec('nltk') is not None
 
 
@@ -86,7 +84,7 @@ def ngram_entropy(words: Sequence[str], n: int) -> float:
   grams = zip(*(itertools.islice(words, i, None) for i in range(n)))
   counts = collections.Counter(grams)
   total = counts.total()
-  # From 0, not -0: a text of one n-gram has none.
+  # 0.0 - ... avoids -0 for a text with a single n-gram.
   return 0.0 - sum(c / total * math.log2(c / total) for c in counts.values())
 
 
@@ -98,11 +96,10 @@ def fluency(words: Sequence[str]) -> float:
 def mean_fluency(texts: Iterable[str], words: Words) -> float:
   """Arithmetic mean of the fluency of several texts, in bits.
 
-  A text of fewer than three words counts 0, as published, beside others; where no text has three
-  words nothing is measured.
+  As published, a text of fewer than three words counts 0 among others.
 
   Returns:
-    The mean; nan where no text has three words.
+    The mean; nan if no text has three words.
   """
   split = [words(text) for text in texts]
   if all(len(each) < 3 for each in split):
@@ -112,7 +109,7 @@ def mean_fluency(texts: Iterable[str], words: Words) -> float:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfIdf:
-  """Weights of words, for the similarity of texts.
+  """TF-IDF word weights.
 
   Attributes:
     columns: the vocabulary, word to column.
@@ -127,10 +124,10 @@ class TfIdf:
     """Counts words in a corpus: idf = ln((1 + N) / (1 + df)) + 1, columns in the words' order.
 
     Args:
-      documents: N texts; df is the number of those that hold a word. They are read once.
+      documents: N texts, read once; df is the number of texts that contain a word.
 
     Raises:
-      UserError: where they hold no word.
+      UserError: if they contain no word.
     """
     frequency: collections.Counter[str] = collections.Counter()
     num_documents = 0
@@ -138,7 +135,7 @@ class TfIdf:
       frequency.update(set(vector_words(document)))
       num_documents += 1
     if not frequency:
-      raise UserError('The texts for a TF-IDF vocabulary hold no words; give others.')
+      raise UserError('The texts for a TF-IDF vocabulary contain no words; give other texts.')
     found = sorted(frequency)
     count_W = np.array([frequency[word] for word in found], np.float64)
     idf_W = np.log((1 + num_documents) / (1 + count_W)) + 1
@@ -149,17 +146,17 @@ class TfIdf:
     """Reads the published pair of files, idf.npy and tfidf_vocab.json (word to column).
 
     Raises:
-      UserError: for files that cannot be read or do not belong together.
+      UserError: for files that cannot be read or do not match.
     """
     columns = storage.read_json(vocabulary)
     if not isinstance(columns, dict) or not all(type(c) is int for c in columns.values()):
-      raise UserError(f'{vocabulary} is no mapping of words to columns; give a tfidf_vocab.json.')
+      raise UserError(f'{vocabulary} must map words to columns; give a tfidf_vocab.json.')
     try:
       idf_W = np.asarray(np.load(idf, allow_pickle=False), np.float64)
     except OSError as error:
       raise UserError(f'Cannot read {idf} ({error.strerror}); check the path.') from error
     except ValueError as error:
-      raise UserError(f'{idf} is no array of numbers ({error}); give an idf.npy.') from error
+      raise UserError(f'{idf} is not a numeric array ({error}); give an idf.npy.') from error
     if idf_W.ndim != 1 or not all(0 <= column < len(idf_W) for column in columns.values()):
       raise UserError(
         f'{vocabulary} has columns that {idf}, an array of shape {idf_W.shape}, lacks; give the '
@@ -174,14 +171,14 @@ class TfIdf:
     storage.write_json(pathlib.Path(vocabulary), self.columns)
 
   def weights(self, text: str) -> dict[int, float]:
-    """Counts x idf of the words of a text, by column; those of joined texts are their sums."""
+    """Counts x idf of the words of a text, by column; additive over joined texts."""
     counts = collections.Counter(vector_words(text))
     known = ((self.columns[word], count) for word, count in counts.items() if word in self.columns)
     return {column: count * float(self.idf_W[column]) for column, count in known}
 
 
 def cosine(one: Mapping[int, float], other: Mapping[int, float]) -> float:
-  """Similarity of the weights of two texts, 0 to 1; nan where one text has no known word."""
+  """Cosine similarity of the weights of two texts, 0 to 1; nan if one has no vocabulary word."""
   norm = math.hypot(*one.values()) * math.hypot(*other.values())
   if norm == 0:
     return math.nan
@@ -191,6 +188,6 @@ def cosine(one: Mapping[int, float], other: Mapping[int, float]) -> float:
 def vector_words(text: str) -> list[str]:
   """Runs of two or more word characters, in lower case.
 
-  A combining accent is no word character: text that was taken apart by NFKD splits there.
+  Text decomposed by NFKD splits at combining accents, which are not word characters.
   """
   return _WORD.findall(text.lower())

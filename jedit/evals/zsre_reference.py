@@ -1,10 +1,9 @@
-"""Token accuracy as the published zsRE code computes it, for comparisons with its numbers.
+"""Token accuracy by the procedure of the published zsRE code, to compare with its numbers.
 
-For every answer token i (MEMIT, PMET) the model reads the prompt followed by the *decoded* tokens
-before i, and its top token is compared with the first token of the decoded token i, encoded again.
-This equals one teacher-forced pass on token ids unless decoding and encoding is not the identity: a
-token that holds part of a character becomes a replacement character, and from there on all later
-tokens of the answer see another text.
+For every answer token i (MEMIT, PMET) the input is the prompt followed by the *decoded* tokens
+before i, and the top token is compared with the first token of the re-encoded token i. This equals
+one teacher-forced pass on token ids if decoding and encoding is the identity. It is not for a token
+with part of a character, which becomes a replacement character and changes all later inputs.
 """
 
 from __future__ import annotations
@@ -22,14 +21,11 @@ if TYPE_CHECKING:
 
 
 def token_accuracy(lm: LanguageModel, rows: Sequence[Row]) -> np.ndarray:
-  """Which answer tokens are on top.
+  """Top-1 mask of the answer tokens, is_top_NxT; False after the end of an answer.
 
   Args:
     lm: the model.
     rows: N prompts with an answer each.
-
-  Returns:
-    is_top_NxT, False after the end of an answer.
   """
   tokenizer = lm.tokenizer
   encoded = encode_many(tokenizer, rows, lm.config.position_limit)
@@ -41,7 +37,7 @@ def token_accuracy(lm: LanguageModel, rows: Sequence[Row]) -> np.ndarray:
       text = prompt + tokenizer.decode(row.target_ids[:i])
       read = tokenizer(text)['input_ids']
       wanted = tokenizer(tokenizer.decode([token]), add_special_tokens=False)['input_ids']
-      if wanted:  # nothing is on top of a token without text
+      if wanted:  # a token without text is never top-1
         asked.append(Encoded(text, (*read, wanted[0]), None, len(read) - 1, len(read)))
         places.append((n, i))
   is_top_NxT = np.zeros((len(rows), max(len(row.target_ids) for row in encoded)), bool)
@@ -52,6 +48,6 @@ def token_accuracy(lm: LanguageModel, rows: Sequence[Row]) -> np.ndarray:
 
 
 def _answer(row: Row) -> str:
-  """The answer as it stands in the text."""
-  assert row.target is not None, 'it is asked for'
+  """The answer as it appears in the text."""
+  assert row.target is not None, 'rows have answers'
   return row.target if row.target.startswith(' ') else ' ' + row.target

@@ -1,4 +1,4 @@
-"""How long JAX traces and compiles, apart from what the programs then take."""
+"""Time that JAX spends on tracing and compiling."""
 
 from types import TracebackType
 
@@ -10,8 +10,7 @@ _EVENTS = '/jax/core/compile/'
 class CompileClock:
   """Counts the seconds spent on tracing and compiling inside the block.
 
-  Tracing one program may trace and compile others on the way: time that several of JAX's events
-  cover is counted once.
+  Tracing one program may trace and compile others; overlapping events of JAX count once.
   """
 
   def __init__(self) -> None:
@@ -24,7 +23,7 @@ class CompileClock:
 
   def _on_span(self, event: str, start_time: float, end_time: float, **unused: str | int) -> None:
     if event.startswith(_EVENTS):
-      # An event is told when it ends: those inside of it have been told before.
+      # JAX reports an event when it ends, after the events inside it.
       while self._spans and self._spans[-1][0] >= start_time:
         self._spans.pop()
       self._spans.append((start_time, end_time))

@@ -1,6 +1,6 @@
-"""Configs from the dataclasses of a schema, and back, with every field checked.
+"""Configs to and from the dataclasses of a schema, with every field checked.
 
-A field that a config leaves out has its default; one that does not exist is an error.
+A missing field takes its default; an unknown one is an error.
 """
 
 import dataclasses
@@ -16,13 +16,16 @@ from jedit.methods import Method
 from jedit.testbeds.settings import Training
 from jedit.types import UserError
 
-# Names of fields in earlier versions.
+# Former names of fields.
 RENAMED: Mapping[str, str] = {
   'edit.size': 'edit.edits_per_batch',
   'edit.batch_size': 'edit.target_batch_size',
+  'method.spread': 'method.schedule',
+  'method.spread_low': 'method.schedule_low',
+  'method.spread_high': 'method.schedule_high',
 }
 
-# Tasks that read some of the fields alone; all others read all but these tasks' own.
+# Tasks with a subset of the fields; all other tasks read all fields but these tasks' own.
 _FIELDS: Mapping[str, tuple[str, ...]] = {
   'probe': ('task', 'seed', 'model', 'mesh', 'data', 'patches', 'probe'),
   'compare': ('task', 'workdirs'),
@@ -30,7 +33,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
 
 
 def default_config(task: str = 'edit') -> ConfigDict:
-  """The fields that a task reads, with their defaults; an edit lacks only its `method`."""
+  """The fields of a task with their defaults; a config for `edit` lacks only its `method`."""
   if task == 'train':
     return ConfigDict(_section_of(Training()))
   fields = _section_of(Settings(task=task))
@@ -39,10 +42,10 @@ def default_config(task: str = 'edit') -> ConfigDict:
 
 
 def method_section(name: str, **fields: Any) -> dict[str, Any]:
-  """The section `method` of a config: these fields and the defaults of all others.
+  """The section `method` of a config: these fields, and the defaults of all others.
 
   Raises:
-    UserError: for a method that does not exist.
+    UserError: for an unknown method.
   """
   if name not in methods.METHODS:
     raise UserError(f'There is no method {name!r}; choose one of {", ".join(methods.METHODS)}.')
@@ -52,14 +55,14 @@ def method_section(name: str, **fields: Any) -> dict[str, Any]:
 
 
 def read_settings(config: Mapping[str, Any]) -> Settings:
-  """Checks a config and turns its sections into dataclasses.
+  """Converts a config to dataclasses and checks it.
 
   Args:
     config: nested mappings; a ConfigDict's `to_dict()`.
 
   Raises:
-    UserError: for fields that do not exist or have a value of another type, and for values that the
-      sections and the method do not accept.
+    UserError: for unknown fields, values of a wrong type, and values that the sections or the
+      method refuse.
   """
   given = {name: value for name, value in config.items() if name != 'method'}
   settings = _read(Settings, 'The config', '', given)
@@ -69,13 +72,13 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
 
 
 def read_method(section: Any) -> Method:
-  """The method that the section `method` of a config describes.
+  """The method described by the section `method` of a config.
 
   Raises:
-    UserError: for a section without name, and for fields that `jedit.methods.get` does not accept.
+    UserError: for a section without name, and for fields that `jedit.methods.get` refuses.
   """
   if not isinstance(section, Mapping) or not isinstance(section.get('name'), str):
-    raise UserError(f'method is {section!r}; give a section with a name and the fields of it.')
+    raise UserError(f'method is {section!r}; give a section with a name and its fields.')
   fields = {name: value for name, value in section.items() if name != 'name'}
   for name, value in fields.items():
     _refuse_renamed(f'method.{name}')
@@ -88,13 +91,13 @@ def read_training(config: Mapping[str, Any]) -> ConfigDict:
   """Checks a config of the task `train` and completes it with the defaults.
 
   Raises:
-    UserError: for fields that do not exist or have a value of another type.
+    UserError: for unknown fields or values of a wrong type.
   """
   return ConfigDict(_section_of(_read(Training, 'A config for training', '', config)))
 
 
 def _section_of(values: Any) -> dict[str, Any]:
-  """The fields of a dataclass as nested dicts, without those that are None."""
+  """The fields of a dataclass as nested dicts, except those that are None."""
   found = {field.name: getattr(values, field.name) for field in _fields(type(values)).values()}
   return {
     name: _section_of(value) if dataclasses.is_dataclass(value) else value
@@ -104,7 +107,7 @@ def _section_of(values: Any) -> dict[str, Any]:
 
 
 def _read(cls: Any, label: str, prefix: str, values: Any) -> Any:
-  """The dataclass `cls` with these values, each of the type of its field."""
+  """The dataclass `cls` with these values, each cast to the type of its field."""
   if not isinstance(values, Mapping):
     raise UserError(f'{label} is {values!r}; give its fields.')
   fields, found = _fields(cls), {}

@@ -1,4 +1,4 @@
-"""Watches what a sequence of edits does to the model, and says when to stop."""
+"""Monitors the damage that a sequence of edits does to the model, to stop in time."""
 
 import dataclasses
 import pathlib
@@ -17,10 +17,10 @@ from jedit.types import Record
 
 
 class DamageMonitor:
-  """Growth of the edited kernels and the neighbourhood of a few records, batch by batch.
+  """Growth of the edited kernels and specificity on a few records, batch by batch.
 
   Attributes:
-    rows: one dict per batch, the unedited model's first: `edits` so far, `growth` by parameter
+    rows: one dict per batch, first the unedited model's: `edits` so far, `growth` by parameter
       path (‖W - W₀‖ / ‖W₀‖, Frobenius norms) and `neighborhood`, percent, or None.
   """
 
@@ -29,10 +29,10 @@ class DamageMonitor:
   ):
     """Args:
 
-    file: JSON lines; rows that are there already are not measured again.
+    file: JSON lines; rows already there are not measured again.
     lm: the unedited model.
-    records: of the run; the first ones with neighbourhood prompts are the canary.
-    settings: says how many, and when to stop.
+    records: of the run; the first ones with neighborhood prompts are the canary.
+    settings: size of the canary and thresholds.
     """
     self._file, self._settings = file, settings
     watched = [record for record in records if record.neighborhood_prompts]
@@ -44,11 +44,7 @@ class DamageMonitor:
       self._add(0, lm)
 
   def check(self, edits: int, lm: LanguageModel) -> str:
-    """Measures the model after so many edits.
-
-    Returns:
-      Why to stop, as a sentence; empty to go on.
-    """
+    """Measures the model after so many edits; returns the reason to stop as a sentence, or ''."""
     known = [row for row in self.rows if row['edits'] == edits]
     row = known[0] if known else self._add(edits, lm)
     path, growth = max(row['growth'].items(), key=lambda item: item[1])
@@ -60,7 +56,7 @@ class DamageMonitor:
     kept = row['neighborhood']
     if kept is not None and kept < self._settings.min_neighborhood:
       return (
-        f'Stopped after {edits} edits: the neighbourhood of the canary is at {kept:.1f}%, below '
+        f'Stopped after {edits} edits: neighborhood on the canary is {kept:.1f}%, below '
         f'edit.min_neighborhood = {self._settings.min_neighborhood:g}.'
       )
     return ''
@@ -81,7 +77,7 @@ class DamageMonitor:
       return None
     with quiet():
       found = evaluate(lm, self._canary).metrics
-    # Records without a true answer have no success, only token accuracy.
+    # Records without a true answer have token accuracy, not success.
     return found.get('neighborhood', found['neighborhood_acc'])['after']['mean']  # type: ignore[return-value]
 
 

@@ -1,4 +1,4 @@
-"""Inputs of a run: model, records, text, and prompts whose answers should stay."""
+"""Inputs of a run: model, records, text, and prompts whose answers must not change."""
 
 import dataclasses
 import hashlib
@@ -31,7 +31,7 @@ Question = tuple[str, str]  # a prompt and its known answer
 
 
 def load_model(settings: Settings) -> LanguageModel:
-  """The model, without any patch, on all devices."""
+  """The unpatched model, on all devices."""
   mesh = make_mesh(settings.mesh.data, settings.mesh.model)
   return load(settings.model.directory, dtype=settings.model.dtype, mesh=mesh)
 
@@ -40,7 +40,7 @@ def load_selection(settings: Settings) -> list[Record]:
   """The records of the run.
 
   Raises:
-    UserError: for a file that cannot be used or has fewer records.
+    UserError: for an unusable file, or one with fewer records.
   """
   data = settings.data
   records = load_records(_records_file(settings), data.kind or None)  # type: ignore[arg-type]
@@ -49,19 +49,19 @@ def load_selection(settings: Settings) -> list[Record]:
 
 
 def describe_selection(settings: Settings, records: Sequence[Record]) -> str:
-  """The selection of records and the order of edits and evaluation, as one sentence."""
+  """Selection of the records and order of edits and evaluation, as one sentence."""
   data, size = settings.data, settings.edit.edits_per_batch
   chosen = {
     'first': 'the first ones in file order',
     'random': f'drawn without replacement with seed {settings.seed}',
   }[data.selection]
   if data.unique_subjects:
-    chosen += ', of each subject only the first'
+    chosen += ', only the first for each subject'
   order = {
     'together': 'edited in one batch and evaluated afterwards',
     'separate': f'edited in batches of {size} on the original model, each evaluated on its own '
     'records',
-    'sequential': f'edited in batches of {size} one after the other, all evaluated in the end',
+    'sequential': f'edited in batches of {size} one after the other, all evaluated at the end',
   }[settings.edit.mode]
   return f'Selection: {len(records)} of {_records_file(settings).name}, {chosen}; {order}.'
 
@@ -70,7 +70,7 @@ def public_file(name: str, data: Data) -> pathlib.Path:
   """The path of a file; a public one named without a directory is downloaded if absent.
 
   Raises:
-    UserError: if it cannot be downloaded.
+    UserError: if the download fails.
   """
   path = pathlib.Path(name)
   if path.is_file() or name not in FILES:
@@ -82,10 +82,10 @@ def public_file(name: str, data: Data) -> pathlib.Path:
 def load_generation(
   settings: Settings, records: Sequence[Record]
 ) -> tuple[Generation | None, list[str]]:
-  """Settings of generation, and a sentence for each file that is not available.
+  """Settings of generation, and a sentence for each missing file.
 
   Raises:
-    UserError: for a file that exists and cannot be used.
+    UserError: for an unusable file.
   """
   wanted, data = settings.evaluation, settings.data
   if not wanted.generation_interval:
@@ -98,10 +98,10 @@ def load_generation(
     try:
       path = public_file(name, data)
       if not path.is_file():
-        raise UserError(f'There is no file {path}.')
+        raise UserError(f'File {path} does not exist; check the path.')
       found[field] = path
     except UserError as error:
-      notes.append(f'Consistency and essence are left out for lack of evaluation.{field}: {error}')
+      notes.append(f'Consistency and essence are omitted, no evaluation.{field}: {error}')
   references = None
   generation = Generation(
     interval=wanted.generation_interval, num_tokens=wanted.generation_tokens, seed=settings.seed
@@ -110,7 +110,7 @@ def load_generation(
   if 'snippets' in found and chosen and not notes:
     tfidf = TfIdf.load(found['idf'], found['vocabulary']) if 'idf' in found else None
     references = load_references(found['snippets'], chosen, tfidf)
-    weights = found['idf'].name if tfidf else 'the texts of the snippets'
+    weights = found['idf'].name if tfidf else 'the snippets themselves'
     notes.append(f'Consistency: snippets of {found["snippets"].name}, weights of {weights}.')
   return dataclasses.replace(generation, references=references), notes
 
@@ -125,7 +125,7 @@ def _records_file(settings: Settings) -> pathlib.Path:
 
 
 def load_documents(settings: Settings) -> Corpus | None:
-  """The text for second moments; None if `statistics.file` holds finished ones.
+  """The text for second moments; None if `statistics.file` holds computed ones.
 
   Raises:
     UserError: without either.
@@ -133,7 +133,7 @@ def load_documents(settings: Settings) -> Corpus | None:
   wanted = settings.statistics
   if wanted.file and is_archive(wanted.file):
     if not pathlib.Path(wanted.file).exists():
-      raise UserError(f'There is no {wanted.file}; give a file in statistics.file that exists.')
+      raise UserError(f'{wanted.file} does not exist; give an existing file in statistics.file.')
     return None
   beside = settings.model.directory / 'corpus.txt'
   if wanted.dataset:
@@ -167,7 +167,7 @@ def load_contexts(path: str) -> Contexts:
 
 
 def load_patches(settings: Settings, workdir: pathlib.Path) -> list[Patch]:
-  """The patches that the config names, or the patch of the workdir.
+  """The patches named by the config, or the patch of the workdir.
 
   Raises:
     UserError: without a patch.
@@ -177,16 +177,16 @@ def load_patches(settings: Settings, workdir: pathlib.Path) -> list[Patch]:
   files = [path / PATCH_FILE if path.is_dir() else path for path in paths]
   if not files and not (workdir / PATCH_FILE).is_file():
     raise UserError(
-      f'There is no {PATCH_FILE} in {workdir}; name a patch or the workdir of an edit in patches.'
+      f'{workdir} has no {PATCH_FILE}; name a patch or the workdir of an edit in patches.'
     )
   return [Patch.load(file) for file in files or [workdir / PATCH_FILE]]
 
 
 def unedited_questions(settings: Settings, records: Sequence[Record]) -> list[Question]:
-  """Prompts about unedited subjects, with the answers that should stay.
+  """Prompts about unedited subjects with their answers, to detect side effects.
 
-  They are drawn with the seed of the run: for a testbed from its training facts, otherwise from the
-  neighbourhood prompts of the records.
+  Drawn with the seed of the run from a testbed's training facts, or else from the neighborhood
+  prompts of the records.
   """
   taught = _taught(settings.model, settings.data)
   if taught is not None:
@@ -205,7 +205,7 @@ def unedited_questions(settings: Settings, records: Sequence[Record]) -> list[Qu
 
 
 def _taught(model: Model, data: Data) -> list[Prompt] | None:
-  """All training facts of a testbed; None for other models and for records of another file."""
+  """All training facts of a testbed; None for other models and other files of records."""
   made_by = model.directory / 'knowledge.json'
   if data.records or not made_by.is_file():
     return None

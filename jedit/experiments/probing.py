@@ -1,4 +1,4 @@
-"""The probes of a run as rows of numbers."""
+"""The probes of a run, as rows of numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ def load_words(path: str) -> dict[str, list[str]]:
   """Sets of words by name from a JSON file; none for an empty path.
 
   Raises:
-    UserError: for a file that holds something else.
+    UserError: for a file of another form.
   """
   if not path:
     return {}
@@ -49,15 +49,15 @@ def measure(
   """Runs a probe.
 
   Args:
-    name: of the probe, of `PROBES`.
+    name: of the probe, from `PROBES`.
     lm: the model.
-    requests: what it is asked.
+    requests: their prompts are the model's input.
     settings: of the config.
     words: sets of words for the contrast.
     seed: of the noise.
 
   Returns:
-    `rows`, each with its place in the model and `mean`, `ci95` and `n` over the requests (in
+    `rows`, each with its place in the model and `mean`, `ci95` and `n` over the requests (as
     fractions, not percent), and `notes` by name.
   """
   if name == 'similarity':

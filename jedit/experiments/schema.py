@@ -1,7 +1,7 @@
 """The fields of a config: frozen dataclasses, one per section, with defaults and checks.
 
-No other place lists them. `jedit.experiments.config` makes the configs that configs/ change, and
-reads them back before any work starts. Training has its own, `jedit.testbeds.settings`.
+`jedit.experiments.config` builds default configs from them and reads configs back before any work
+starts. Training has its own fields, `jedit.testbeds.settings`.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ class Model:
 
   Attributes:
     name: for tables; 'testbed-gptj' and 'testbed-llama' are the shipped models.
-    path: Hugging Face directory or hub id; empty takes the shipped model of this name, or the
-      public checkpoint (`jedit.models.checkpoints`).
+    path: Hugging Face directory or hub id; empty takes the shipped model or the public checkpoint
+      (`jedit.models.checkpoints`) of this name.
     dtype: of weights and activations.
     revision: branch, tag or commit on the hub; empty takes the main branch.
   """
@@ -53,10 +53,10 @@ class Model:
 
   @property
   def directory(self) -> pathlib.Path:
-    """The model's directory; a model of the hub is downloaded unless it is in the cache.
+    """The model's directory; hub models are downloaded unless cached.
 
     Raises:
-      UserError: for an unknown name without a path, and for a model that is not found.
+      UserError: for an unknown name without a path, or a missing model.
     """
     if self.path or self.name in CHECKPOINTS:
       return find_directory(self.path or CHECKPOINTS[self.name].hub, self.revision or None)
@@ -74,7 +74,7 @@ class Mesh:
   """Axes of the device mesh over all processes, see `jedit.parallel.mesh.make_mesh`.
 
   Attributes:
-    data: devices that split rows of text and edits; 0 takes as many as `model` leaves.
+    data: devices that split rows of text and edits; 0 takes all that `model` leaves.
     model: devices that split each copy of the parameters.
   """
 
@@ -90,12 +90,12 @@ class Data:
   """The records to edit and evaluate.
 
   Attributes:
-    records: CounterFact, zsRE or EasyEdit file, or the name of a public one, which is downloaded
+    records: CounterFact, zsRE or EasyEdit file, or the name of a public one to download
       (`jedit.data.download.FILES`); empty takes records.json of the model's directory.
     kind: schema of the file, see `jedit.data.records.load_records`; empty detects it.
     num_edits: number of records.
     selection: 'first' takes the first ones, 'random' draws them with the seed of the run.
-    unique_subjects: keep only the first of several records about one subject.
+    unique_subjects: keep only the first record about each subject.
     directory: of the public files; empty takes ~/.cache/jedit/data.
     mirrors: roots to try before the public ones, separated by commas.
   """
@@ -122,15 +122,15 @@ class Statistics:
       corpus.txt of the model's directory.
     dataset: a dataset of the Hugging Face hub instead.
     dataset_config: its config, such as a Wikipedia dump.
-    column: field of the text in a dataset, JSON lines or parquet.
-    streaming: read the dataset as it is needed instead of downloading it first.
+    column: text field of a dataset, JSON lines or parquet.
+    streaming: stream the dataset instead of downloading it first.
     max_documents: number of documents drawn; 0 takes all.
     seed: of the draw and the order of documents.
     part: '2/8' takes the second eighth of them, for `SecondMoments.merge`; empty takes all.
     fast: stop after 10 tokens per component of a key.
     max_document_tokens: truncate longer documents; 0 truncates at a row.
-    file: of the second moments, for runs that share them; empty keeps them in the workdir.
-      Published ones are a `.npz` archive, a directory of these, or, without a text, a file of
+    file: of the second moments, shared between runs; empty keeps them in the workdir. Published
+      ones are a `.npz` archive, a directory of these, or, without a text, a file of
       `SecondMoments.save`.
     row_tokens: tokens of a packed row; 0 takes the model's positions, at most 512.
     batch_tokens: tokens per forward pass.
@@ -164,7 +164,7 @@ class Statistics:
 
   @property
   def divided(self) -> tuple[int, int]:
-    """Number of the part, from 1, and of all parts; zeros for what is no part."""
+    """Index of the part, from 1, and number of parts; zeros if undivided."""
     match = re.fullmatch(r'(\d+)/(\d+)', self.part or '1/1')
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
@@ -175,14 +175,13 @@ class Edit:
 
   Attributes:
     mode: 'together' edits all records in one batch; 'separate' edits the original model with each
-      batch and evaluates it on the records of that batch; 'sequential' edits one batch after the
-      other and evaluates the last model on all records.
+      batch and evaluates it on that batch's records; 'sequential' edits one batch after the other
+      and evaluates the last model on all records.
     edits_per_batch: records of a batch when separate or sequential; 1 for single edits.
-    target_batch_size: edits whose targets are optimised at once, without effect on the result; 0
+    target_batch_size: edits whose targets are optimised together, without effect on the result; 0
       fits it to the device.
-    accumulate_keys: in a sequence, also preserve the keys of earlier batches.
-    canary: in a sequence, number of records whose neighbourhood prompts are evaluated after every
-      batch.
+    accumulate_keys: in a sequence, preserve the keys of earlier batches as well.
+    canary: in a sequence, number of records whose neighborhood prompts are evaluated per batch.
     min_neighborhood: stop a sequence once specificity on the canary falls below, in percent.
     max_growth: stop a sequence once ‖W - W₀‖ / ‖W₀‖ of an edited kernel exceeds this; 0 never.
   """
@@ -216,19 +215,19 @@ class Evaluation:
   """Measurements besides the metrics of the records.
 
   Attributes:
-    unedited: prompts about unedited subjects, to count the answers that stay.
-    samples: texts generated before and after.
+    unedited: number of prompts about unedited subjects, to count unchanged answers.
+    samples: number of texts generated before and after.
     new_tokens: length of each.
     generation_interval: generate and evaluate texts for records whose case_id is a multiple of it,
       10 in the papers; 0 generates none, which is much faster.
     generation_tokens: length of these texts with their prompts.
-    snippets: attribute snippets for consistency and essence: a JSON file or the name of the public
-      one. Both metrics are left out without the file.
+    snippets: attribute snippets for consistency and essence, a JSON file or the name of the public
+      one. Both metrics are omitted without the file.
     idf, vocabulary: published word weights, idf.npy and tfidf_vocab.json; empty counts the words of
       the snippets.
     reencode: zsRE token accuracies by the published procedure, see `jedit.evals.zsre_reference`.
-    store: JSON lines file of finished chunks, for consecutive runs that share them; empty keeps
-      them in the workdir.
+    store: JSON lines file of finished chunks, shared between consecutive runs; empty keeps them in
+      the workdir.
   """
 
   unedited: int = 1000
@@ -267,14 +266,14 @@ class Probe:
   """Probes of the model's activations on the records of `data`.
 
   Attributes:
-    probes: of 'similarity' (PMET), 'contrast' (JEEP) and 'tracing' (ROME), separated by commas.
-    top_k: words that the Jaccard similarity compares.
-    words: JSON file with more sets of words, by name, for the contrast; empty for none.
+    probes: from 'similarity' (PMET), 'contrast' (JEEP) and 'tracing' (ROME), separated by commas.
+    top_k: number of words in the Jaccard similarity.
+    words: JSON file of additional sets of words, by name, for the contrast; empty for none.
     window: layers whose MLP or attention outputs tracing restores together; 10 in ROME's figures.
-    noise: standard deviation of tracing's noise, in standard deviations of the embeddings.
+    noise: standard deviation of tracing's noise, relative to that of the embeddings.
     draws: of the noise for each record.
-    positions: tokens at which tracing restores outputs, of `jedit.probes.tracing.POSITIONS`,
-      separated by commas; all take the same time.
+    positions: tokens at which tracing restores outputs, from `jedit.probes.tracing.POSITIONS`,
+      separated by commas; time is proportional to their number.
   """
 
   probes: str = 'similarity, contrast, tracing'
@@ -289,18 +288,18 @@ class Probe:
     _at_least('probe', self, top_k=1, window=1, noise=0, draws=1)
     for name in self.names:
       if name not in PROBES:
-        raise UserError(f'There is no probe {name!r}; choose of {", ".join(PROBES)}.')
+        raise UserError(f'Unknown probe {name!r}; choose from {", ".join(PROBES)}.')
     if not self.names:
-      raise UserError(f'probe.probes is empty; choose of {", ".join(PROBES)}.')
+      raise UserError(f'probe.probes is empty; choose from {", ".join(PROBES)}.')
     for name in self.traced:
       if name not in POSITIONS:
-        raise UserError(f'There is no position {name!r}; choose of {", ".join(POSITIONS)}.')
+        raise UserError(f'Unknown position {name!r}; choose from {", ".join(POSITIONS)}.')
     if not self.traced:
-      raise UserError(f'probe.positions is empty; choose of {", ".join(POSITIONS)}.')
+      raise UserError(f'probe.positions is empty; choose from {", ".join(POSITIONS)}.')
 
   @property
   def names(self) -> tuple[str, ...]:
-    """The probes, each once."""
+    """The probes without duplicates."""
     return tuple(dict.fromkeys(_separated(self.probes)))
 
   @property
@@ -312,18 +311,17 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """A config of any task but `train`, checked.
+  """A checked config of any task but `train`.
 
   Attributes:
     task: see `jedit.experiments.TASKS`.
     seed: of contexts, drawn records, unedited prompts and the choice of sampled texts.
     method: a section with a name and the fields of `jedit.methods.<name>`.
     contexts: a contexts.json to use; empty samples contexts from the model.
-    targets: directory of optimised targets, for runs that share them; empty keeps them in the
-      workdir.
-    patches: of the tasks `evaluate`, `export` and `probe`: patch files or workdirs, separated by
-      commas. Empty takes the patch of the workdir; a probe then takes the unedited model.
-    workdirs: of finished runs, for the task `compare`, separated by commas.
+    targets: directory of optimised targets, shared between runs; empty keeps them in the workdir.
+    patches: for `evaluate`, `export` and `probe`: patch files or workdirs, separated by commas.
+      Empty takes the patch of the workdir; a probe then takes the unedited model.
+    workdirs: of finished runs, for `compare`, separated by commas.
   """
 
   task: str = 'edit'

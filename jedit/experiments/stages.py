@@ -1,4 +1,4 @@
-"""The stages of a run: each reads its result back from the workdir, or makes and keeps it."""
+"""The stages of a run: each reads its result from the workdir, or computes and stores it."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from jedit.editing.edit import (
   collect,
   edit_stream,
 )
-from jedit.editing.prompts import Contexts
+from jedit.editing.prompts import BARE, Contexts
 from jedit.editing.result import Details, EditResult
 from jedit.evals import metrics
 from jedit.evals.evaluate import evaluate_apart
@@ -63,7 +63,7 @@ def second_moments(
 ) -> SecondMoments | None:
   """Second moments of every kernel that the methods need; None if they need none.
 
-  One pass over the documents collects them; without documents, the file of the settings has them.
+  Collected in one pass over the documents, or read from the file of the settings without any.
   """
   needed = {kernel for method in methods for kernel in method.kernels}
   if not needed:
@@ -88,14 +88,14 @@ def second_moments(
 
 
 def shared_files(settings: Settings, workdir: Workdir) -> dict[str, Any]:
-  """Fields of a cell's config that name what a sweep makes for all cells.
+  """Config fields for the files that a sweep shares between its cells.
 
   Args:
     settings: of the cell.
     workdir: of the sweep.
   """
   return {
-    'contexts': settings.contexts or str(workdir / _shared_contexts(settings)),
+    'contexts': settings.contexts or _shared_contexts(settings, workdir),
     'targets': settings.targets or str(workdir / _TARGETS),
     'statistics': {'file': settings.statistics.file or str(workdir / STATISTICS_FILE)},
     'evaluation': {'store': settings.evaluation.store or str(workdir / CHUNKS_FILE)},
@@ -105,7 +105,12 @@ def shared_files(settings: Settings, workdir: Workdir) -> dict[str, Any]:
 def contexts(
   lm: LanguageModel, settings: Settings, workdir: Workdir, name: str = _CONTEXTS
 ) -> Contexts:
-  """The prefix contexts, given or sampled from the model, and kept as `name`."""
+  """The prefix contexts, given or sampled from the model, stored as `name`.
+
+  Methods without sampled contexts get the bare prompt, and no file.
+  """
+  if not settings.contexts and prefixes_of(settings.required_method) is None:
+    return BARE
   file = workdir / name
   if file.is_file():
     return load_contexts(str(file))
@@ -117,13 +122,17 @@ def contexts(
 
 
 def shared_contexts(lm: LanguageModel, settings: Settings, workdir: Workdir) -> None:
-  """Makes the contexts that `shared_files` names for a cell."""
-  contexts(lm, settings, workdir, _shared_contexts(settings))
+  """Samples the contexts that `shared_files` names for a cell."""
+  if path := _shared_contexts(settings, workdir):
+    contexts(lm, settings, workdir, pathlib.Path(path).name)
 
 
-def _shared_contexts(settings: Settings) -> str:
+def _shared_contexts(settings: Settings, workdir: Workdir) -> str:
+  """Path of the contexts of a cell's kind; empty for a method without sampled contexts."""
   kind = prefixes_of(settings.required_method)
-  return _CONTEXTS if kind == 'memit' else f'contexts_{kind or "bare"}.json'
+  if kind is None:
+    return ''
+  return str(workdir / (_CONTEXTS if kind == 'memit' else f'contexts_{kind}.json'))
 
 
 def edit(
@@ -134,15 +143,15 @@ def edit(
   workdir: Workdir,
   factors: FactorCache | None = None,
 ) -> list[tuple[slice, Patch]]:
-  """Patches and the records that each one edits: one for all, or one for each separate batch.
+  """Patches with the slices of records they edit: one for all, or one per separate batch.
 
-  Finished targets stay in `targets`, finished batches in `batches`. A sequence stops early if it
-  damages the model.
+  Finished targets are stored in `targets`, finished batches in `batches`. A sequence stops early
+  when it damages the model.
 
   Args:
     lm, records, settings, workdir: of the run.
     documents: text for second moments.
-    factors: second moments with their factors, shared by the cells of a sweep.
+    factors: factorised second moments, shared by the cells of a sweep.
   """
   file, batching, method = workdir / PATCH_FILE, settings.edit.batching, settings.required_method
   if file.is_file():
@@ -174,7 +183,7 @@ def edit(
       factors=factors,
     ):
       parts.append((batch.edits, dataclasses.replace(batch.result, details=Details())))
-      # The stage counts all of its seconds as 'edit'; those of the parts are named apart.
+      # The stage 'edit' counts all these seconds; name its parts separately.
       seconds = batch.result.seconds
       workdir.add_seconds({**seconds, 'edit': -sum(seconds.values())})
       if progress is not None:
@@ -195,7 +204,7 @@ def edit(
 def _batch_progress(
   batching: Batching, num_edits: int
 ) -> contextlib.AbstractContextManager[Progress | None]:
-  """Progress over batches; one batch alone shows that of its own stages."""
+  """Progress over batches; a single batch shows the progress of its stages."""
   if isinstance(batching, Together):
     return contextlib.nullcontext()
   return Progress('edit', num_edits, 'edits')
@@ -209,11 +218,11 @@ def evaluate(
   settings: Settings,
   workdir: Workdir,
 ) -> Table:
-  """The metrics of all records before and after, and whether unedited answers stay.
+  """Metrics of all records before and after, and of the unedited prompts.
 
-  Each part of the records is measured on the model with its patches; one part for all is the usual
-  case. Finished chunks stay in `evaluation.jsonl`, which the cells of a sweep share: the unedited
-  model is measured once on the same records.
+  Each part of the records, usually all, is measured on the model with its patches. Finished chunks
+  are stored in `evaluation.jsonl`, which the cells of a sweep share, so that the unedited model is
+  measured once.
   """
   files = [workdir / name for name in (_RECORDS, _UNEDITED, _EVALUATION)]
   if not all(file.is_file() for file in files):
@@ -242,7 +251,7 @@ def probe(
   words: Mapping[str, Sequence[str]],
   workdir: Workdir,
 ) -> None:
-  """Runs one probe and keeps what it found; see `probing.measure`."""
+  """Runs one probe and stores its result; see `probing.measure`."""
   file = workdir / _PROBES / f'{name}.json'
   if not file.is_file():
     requests = [record.request for record in records]
@@ -252,13 +261,13 @@ def probe(
 
 
 def finished_probes(workdir: Workdir) -> dict[str, Any]:
-  """What the probes of this and earlier runs found, by name."""
+  """Results of the probes of this and earlier runs, by name."""
   files = {name: workdir / _PROBES / f'{name}.json' for name in PROBES}
   return {name: storage.read_json(file) for name, file in files.items() if file.is_file()}
 
 
 def _unedited_rows(table: Table, questions: Sequence[Question]) -> list[dict[str, Any]]:
-  """One row per question about a subject that was not edited, with its values."""
+  """One row per prompt about an unedited subject, with its values."""
   rows = []
   for i, (prompt, answer) in enumerate(questions):
     row: dict[str, Any] = {'prompt': prompt, 'answer': answer}
@@ -269,7 +278,7 @@ def _unedited_rows(table: Table, questions: Sequence[Question]) -> list[dict[str
 
 
 def _read_table(records: pathlib.Path, unedited: pathlib.Path, evaluation: pathlib.Path) -> Table:
-  """The table that the files were written from: floats survive JSON, nan is None there."""
+  """The table as written: JSON keeps floats exactly, and None stands for nan."""
   rows = _read_rows(records, ('case_id', 'before', 'after'))
   questions = _read_rows(unedited, ('before', 'after'))
   notes = storage.read_json(evaluation)['notes']
@@ -291,7 +300,7 @@ def _read_rows(file: pathlib.Path, fields: Sequence[str]) -> list[dict[str, Any]
   """Result lines with these fields, whose values are numbers or null.
 
   Raises:
-    UserError: for a line that is something else, by number.
+    UserError: for any other line, with its number.
   """
   rows = read_jsonl(file)
   for number, row in enumerate(rows, start=1):
@@ -302,14 +311,14 @@ def _read_rows(file: pathlib.Path, fields: Sequence[str]) -> list[dict[str, Any]
       for each in values
     ):
       raise UserError(
-        f'Line {number} of {file} is no result with {", ".join(fields)}; remove {file.name} to '
+        f'Line {number} of {file} is not a result with {", ".join(fields)}; remove {file.name} to '
         'evaluate again.'
       )
   return rows
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], state: str) -> dict[str, np.ndarray]:
-  """Values by name; a row may lack those that it was not asked for."""
+  """Values by name; a row may lack some."""
   names = dict.fromkeys(name for row in rows for name in row[state])
   return {n: np.array([row[state].get(n) for row in rows], np.float64) for n in names}
 
@@ -321,7 +330,7 @@ def samples(
   settings: Settings,
   workdir: Workdir,
 ) -> list[Sample]:
-  """A few texts about edited subjects, before and after."""
+  """Texts about a few edited subjects, before and after."""
   file = workdir / _SAMPLES
   if not settings.evaluation.samples:
     return []
@@ -340,13 +349,13 @@ def samples(
 
 
 def finished_samples(workdir: Workdir) -> list[Sample]:
-  """The texts that `samples` kept; none where it was not asked for any."""
+  """The texts stored by `samples`; none without that stage."""
   file = workdir / _SAMPLES
   return [Sample(**text) for text in storage.read_json(file)] if file.is_file() else []
 
 
 def export(edited: LanguageModel, settings: Settings, workdir: Workdir) -> dict[str, Any]:
-  """Writes the edited model as a Hugging Face directory; returns what that cost."""
+  """Writes the edited model as a Hugging Face directory; returns dtype and rounding errors."""
   wanted = settings.export
   file = workdir / 'export.json'
   path = wanted.path or str(workdir / 'model')

@@ -1,4 +1,4 @@
-"""Many edits of one model as one run: a cell for each, and a table of all."""
+"""Sweeps: many edits of one model as one run, with a cell for each and a table of all."""
 
 import copy
 import json
@@ -15,20 +15,20 @@ from jedit.io.storage import to_json
 from jedit.reports.comparison import Axis
 from jedit.types import UserError
 
-_OF_SWEEP = ('cells', 'published', 'axis')  # fields that its cells do not have
+_OF_SWEEP = ('cells', 'published', 'axis')  # fields of a sweep that its cells lack
 SWEEP_FILE = 'sweep.json'  # the summaries of all cells
-_SHARED = ('contexts', 'statistics.file')  # files that differ by sweep, and are not free
+_SHARED = ('contexts', 'statistics.file')  # files that differ between sweeps and affect results
 
 
 def read_cells(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """The config of every cell: that of the sweep with the cell's fields changed.
+  """The config of every cell: the sweep's with the cell's changes.
 
   `config.cells` is a sequence of pairs, since configs sort the names of their sections: the cell's
-  name and the sections that it changes, as ('PMET', {'method': {...}, 'edit': {...}}). A method
-  with a name takes the place of the sweep's; other sections change single fields.
+  name and its changed sections, as ('PMET', {'method': {...}, 'edit': {...}}). A method with a name
+  replaces the sweep's; other sections change single fields.
 
   Raises:
-    UserError: where there are no cells, or one cannot be used.
+    UserError: without cells, or for an invalid one.
   """
   cells = config.get('cells')
   if not isinstance(cells, list | tuple) or not cells:
@@ -37,7 +37,7 @@ def read_cells(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   found = {}
   for pair in cells:
     if len(pair) != 2 or not isinstance(pair[1], Mapping):
-      raise UserError(f'The cell {pair!r} is no pair of a name and the sections that it changes.')
+      raise UserError(f'The cell {pair!r} must be a pair of a name and its changed sections.')
     name, changes = pair
     cell = copy.deepcopy({**base, 'task': 'edit'})
     for section, fields in changes.items():
@@ -59,7 +59,7 @@ def read_cells(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check_shared(settings: Mapping[str, Settings]) -> None:
-  """Raises UserError unless all cells edit one model: they share it and its second moments."""
+  """Raises UserError unless all cells edit one model, whose second moments they share."""
   first_name, first = next(iter(settings.items()))
   for name, other in settings.items():
     for section in ('model', 'statistics', 'seed', 'contexts'):
@@ -71,7 +71,7 @@ def check_shared(settings: Mapping[str, Settings]) -> None:
 
 
 def with_shared(cell: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
-  """The cell's config with the files that the sweep makes for all cells."""
+  """The cell's config with the files shared by the sweep."""
   sections = {
     name: {**cell.get(name, {}), **value}
     for name, value in shared.items()
@@ -81,14 +81,14 @@ def with_shared(cell: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str,
 
 
 def read_axis(config: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> Axis | None:
-  """The field that `config.axis` names; None where it names none.
+  """The field named by `config.axis`; None for an empty one.
 
   Args:
     config: of the sweep.
     cells: of `read_cells`.
 
   Raises:
-    UserError: where a cell has no number there.
+    UserError: if the field is not a number in every cell.
   """
   field = config.get('axis', '')
   if not field:
@@ -116,24 +116,24 @@ def read_axis(config: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]])
 
 
 def folder(name: str) -> str:
-  """A cell's name as that of a directory."""
+  """A cell's name as a directory name."""
   return ''.join(char if char.isalnum() or char in '-_.' else '_' for char in name.lower())
 
 
 def read_runs(
   workdirs: Sequence[str],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-  """The summaries and configs of finished runs; a sweep gives its cells'.
+  """Summaries and configs of finished runs; a sweep gives those of its cells.
 
   Returns:
     Both by the name of the workdir, with that of the cell. Configs are flat, without fields that
-    change no result; files that a sweep made for its cells are those that it was given.
+    leave results unchanged and with the sweep's own inputs in place of its shared files.
 
   Raises:
     UserError: without workdirs, for one without results, and for two of one name.
   """
   if not workdirs:
-    raise UserError('There is nothing to compare; give workdirs, separated by commas.')
+    raise UserError('The comparison has no workdirs; give some, separated by commas.')
   summaries: dict[str, dict[str, Any]] = {}
   configs: dict[str, dict[str, Any]] = {}
   for workdir in workdirs:
@@ -151,7 +151,7 @@ def read_runs(
       raise UserError(f'{place} has no {SUMMARY_FILE}; give the workdir of a finished run.')
     for (name, summary), where in zip(more.items(), places, strict=True):
       if name in summaries:
-        raise UserError(f'Two workdirs are called {name!r}; rename one.')
+        raise UserError(f'Two workdirs have the name {name!r}; rename one.')
       summaries[name] = summary
       if config := _read_config(where):
         configs[name] = {**config, **shared}
@@ -159,7 +159,7 @@ def read_runs(
 
 
 def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
-  """The flat config of a run without fields that change no result; empty where it has none."""
+  """The flat config of a run, without fields that leave results unchanged; empty without one."""
   file = workdir / CONFIG_FILE
   fields = flat(storage.read_json(file)) if file.is_file() else {}
   return {name: value for name, value in fields.items() if not name.startswith(FREE)}

@@ -1,7 +1,7 @@
-"""One experiment from its config to the files of its workdir.
+"""The tasks: one experiment each, from its config to the files of its workdir.
 
-A run is a row of stages. Each reads its result back from the workdir where it is there already,
-so a run that was killed goes on where it stopped and ends with the same numbers.
+A run is a sequence of stages. Each reads a finished result from the workdir, so a killed run
+resumes from where it stopped and gives the same numbers.
 """
 
 import os
@@ -27,18 +27,18 @@ from jedit.types import Record, UserError
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> None:
-  """Does what `config.task` says and writes the results to `workdir`.
+  """Runs the task `config.task` and writes the results to `workdir`.
 
   Args:
-    config: as in configs/; `jedit.experiments.schema` has the fields.
-    workdir: a directory to be, or that of the same config, whose run then goes on.
+    config: as in configs/; `jedit.experiments.schema` defines the fields.
+    workdir: a new directory, or one with the same config, whose run then resumes.
 
   Raises:
-    UserError: for input that cannot be used; nothing has been written then.
+    UserError: for unusable input, before anything is written.
   """
   task = config.get('task', 'edit')
   if task not in TASKS:
-    raise UserError(f'There is no task {task!r}; choose one of {", ".join(TASKS)}.')
+    raise UserError(f'Unknown task {task!r}; choose one of {", ".join(TASKS)}.')
   TASKS[task](config, os.fspath(workdir))
 
 
@@ -64,12 +64,12 @@ def _edit_model(
     }
   )
   parts = stages.edit(lm, records, documents, settings, workdir, factors)
-  records = records[: parts[-1][0].stop]  # a sequence may have been stopped
+  records = records[: parts[-1][0].stop]  # a sequence may have stopped early
   _measure(lm, [(part, [patch]) for part, patch in parts], records, settings, workdir)
 
 
 def _checked_records(lm: LanguageModel, settings: Settings) -> list[Record]:
-  """The records of an edit, once all that can be known says that the method can write them."""
+  """The records of an edit, checked against model and method before any computation."""
   method, edit = settings.required_method, settings.edit
   records = inputs.load_selection(settings)
   at_once = len(records) if edit.mode == 'together' else min(edit.edits_per_batch, len(records))
@@ -79,7 +79,7 @@ def _checked_records(lm: LanguageModel, settings: Settings) -> list[Record]:
 
 
 def _stats(config: ml_collections.ConfigDict, path: str) -> None:
-  """Second moments alone; an `edit` in the same workdir goes on from them."""
+  """Second moments alone, for an `edit` in the same workdir."""
   settings, workdir = _open(config.to_dict(), path)
   method = settings.required_method
   if not method.kernels:
@@ -89,7 +89,7 @@ def _stats(config: ml_collections.ConfigDict, path: str) -> None:
   documents = inputs.load_documents(settings)
   workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings)})
   moments = stages.second_moments(lm, documents, [method], settings, workdir)
-  assert moments is not None, 'the method uses them'
+  assert moments is not None, 'the method needs them'
   print(
     f'Second moments of {len(moments.cov)} kernels over {moments.num_tokens} tokens are in '
     f'{settings.statistics.file or workdir / stages.STATISTICS_FILE}.'
@@ -97,7 +97,7 @@ def _stats(config: ml_collections.ConfigDict, path: str) -> None:
 
 
 def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
-  """Measures patches that are there already."""
+  """Measures existing patches."""
   settings, workdir = _open(config.to_dict(), path)
   patches = inputs.load_patches(settings, workdir.path)
   lm = inputs.load_model(settings)
@@ -129,7 +129,7 @@ def _export(config: ml_collections.ConfigDict, path: str) -> None:
 
 
 def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
-  """An edit for each cell, each in a workdir of its own, and a table of all.
+  """Edits once per cell, each in a workdir of its own, and writes a table of all.
 
   The cells share the model, its second moments and the contexts; finished ones are not repeated.
   """
@@ -179,7 +179,7 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
 
 
 def _compare(config: ml_collections.ConfigDict, path: str) -> None:
-  """Finished runs side by side."""
+  """Compares finished runs."""
   settings, workdir = _open(config.to_dict(), path)
   summaries, configs = sweep.read_runs(settings.compared)
   workdir.begin({})
@@ -190,7 +190,7 @@ def _compare(config: ml_collections.ConfigDict, path: str) -> None:
 
 
 def _probe(config: ml_collections.ConfigDict, path: str) -> None:
-  """What happens inside of the model between prompts and answers."""
+  """Probes the hidden states between prompts and answers."""
   settings, workdir = _open(config.to_dict(), path)
   words = probing.load_words(settings.probe.words)
   patches = inputs.load_patches(settings, workdir.path) if settings.patches else []
@@ -214,7 +214,7 @@ def _probe(config: ml_collections.ConfigDict, path: str) -> None:
 
 
 def _train(config: ml_collections.ConfigDict, path: str) -> None:
-  """Trains a testbed; its model directory is then a `model.path` for the other tasks."""
+  """Trains a testbed, whose directory is then a `model.path` for the other tasks."""
   complete = read_training(config.to_dict())
   workdir = Workdir(path, complete.to_dict())
   made = workdir / 'model' / 'knowledge.json'

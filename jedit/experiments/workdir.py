@@ -1,4 +1,4 @@
-"""The directory of a run: whose it is, how long its stages took, and the files in it."""
+"""The directory of a run: its config, its files and the time of its stages."""
 
 import contextlib
 import importlib.metadata
@@ -25,7 +25,7 @@ CONFIG_FILE = 'config.json'
 SUMMARY_FILE = 'summary.json'
 _PROVENANCE = 'provenance.json'
 _SECONDS = 'seconds.json'
-# Results of stages, whole or begun. A workdir that has none of them is free for any config.
+# Results of stages, finished or partial. A workdir without any is free for every config.
 _RESULTS = (
   'statistics.partial',
   'statistics.safetensors',
@@ -42,7 +42,7 @@ _RESULTS = (
   SUMMARY_FILE,
   'model',
 )
-# Fields that may change between two runs in one workdir: they do not change a stage's result.
+# Fields that may change between two runs in one workdir, because no result depends on them.
 FREE = (
   'task',
   'export.',
@@ -53,7 +53,7 @@ FREE = (
   'evaluation.store',
   'probe.probes',
 )
-# Parts of the provenance that must be the same for finished stages to be used.
+# Parts of the provenance that must match before finished stages are reused.
 _INPUTS = ('model', 'data', 'patches')
 
 
@@ -67,14 +67,14 @@ class Workdir:
   """
 
   def __init__(self, path: str | pathlib.Path, config: Mapping[str, Any]):
-    """Looks whether the workdir can be used.
+    """Checks that the workdir can be used.
 
     Args:
       path: the directory; it may not exist yet.
       config: the resolved config.
 
     Raises:
-      UserError: where it holds the run of another config or cannot be written.
+      UserError: if it holds the run of another config or cannot be written.
     """
     self.path = pathlib.Path(path)
     self._config = to_json(config)
@@ -87,32 +87,32 @@ class Workdir:
     return self.path / name
 
   def begin(self, inputs: Mapping[str, Any]) -> None:
-    """Makes the workdir this run's: writes config and provenance.
+    """Claims the workdir for this run: writes config and provenance.
 
     Args:
-      inputs: provenance of what the run starts from, by part ('model', 'data', 'patches').
+      inputs: provenance of the run's inputs, by part ('model', 'data', 'patches').
 
     Raises:
-      UserError: where the workdir's finished stages started from something else.
+      UserError: if the workdir's finished stages had other inputs.
     """
     new = to_json(inputs)
     old = storage.read_json(self / _PROVENANCE) if self._has(_PROVENANCE) else {}
     for part in _INPUTS:
       if part in new and part in old:
         self._check_same_input(part, old[part], new[part])
-    # What was true when the first result was made stays.
+    # The provenance of the first result stays.
     added = {part: value for part, value in new.items() if part not in old}
     storage.write_json(self / _PROVENANCE, {**_environment(), **old, **added})
     storage.write_json(self / CONFIG_FILE, self._config)
 
   @property
   def seconds(self) -> dict[str, float]:
-    """Seconds by stage, those of interrupted runs included."""
+    """Seconds by stage, including interrupted runs."""
     return dict(self._timers.seconds)
 
   @contextlib.contextmanager
   def stage(self, name: str) -> Iterator[None]:
-    """Times a stage, and what is compiled in it, also when it is interrupted."""
+    """Times a stage and its compilation, even if it is interrupted."""
     clock = CompileClock()
     try:
       with self._timers(name), clock:
@@ -121,7 +121,7 @@ class Workdir:
       self.add_seconds({'compile': clock.seconds})
 
   def add_seconds(self, seconds: Mapping[str, float]) -> None:
-    """Adds to the seconds of stages and keeps the sums for a run that goes on."""
+    """Adds to the seconds of stages and stores the sums for a resumed run."""
     total = self._timers.seconds
     for name, value in seconds.items():
       total[name] = total.get(name, 0.0) + value
@@ -131,13 +131,13 @@ class Workdir:
     return self._goes_on and (self / name).is_file()
 
   def _check_config(self) -> bool:
-    """Whether there are results of this config to go on from."""
+    """True if the workdir has results of this config to resume from."""
     results = [name for name in _RESULTS if (self / name).exists()]
     if not results:
       return False
     if not (self / CONFIG_FILE).is_file():
       raise UserError(
-        f'{self.path} holds {results[0]} but no {CONFIG_FILE}, so nobody knows which run made it; '
+        f'{self.path} holds {results[0]} but no {CONFIG_FILE}, so the run that made it is unknown; '
         'choose another workdir.'
       )
     old, new = flat(storage.read_json(self / CONFIG_FILE)), flat(self._config)
@@ -150,7 +150,7 @@ class Workdir:
     return True
 
   def _check_writable(self) -> None:
-    """Tries it out above the workdir: a run should not fail at its first result."""
+    """Tests for write access now, so that a run does not fail at its first result."""
     place = self.path
     while not place.exists() and place != place.parent:
       place = place.parent
@@ -159,7 +159,7 @@ class Workdir:
         pass
     except OSError as error:
       raise UserError(
-        f'Cannot write in the workdir {self.path} ({error.strerror}); choose another one.'
+        f'Cannot write to the workdir {self.path} ({error.strerror}); choose another one.'
       ) from error
 
   def _check_same_input(self, part: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -193,7 +193,7 @@ def _short(value: Any) -> str:
 
 
 def _environment() -> dict[str, Any]:
-  """Versions, devices and the commit that a result came from."""
+  """Versions, devices and commit behind a result."""
   try:
     version = importlib.metadata.version('jedit')
   except importlib.metadata.PackageNotFoundError:
@@ -214,7 +214,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-  """The commit of the clone that the package lies in, '+' where files differ from it."""
+  """The commit of the package's clone, with '+' if files differ from it."""
   root = pathlib.Path(__file__).parents[2]
   if not (root / '.git').exists():
     return None

@@ -14,9 +14,9 @@ from jedit.types import UserError
 class JsonlWriter:
   """Appends one JSON line per row; every row that was written survives a kill.
 
-  Opening removes a last line that a kill cut off. A run that goes on opens the writer first and
-  then asks `read_jsonl` what is done, and so ends with the file it would have had. Of several
-  processes the first one writes; all wait until it has opened the file.
+  Opening removes a last line that a kill cut off. A run that continues opens the writer first and
+  then reads the finished rows with `read_jsonl`, so it ends with the file of an uninterrupted run.
+  Of several processes the first one writes; all wait until it has opened the file.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
@@ -48,7 +48,7 @@ class JsonlWriter:
     self._file.truncate(size)
 
   def write(self, row: Mapping[str, Any]) -> None:
-    """Appends `row` and hands it to the operating system."""
+    """Appends `row` and flushes it to the operating system."""
     self._file.write(_line(row))
     self._file.flush()
 
@@ -70,7 +70,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """Reads the rows of a JSON lines file; blank lines are skipped.
 
   Raises:
-    UserError: for a file that cannot be read, and for a line that is no JSON object, by number.
+    UserError: for a file that cannot be read, and for a line that is not a JSON object, by number.
   """
   try:
     lines = pathlib.Path(path).read_bytes().split(b'\n')

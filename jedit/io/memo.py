@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,26 +44,13 @@ class Memo:
     tensors, metadata = read_tensors(path)
     if metadata.get('key') != digest(key):
       return None
-    return Stored(tensors, metadata['facts'])
+    return Stored(tensors, metadata)
 
   def put(self, name: str, key: Any, result: Stored) -> Stored:
     """Stores a result and returns it."""
     if self.folder is not None:
-      write_tensors(
-        self._path(name), result.tensors, {'key': digest(key), 'facts': dict(result.facts)}
-      )
+      write_tensors(self._path(name), result.tensors, {**result.facts, 'key': digest(key)})
     return result
-
-  def __call__(self, name: str, key: Any, make: Callable[[], Stored]) -> Stored:
-    """The stored result, or else a new one, which is then stored.
-
-    Args:
-      name: of the file, without its ending.
-      key: JSON-able; everything that the result depends on.
-      make: makes the result.
-    """
-    found = self.get(name, key)
-    return self.put(name, key, make()) if found is None else found
 
   def _path(self, name: str) -> pathlib.Path:
     assert self.folder is not None

@@ -1,8 +1,8 @@
 """Files that are either whole or absent: JSON, safetensors, and directories built beside.
 
-Everything is written under a temporary name in the directory where it belongs and renamed when
-it is complete and on disk, so that a run that is killed leaves nothing half-written. Of several
-processes the first one writes; what the others write is thrown away, and all wait for it.
+Everything is written under a temporary name in its own directory and renamed when it is complete
+and on disk, so that a killed run leaves nothing half-written. Of several processes the first one
+writes; the others write to a scratch place, and all wait.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import safetensors
 from jedit.parallel.mesh import is_first_process, wait_for_all
 from jedit.types import UserError
 
-# What safetensors calls the dtypes of numpy and ml_dtypes.
+# Names of the dtypes of numpy and ml_dtypes in safetensors.
 DTYPES = {
   'float64': 'F64', 'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16', 'bool': 'BOOL',
   **{f'int{bits}': f'I{bits}' for bits in (8, 16, 32, 64)},
@@ -63,10 +63,10 @@ def _write_errors(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """Gives a temporary path to write, which becomes `path` when the block ends well.
+  """Yields a temporary path to write, which becomes `path` when the block succeeds.
 
   Args:
-    path: the file to be; its directory is made, an older file is replaced.
+    path: the final file; its directory is made, an older file is replaced.
 
   Yields:
     The path to write to, in the same directory.
@@ -95,11 +95,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """Gives an empty directory to fill, which becomes `path` when the block ends well.
+  """Yields an empty directory to fill, which becomes `path` when the block succeeds.
 
   Args:
-    path: the directory to be; it may exist only while it is empty, since what stands in it
-      is not ours to delete.
+    path: the final directory; it must be absent or empty, since its content is not ours to delete.
 
   Yields:
     The directory to fill, beside `path`.
@@ -132,16 +131,15 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def to_json(value: Any) -> Any:
-  """Turns what results are made of into plain JSON values.
+  """Converts results to plain JSON values.
 
-  Numbers that JSON does not know (infinities and nan) become null: a file that every reader
-  accepts is worth more than the difference.
+  Infinities and nan, which JSON lacks, become null, so that every reader accepts the file.
 
   Args:
     value: nested mappings, sequences, dataclasses, arrays, scalars, strings, paths and None.
 
   Returns:
-    The same as dicts with string keys, lists, floats, ints, bools, strings and None.
+    Dicts with string keys, lists, floats, ints, bools, strings and None.
 
   Raises:
     TypeError: for anything else.
@@ -206,13 +204,13 @@ def write_tensors(
   tensors: Mapping[str, Any],
   metadata: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes named arrays and what is to be known about them as one safetensors file.
+  """Writes named arrays and metadata as one safetensors file.
 
   Args:
-    path: the file to be.
+    path: the file.
     tensors: arrays by name, of any dtype of safetensors (bfloat16 and float64 included).
     metadata: any JSON values. None writes the header of a PyTorch weight file, which
-      transformers wants to see.
+      transformers requires.
 
   Raises:
     UserError: where the file cannot be written.
@@ -227,13 +225,13 @@ def stream_tensors(
   tensor: Callable[[str], np.ndarray],
   metadata: Mapping[str, Any] | None = None,
 ) -> None:
-  """As `write_tensors`, for arrays that are made one at a time, when their turn comes.
+  """As `write_tensors`, for arrays that are made one at a time.
 
   Args:
-    path: the file to be.
+    path: the file.
     shapes: by name, anything with the `shape` and `dtype` of the array.
-    tensor: name to array.
-    metadata: as there.
+    tensor: makes the array of a name.
+    metadata: as of `write_tensors`.
 
   Raises:
     UserError: where the file cannot be written.
@@ -252,7 +250,7 @@ def stream_tensors(
     header[name] = {'dtype': DTYPES[dtype.name], 'shape': shape, 'data_offsets': (start, end)}
   text = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)
-  # Every process makes every array, since that may take all of them; one keeps the bytes.
+  # Every process makes every array, which may take all of them; one keeps the bytes.
   with (
     atomic_file(path) as beside,
     open(beside if is_first_process() else os.devnull, 'wb') as file,
@@ -267,15 +265,14 @@ def stream_tensors(
 def read_tensors(
   path: str | os.PathLike[str], names: Collection[str] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Reads what `write_tensors` wrote.
+  """Reads a file of `write_tensors`.
 
   Args:
     path: the file.
-    names: the arrays to read; all of them by default, and none for `()`, which is a quick way
-      to look at the metadata.
+    names: the arrays to read; all of them by default, none for `()`, which reads only the metadata.
 
   Returns:
-    The arrays by name, and the metadata (empty for a file that another program wrote).
+    The arrays by name, and the metadata (empty for a file of another program).
 
   Raises:
     UserError: where the file cannot be read, is no safetensors file or lacks a name.

@@ -6,6 +6,7 @@ names.
 """
 
 import dataclasses
+import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from jedit.editing.context import EditContext
 from jedit.editing.contexts import PREFIXES
 from jedit.editing.objective import Objective, check_choice
 from jedit.editing.problem import PlacedDelta, Problem
-from jedit.editing.provenance import describe, describe_settings, digest_requests
+from jedit.editing.provenance import describe_settings, digest_requests
 from jedit.editing.region import Delta, KernelUpdate, Region, as_layers, check_layers
 from jedit.editing.result import Details, EditResult
 from jedit.editing.slots import Targets, optimise_targets
@@ -25,7 +26,7 @@ from jedit.solvers import Solver
 from jedit.types import Kernel, Request, UserError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Recipe:
   """An editing method of target optimisation and closed-form updates.
 
@@ -55,6 +56,21 @@ class Recipe:
     if len(set(deltas)) != len(deltas):
       raise UserError(f'The deltas are named {deltas}; give each its own name.')
     self._check_overlaps()
+
+  def __repr__(self) -> str:
+    o = self.objective
+    lines = [f'Recipe {self.name}: {o.num_steps} evaluations at learning rate {o.learning_rate:g}']
+    for region in self.regions:
+      places = ', '.join(delta.place for delta in region.deltas)
+      kernels = ', '.join(update.kernel for update in region.updates) or 'no'
+      lines.append(
+        f'  {region.name}: layers {", ".join(map(str, region.layers))} at {region.token}; '
+        f'δ on {places}; {kernels} kernels, {region.schedule} schedule, {region.solver}'
+      )
+    return '\n'.join(lines)
+
+  def _repr_html_(self) -> str:
+    return f'<pre>{html.escape(repr(self))}</pre>'
 
   def region(self, name: str) -> Region:
     """The region of this name."""
@@ -137,16 +153,10 @@ class Recipe:
           )
         )
         model = done[-1].model
-    moments = context.second_moments
-    provenance = {
-      **describe(context.lm, requests, self, context.seed),
-      'contexts': [list(group) for group in context.contexts],
-      'second_moments': None if moments is None else dict(moments.provenance),
-      'targets': [
-        {'regions': list(names), **found.reached()}
-        for names, found in zip(self.stages, stages, strict=True)
-      ],
-    }
+    reached = [
+      {'regions': list(names), **found.reached()}
+      for names, found in zip(self.stages, stages, strict=True)
+    ]
     details = Details(
       context.contexts,
       tuple(rows),
@@ -156,7 +166,7 @@ class Recipe:
       solve_errors={kernel: error for each in done for kernel, error in each.solve_errors.items()},
     )
     updates = {path: update for each in done for path, update in each.updates.items()}
-    return EditResult(Patch(updates, provenance), details)
+    return EditResult(Patch(updates, {'targets': reached}), details)
 
   def problem(self, stage: int) -> Problem:
     """The deltas that a stage optimises together."""

@@ -1,7 +1,7 @@
 """Model families as pytrees that run: `Model`, its config, its sites and its parameters."""
 
 from jedit.models.config import ModelConfig
-from jedit.models.decoder import FAMILIES, Past, functions, init_params, past_taps
+from jedit.models.decoder import FAMILIES, Past, init_params, past_taps
 from jedit.models.model import Model
 from jedit.models.sites import AddAt, Intervention, ReplaceAt, kernel_path, site
 
@@ -13,7 +13,6 @@ __all__ = [
   'ModelConfig',
   'Past',
   'ReplaceAt',
-  'functions',
   'init_params',
   'kernel_path',
   'past_taps',

@@ -1,4 +1,4 @@
-"""What a decoder looks like: sizes, norms and rotary positions of any supported family."""
+"""Configuration of a decoder: sizes, norms and rotary positions of any supported family."""
 
 import dataclasses
 import math
@@ -14,16 +14,16 @@ _ACTIVATIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-  """Rotary positions: the first `dim` units of each head turn by an angle that grows with position.
+  """Rotary positions: rotates the first `dim` units of each head by angles linear in position.
 
   Attributes:
     dim: rotated units per head, even.
     interleaved: pairs are (0, 1), (2, 3), ... (GPT-J) instead of (i, i + dim/2) (LLaMA).
     theta: base of the frequencies.
     kind: 'default', 'linear', 'dynamic' or 'llama3', as `rope_type` of a Hugging Face config.
-    factor: how far the context is stretched.
+    factor: extension of the context.
     low_freq_factor, high_freq_factor: llama3 only; wavelengths between the two are blended.
-    original_positions: context length the model was trained with, in tokens.
+    original_positions: context length in training, in tokens.
   """
 
   dim: int
@@ -40,20 +40,19 @@ class Rope:
 class ModelConfig:
   """Sizes and switches of a decoder-only transformer; hashable, so it can be a jit constant.
 
-  `dtype` is the dtype of the activations; parameters keep the dtype they were loaded in, and a
-  product with a wider kernel (an edited one stays float32) is computed in the wider dtype.
+  `dtype` is the dtype of the activations. Parameters keep the dtype of loading, and a product with
+  a wider kernel (edited ones stay float32) is computed in the wider dtype.
 
   Attributes:
-    rope: rotary positions; None for a model that learns one vector per position instead.
-    fused_qkv: None for three maps to query, key and value; 'by_head' for one map whose outputs
-      are head after head, each with its query, key and value (GPT-NeoX); 'by_part' for one with
-      all queries first, then keys, then values (GPT-2).
-    parallel: the MLP reads what the attention reads, not what it left (GPT-NeoX).
+    rope: rotary positions; None for learned position embeddings.
+    fused_qkv: None for separate maps to query, key and value; 'by_head' for one map with query, key
+      and value of each head in turn (GPT-NeoX); 'by_part' for one with all queries, then all keys,
+      then all values (GPT-2).
+    parallel: the MLP reads the block's input, not the attention's output (GPT-NeoX).
     qkv_bias, out_bias: biases of the attention's input and output maps.
-    qk_norm: each head's query and key pass an RMS norm before they are rotated (Qwen3).
-    sliding_window: how many tokens a token sees, itself included; None is all of them.
-    renames: beginnings of tensor names that the files of this model spell in another way than
-      the family's name table: (the table's, the files').
+    qk_norm: RMS norm on each head's query and key before rotation (Qwen3).
+    sliding_window: tokens that a token attends to, itself included; None for all.
+    renames: pairs of prefixes of tensor names, (in the family's name table, in this model's files).
   """
 
   family: str
@@ -83,7 +82,7 @@ class ModelConfig:
   def __post_init__(self) -> None:
     if self.activation not in _ACTIVATIONS:
       raise UserError(
-        f'The model asks for activation {self.activation!r}; '
+        f'config.json requires activation {self.activation!r}; '
         f'supported are {", ".join(_ACTIVATIONS)}.'
       )
     if self.num_heads % self.num_kv_heads:
@@ -94,16 +93,16 @@ class ModelConfig:
 
   @property
   def key_sizes(self) -> dict[str, int]:
-    """F of the kernels that can be written."""
+    """F of the kernels that can be edited."""
     return {'mlp': self.ffn_width, 'attn': self.num_heads * self.head_dim}
 
   @property
   def position_limit(self) -> int | None:
-    """How many tokens a row can have at all; None where positions are computed."""
+    """Maximal tokens of a row; None for rotary positions."""
     return self.max_positions if self.rope is None else None
 
   def check_length(self, num_tokens: int) -> None:
-    """Raises a UserError for rows that reach beyond the positions that the model has learned."""
+    """Raises a UserError for rows longer than the learned positions."""
     if self.position_limit is not None and num_tokens > self.position_limit:
       raise UserError(
         f'A row would have {num_tokens} tokens, the model has positions for '
@@ -111,7 +110,7 @@ class ModelConfig:
       )
 
   def stored_name(self, name: str) -> str:
-    """What the files of this model call a tensor of the family's name table."""
+    """Name, in this model's files, of a tensor of the family's name table."""
     for ours, theirs in self.renames:
       if name.startswith(ours):
         return theirs + name.removeprefix(ours)
@@ -120,21 +119,21 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """One architecture: how its config is read, what its block is and what its tensors are called.
+  """An architecture: its config reader, its modules and its tensor names.
 
   Attributes:
     model_type: `model_type` of the Hugging Face config.
-    read_config: Hugging Face config (a dict) and activation dtype to ModelConfig.
+    read_config: maps a Hugging Face config (a dict) and the activation dtype to a ModelConfig.
     block: linen module class of one layer, built as block(config, layer).
     final_norm: linen module class of the norm before the head, built as final_norm(eps).
     names: rows (Hugging Face name, our path, kind); `{}` stands for the layer number, kind is
       'kernel' for a matrix stored [out, in] (ours are [in, out]) and 'plain' for anything else.
-      Rows whose path a config does not have (a bias, a tied head) do not apply to it.
-    ignored: regular expressions of stored buffers that carry no weights.
-    sharding: rows (regular expression of a whole path, mesh axis or None per dimension); the
-      first match counts, and every path has one.
-    renames: rows (beginning of a name in `names`, how some files begin it instead); a row holds
-      for files in which no name has the first beginning.
+      Rows whose path a config lacks (a bias, a tied head) do not apply to it.
+    ignored: regular expressions of stored buffers without weights.
+    sharding: rows (regular expression of a whole path, mesh axis or None per dimension); every path
+      has a match, and the first counts.
+    renames: rows (prefix in `names`, prefix in some files); a row applies to files in which no name
+      has the first prefix.
   """
 
   model_type: str
@@ -154,7 +153,7 @@ def read_rope(hf: Mapping[str, Any], dim: int, *, interleaved: bool, max_positio
   kind = given.get('rope_type', given.get('type', 'default'))
   if kind not in ('default', 'linear', 'dynamic', 'llama3'):
     raise UserError(
-      f'The model asks for rope_type {kind!r}; supported are default, linear, dynamic and llama3.'
+      f'config.json requires rope_type {kind!r}; supported are default, linear, dynamic and llama3.'
     )
   theta = given.get('rope_theta', hf.get('rope_theta', 10000.0))
   original = given.get('original_max_position_embeddings', max_positions)
@@ -171,10 +170,10 @@ def read_rope(hf: Mapping[str, Any], dim: int, *, interleaved: bool, max_positio
 
 
 def read_window(hf: Mapping[str, Any], window: int | None) -> int | None:
-  """The sliding window of all layers, from `layer_types` where a config has them.
+  """The sliding window of all layers, from `layer_types` if the config has them.
 
   Raises:
-    UserError: where only some layers have the window.
+    UserError: if only some layers have the window.
   """
   kinds = set(hf.get('layer_types') or ['sliding_attention'])
   if window is None or kinds == {'full_attention'}:
@@ -188,7 +187,7 @@ def read_window(hf: Mapping[str, Any], window: int | None) -> int | None:
 
 
 def require(hf: Mapping[str, Any], *fields: str) -> list[Any]:
-  """The named fields of a Hugging Face config; a missing one is an error that names it."""
+  """The named fields of a Hugging Face config; raises a UserError that names missing ones."""
   missing = [field for field in fields if hf.get(field) is None]
   if missing:
     raise UserError(f'config.json lacks {", ".join(missing)}; it does not describe this family.')
@@ -196,5 +195,5 @@ def require(hf: Mapping[str, Any], *fields: str) -> list[Any]:
 
 
 def attention_scale(config: ModelConfig) -> float:
-  """What a query-key product is multiplied with, 1 / sqrt(head size)."""
+  """Factor of query-key products, 1 / sqrt(head size)."""
   return 1.0 / math.sqrt(config.head_dim)

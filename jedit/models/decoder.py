@@ -1,12 +1,11 @@
 """The network of every family: embedding, blocks `start` to `stop`, head.
 
-`apply` returns `(hidden, seen)`: the residual stream where it stopped and the tapped sites. It can
-start at any block from given hidden states, stop before any block, and let its tokens attend to
-the stored keys and values of earlier ones, each row at its own positions. Target optimisation,
-key extraction, statistics, evaluation and generation are all this one call.
+`apply` returns `(hidden, seen)`: the last residual stream and the tapped sites. It can start at any
+block from given hidden states, stop before any block, and let its tokens attend to stored keys and
+values of earlier ones, each row at its own positions. Target optimisation, key extraction, second
+moments, evaluation and generation are all this one call.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,7 +16,8 @@ from flax import struct
 
 from jedit.models import gpt2, gpt_neox, gptj, llama, mistral, qwen
 from jedit.models.config import Family, ModelConfig
-from jedit.models.layers import Cache, Embed, Linear, View, matmul_precision, rotary_tables, wider
+from jedit.models.layers import Cache, Embed, Linear, View, linear, rotary_tables
+from jedit.models.precision import wider
 from jedit.models.sites import Sites, site
 
 FAMILIES: dict[str, Family] = {
@@ -36,11 +36,11 @@ FAMILIES: dict[str, Family] = {
 
 @struct.dataclass
 class Past:
-  """Attention keys and values of the tokens that come before those of a forward pass.
+  """Attention keys and values of the tokens before those of a forward pass.
 
   Attributes:
     key, value: by layer, [N, S, K, Dh] as tapped at `attn_key` and `attn_value`.
-    length_N: how many of the S tokens exist in each row; later slots are not attended to.
+    length_N: valid tokens among the S of each row; later slots are masked.
   """
 
   key: dict[int, jax.Array]
@@ -51,7 +51,7 @@ class Past:
   def from_seen(
     cls, seen: Mapping[str, jax.Array], layers: Iterable[int], length_N: jax.Array
   ) -> 'Past':
-    """Collects what a forward pass with the taps of `past_taps(layers)` returned."""
+    """Collects the recordings of a forward pass with the taps `past_taps(layers)`."""
     layers = tuple(layers)
     key = {layer: seen[site(layer, 'attn_key')] for layer in layers}
     value = {layer: seen[site(layer, 'attn_value')] for layer in layers}
@@ -59,12 +59,12 @@ class Past:
 
 
 def past_taps(layers: Iterable[int]) -> tuple[str, ...]:
-  """The sites to tap so that `Past.from_seen` can continue from these layers."""
+  """Taps that `Past.from_seen` needs for these layers."""
   return tuple(site(layer, place) for layer in layers for place in ('attn_key', 'attn_value'))
 
 
 class Decoder(nn.Module):
-  """A decoder-only transformer of the family that `config` names."""
+  """A decoder-only transformer of the family `config.family`."""
 
   config: ModelConfig
 
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
       setattr(self, f'block_{layer}', family.block(c, layer))
     self.final_norm = family.final_norm(c.norm_eps)
     if not c.tie_head:
-      self.head = Linear(c.vocab_size, c.head_bias)
+      self.head = Linear(c.vocab_size, c.head_bias, 'float32')
     elif c.head_bias:
       self.head_bias = self.param('head_bias', nn.initializers.zeros, (c.vocab_size,))
 
@@ -96,15 +96,15 @@ class Decoder(nn.Module):
     """Runs blocks `start` to `stop - 1`.
 
     Args:
-      token_NxT: token ids, padded on the right; needed when `start` is 0.
-      hidden_NxTxD: the input of block `start` when that is not 0 (or to replace the embeddings).
+      token_NxT: token ids, padded on the right; needed if `start` is 0.
+      hidden_NxTxD: the input of block `start` if that is not 0 (or in place of the embeddings).
       start: first block to run.
       stop: block to stop before; None runs to the last one.
       position_NxT: position of every token; by default 0, 1, ... (plus the row's past).
       segment_NxT: documents packed in one row; tokens attend within their own.
-      past: keys and values of earlier tokens for the blocks that are run.
-      cache: the same with room for one token more per row, whose `position_NxT` has to be given;
-        the blocks return theirs with that token at `attn_cache`.
+      past: keys and values of earlier tokens for the blocks that run.
+      cache: the same with room for one more token per row, whose `position_NxT` must be given; the
+        blocks return theirs with that token at `attn_cache`.
       edits: by site, a function from the site's value to its new value.
       taps: sites whose values are returned.
 
@@ -135,22 +135,16 @@ class Decoder(nn.Module):
   def logits(self, hidden: jax.Array, *, final_norm: bool = True) -> jax.Array:
     """Final norm and vocabulary layer over hidden states [..., D]: float32 logits [..., V].
 
-    Without the norm, states of any layer are read as they are (the logit lens).
+    Without the norm, the logit lens on states of any layer.
     """
     normed = self.final_norm(hidden) if final_norm else hidden
     if not self.config.tie_head:
-      logits = self.head(normed)
-    else:
-      embedding_VxD = self.embed.embedding.astype(normed.dtype)
-      precision = matmul_precision(normed.dtype)
-      logits = jnp.einsum('...d,vd->...v', normed, embedding_VxD, precision=precision)
-      if self.config.head_bias:
-        bias_V = self.head_bias.astype(logits.dtype)
-        logits = logits + bias_V.reshape((1,) * (logits.ndim - 1) + (-1,))
-    return logits.astype(wider(logits.dtype, jnp.float32))
+      return self.head(normed)
+    bias_V = self.head_bias if self.config.head_bias else None
+    return linear(normed, self.embed.embedding.T, bias_V, wider(normed.dtype, 'float32'))
 
   def everything(self, token_NxT: jax.Array) -> jax.Array:
-    """Logits of whole rows; touches every parameter, so `init` runs it."""
+    """Logits of whole rows; uses every parameter, for `init`."""
     return self.logits(self(token_NxT)[0])
 
   def _view(
@@ -177,30 +171,12 @@ class Decoder(nn.Module):
     if cache is not None:
       mask_NxTxS = cache.exists_NxS[:, None, :]
     window = self.config.sliding_window
-    if window is not None:  # the last of the tokens that could be seen, which stand in order
+    if window is not None:  # the last of the visible tokens, which are in order
       rank_NxTxS = jnp.cumsum(mask_NxTxS[..., ::-1], axis=-1)[..., ::-1]
       mask_NxTxS = mask_NxTxS & (rank_NxTxS <= window)
     rope = self.config.rope
     cos, sin = (None, None) if rope is None else rotary_tables(rope, position_NxT)
     return View(cos_NxTxR=cos, sin_NxTxR=sin, mask_NxTxS=mask_NxTxS, past=layers, cache=cache)
-
-
-@functools.cache
-def functions(config: ModelConfig) -> tuple[Callable, Callable]:
-  """The decoder and its head as functions of the parameters, the same pair for equal configs.
-
-  Returns:
-    `(params, token_NxT, **arguments) -> (hidden, seen)` and `(params, hidden) -> logits`.
-  """
-  decoder = Decoder(config)
-
-  def forward(params: Any, token_NxT: jax.Array | None = None, **arguments: Any) -> Any:
-    return decoder.apply({'params': params}, token_NxT, **arguments)
-
-  def head(params: Any, hidden: jax.Array) -> Any:
-    return decoder.apply({'params': params}, hidden, method='logits')
-
-  return forward, head
 
 
 def init_params(config: ModelConfig, rng: jax.Array) -> Any:

@@ -1,45 +1,41 @@
 """Text to token ids and positions, once, for editing and for evaluation.
 
 Every position in the package comes from here. The complete text is tokenised once, with character
-offsets, and positions are read off the tokens' spans; nothing is counted in separate pieces:
+offsets, and positions follow from the tokens' spans, never from separate pieces:
 
-  * the object's tokens are those whose span ends after the prompt: the separating space is theirs,
-    also where a token holds nothing else;
+  * the object's tokens are those whose span ends after the prompt, including the separating space,
+    even as a token of its own;
   * the subject's last token is the last one whose span holds the subject's last character (a
-    character of several bytes can be several tokens with one span), and the subject's place comes
-    from the template's hole, never from a search;
+    character of several bytes can be several tokens with one span); the subject is located by the
+    template's `{}`, never by a search;
   * the object's first token is predicted at the prompt's last token, just before it.
 
-Indices count a BOS token where the tokenizer adds one. EOS is never added.
+Indices count a BOS token if the tokenizer adds one. EOS is never added.
 """
 
 import dataclasses
-import importlib
-import json
 import os
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import tokenizers
 import transformers
 
 from jedit.types import UserError
 
-_CHUNK = 8192  # rows per call of the tokenizer: bounds the memory that offsets take
+_CHUNK = 8192  # rows per call of the tokenizer: bounds the memory for offsets
 _HOLE = '{}'
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A text to tokenise, in the parts that positions are asked for.
+  """A text to tokenise, in the parts that define positions.
 
   Attributes:
-    prompt: the prompt; with one `{}` where `subject` is given, as it stands otherwise.
-    subject: what fills the hole.
+    prompt: with one `{}` if `subject` is given, else literal.
+    subject: fills the `{}`.
     target: the object that follows; gets a leading space if it has none.
-    context: template whose last `{}` takes the prompt, so that prefixes may hold braces.
+    context: template whose last `{}` takes the prompt, so that prefixes may contain braces.
   """
 
   prompt: str
@@ -55,12 +51,12 @@ class Encoded:
   Attributes:
     text: the complete text.
     ids: its tokens.
-    subject_last: token holding the subject's last character; None without a subject.
+    subject_last: token with the subject's last character; None without a subject.
     prompt_last: last token of context and prompt, where the object's first token is predicted.
     target_start: first token of the object; `len(ids)` without one.
-    subject_first: first token holding the subject's first character; None without a subject. A
-      tokenizer that puts a space in front may give it the span of that character, and with
-      offsets the space then comes first: texts are the same whatever it is.
+    subject_first: first token with the subject's first character; None without a subject. A space
+      that the tokenizer adds before the text may have the span of that character, and with offsets
+      then comes first, in every text alike.
   """
 
   text: str
@@ -83,7 +79,7 @@ def encode(
   target: str | None = None,
   context: str = _HOLE,
 ) -> Encoded:
-  """Tokenises one text; see `Row` for the arguments and `encode_many` for what is raised."""
+  """Tokenises one text; arguments as in `Row`, errors as in `encode_many`."""
   return encode_many(tokenizer, [Row(prompt, subject, target, context)])[0]
 
 
@@ -92,21 +88,21 @@ def encode_many(
 ) -> list[Encoded]:
   """Tokenises many texts in one pass.
 
-  A token can hold the prompt's last characters and the object's first ones (a run of spaces, where
-  the prompt ends in one): it counts as the object's, because its span ends after the prompt.
+  A token can hold the prompt's last characters and the object's first ones (a run of spaces, if the
+  prompt ends in one): it counts as the object's, because its span ends after the prompt.
 
   Args:
-    tokenizer: a Hugging Face tokenizer. Padding and truncation set in it are switched off.
+    tokenizer: a Hugging Face tokenizer. Its padding and truncation are switched off.
     rows: the texts.
-    limit: tokens that a text may have, `position_limit` of the model's config.
+    limit: maximal tokens of a text, `position_limit` of the model's config.
 
   Returns:
     One `Encoded` per row.
 
   Raises:
-    UserError: for a prompt without exactly one `{}` where there is a subject, a context without
-      one, an empty prompt, subject or target, a text in which the subject or the prompt has no
-      token of its own, or one above the limit.
+    UserError: for a prompt with a subject but not exactly one `{}`, a context without one, an empty
+      prompt, subject or target, a subject or prompt without a token of its own, or a text above the
+      limit.
   """
   encoded: list[Encoded] = []
   for start in range(0, len(rows), _CHUNK):
@@ -126,68 +122,6 @@ def _shortened(text: str) -> str:
   return text if len(text) <= 80 else f'{text[:40]} ... {text[-35:]}'
 
 
-def pad(
-  rows: Sequence[Sequence[int]], length: int | None = None, multiple: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-  """Pads rows on the right with 0; what is padding is known by length, never by a token's id.
-
-  Args:
-    rows: token ids of N texts.
-    length: number of tokens T to pad to; None takes the longest row.
-    multiple: T is rounded up to a multiple of this, so that few shapes are compiled.
-
-  Returns:
-    token_NxT and length_N, int32.
-
-  Raises:
-    ValueError: if a row is longer than `length`.
-  """
-  length_N = np.array([len(row) for row in rows], np.int32)
-  longest = int(length_N.max(initial=0))
-  if length is not None and longest > length:
-    raise ValueError(f'A text has {longest} tokens, more than the {length} to pad to.')
-  length = -(-(longest if length is None else length) // multiple) * multiple
-  token_NxT = np.zeros((len(rows), length), np.int32)
-  for n, row in enumerate(rows):
-    token_NxT[n, : len(row)] = row
-  return token_NxT, length_N
-
-
-def load_tokenizer(path: str | os.PathLike[str]) -> transformers.PreTrainedTokenizerBase:
-  """Loads the tokenizer of a Hugging Face directory, padding and truncation switched off.
-
-  `tokenizer.json` is taken as it is. (Classes named in the config would rebuild parts of it.)
-  Otherwise a GPT-2 `vocab.json` with `merges.txt`, or a SentencePiece `tokenizer.model`.
-
-  Raises:
-    UserError: if there is no such directory, no tokenizer in it, or one that cannot be read.
-  """
-  folder = pathlib.Path(path)
-  if not folder.is_dir():
-    raise UserError(f'There is no model directory {str(folder)!r}; give a Hugging Face directory.')
-  try:
-    if (folder / 'tokenizer.json').is_file():
-      tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-    elif (folder / 'tokenizer.model').is_file():
-      tokenizer = _sentencepiece_bpe(folder)
-    elif (folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file():
-      tokenizer = transformers.GPT2Tokenizer(str(folder / 'vocab.json'), str(folder / 'merges.txt'))
-    else:
-      raise UserError(
-        f'{str(folder)!r} has no tokenizer; put tokenizer.json, tokenizer.model, or vocab.json '
-        'with merges.txt there.'
-      )
-  except UserError:
-    raise
-  except Exception as error:  # the tokenizers library raises bare Exception for a broken file
-    raise UserError(
-      f'The tokenizer in {str(folder)!r} cannot be read ({error}); replace its files.'
-    ) from error
-  tokenizer.backend_tokenizer.no_padding()
-  tokenizer.backend_tokenizer.no_truncation()
-  return tokenizer
-
-
 @dataclasses.dataclass(frozen=True)
 class _Filled:
   """A complete text with the character positions of its parts."""
@@ -199,7 +133,7 @@ class _Filled:
 
 
 def _fill(row: Row) -> _Filled:
-  """Puts subject, prompt, context and target together, keeping count of characters."""
+  """Joins subject, prompt, context and target, and counts characters."""
   if _HOLE not in row.context:
     raise UserError(f"The context {row.context!r} has no '{{}}'; write one where the prompt goes.")
   before, after = row.context.rsplit(_HOLE, 1)
@@ -229,10 +163,10 @@ def _fill(row: Row) -> _Filled:
 
 
 def _locate(filled: _Filled, ids: tuple[int, ...], spans: Sequence[tuple[int, int]]) -> Encoded:
-  """Reads positions off the spans of one tokenised text."""
+  """Positions from the spans of one tokenised text."""
   target_start = len(ids)
   if filled.has_target:
-    # Ends never decrease, so the object's tokens are found from the right.
+    # Span ends never decrease, so search for the object's tokens from the right.
     while target_start > 0 and spans[target_start - 1][1] > filled.prompt_end:
       target_start -= 1
     if target_start == len(ids):
@@ -265,8 +199,8 @@ def _last_token_of(
     for token in range(len(spans) - 1, -1, -1):
       if spans[token][0] <= index < spans[token][1]:
         return token
-    # No span holds the character. Tokenizers that trim spans leave spaces out, which then belong
-    # to the next token; normalisers fold a combining accent into the character before it.
+    # No span holds the character: tokenizers that trim spans omit spaces, which then belong to the
+    # next token, and normalisers fold a combining accent into the character before it.
     if text[index].isspace():
       return next((token for token, span in enumerate(spans) if span[1] > index), None)
   return None
@@ -275,13 +209,13 @@ def _last_token_of(
 def _ids_and_spans(
   tokenizer: transformers.PreTrainedTokenizerBase, texts: list[str]
 ) -> Iterator[tuple[tuple[int, ...], Sequence[tuple[int, int]]]]:
-  """Token ids of each text and the characters [start, end) each token stands for."""
+  """Token ids of each text and the characters [start, end) of each token."""
   backend: tokenizers.Tokenizer | None = getattr(tokenizer, 'backend_tokenizer', None)
   if not isinstance(backend, tokenizers.Tokenizer):
     for text in texts:
       yield _ids_and_spans_by_decoding(tokenizer, text)
     return
-  # Settings stored in tokenizer.json would pad or cut without notice.
+  # Settings stored in tokenizer.json would silently pad or truncate.
   if backend.padding is not None:
     backend.no_padding()
   if backend.truncation is not None:
@@ -290,7 +224,7 @@ def _ids_and_spans(
     ids = encoding.ids
     added = encoding.special_tokens_mask
     count = len(ids)
-    while count and added[count - 1]:  # EOS where the tokenizer adds it
+    while count and added[count - 1]:  # EOS, if the tokenizer adds it
       count -= 1
     yield tuple(ids[:count]), encoding.offsets[:count]
 
@@ -298,9 +232,9 @@ def _ids_and_spans(
 def _ids_and_spans_by_decoding(
   tokenizer: Any, text: str
 ) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-  """The same for a tokenizer without offsets: a token stands for what it adds to the decoded text.
+  """The same without offsets: a token's span is the text that it adds when decoded.
 
-  Exact, or an error where decoding does not give the text back. Quadratic in the tokens of a text.
+  Exact, or an error if decoding does not restore the text. Quadratic in the tokens of a text.
   """
   whole = list(tokenizer(text, add_special_tokens=True)['input_ids'])
   bare = list(tokenizer(text, add_special_tokens=False)['input_ids'])
@@ -310,7 +244,7 @@ def _ids_and_spans_by_decoding(
     for count in range(1, len(bare) + 1)
   ]
   decoded = pieces[-1] if pieces else ''
-  # Tokenizers that put a space in front may leave it when decoding, or take one too many away.
+  # Tokenizers that add a leading space may keep it in decoding, or strip one too many.
   shift = {text.removeprefix(' '): -1, ' ' + text: 1, text: 0}.get(decoded)
   if first is None or shift is None:
     raise UserError(
@@ -320,76 +254,10 @@ def _ids_and_spans_by_decoding(
   spans = [(0, 0)] * first
   done = 0  # characters of the text that are complete
   for piece in pieces:
-    # What differs from the whole at the end of a piece is a character of which bytes are missing.
-    # (Decoders may then write the characters before it as unreadable bytes again.)
+    # A piece that ends in an incomplete multi-byte character differs from the whole at its end.
+    # (Decoders may then decode the characters before it as unreadable bytes again.)
     agreed = len(os.path.commonprefix([piece, decoded]))
     complete = max(agreed - shift, done)
     spans.append((done, complete + (len(piece) > agreed)))
     done = complete
   return tuple(whole[: first + len(bare)]), spans
-
-
-def _sentencepiece_bpe(folder: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
-  """Builds the fast tokenizer of a SentencePiece BPE model such as LLaMA's, with BOS.
-
-  Merges are ranked by the pieces' scores, as SentencePiece does it. (transformers 5 ranks them by
-  id, which gives other tokens where LLaMA's runs of spaces occur: their ids are low, their scores
-  lowest.) A space is put in front of the text whatever it starts with.
-  """
-  try:
-    sentencepiece = importlib.import_module('sentencepiece')
-  except ImportError as error:
-    raise UserError(
-      f'The tokenizer.model in {str(folder)!r} needs the package sentencepiece; '
-      'pip install sentencepiece.'
-    ) from error
-  model = sentencepiece.SentencePieceProcessor(model_file=str(folder / 'tokenizer.model'))
-  pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
-  vocab = {piece: i for i, piece in enumerate(pieces)}
-  special = [i for i in range(len(pieces)) if model.is_control(i) or model.is_unknown(i)]
-  merges = []
-  for i, piece in enumerate(pieces):
-    if i in special or model.is_byte(i):
-      continue
-    for cut in range(1, len(piece)):
-      left, right = piece[:cut], piece[cut:]
-      if left in vocab and right in vocab:
-        merges.append((-model.get_score(i), i, len(left), (left, right)))
-  backend = tokenizers.Tokenizer(
-    tokenizers.models.BPE(
-      vocab,
-      [pair for *_, pair in sorted(merges)],
-      unk_token=pieces[model.unk_id()],
-      fuse_unk=True,
-      byte_fallback=True,
-    )
-  )
-  space = '\u2581'
-  backend.normalizer = tokenizers.normalizers.Sequence(
-    [tokenizers.normalizers.Prepend(space), tokenizers.normalizers.Replace(' ', space)]
-  )
-  backend.decoder = tokenizers.decoders.Sequence(
-    [
-      tokenizers.decoders.Replace(space, ' '),
-      tokenizers.decoders.ByteFallback(),
-      tokenizers.decoders.Fuse(),
-      tokenizers.decoders.Strip(' ', 1, 0),
-    ]
-  )
-  config_file = folder / 'tokenizer_config.json'
-  config = json.loads(config_file.read_text('utf-8')) if config_file.is_file() else {}
-  bos, eos = pieces[model.bos_id()], pieces[model.eos_id()]
-  if config.get('add_bos_token', True):
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-      single=f'{bos} $A', pair=f'{bos} $A {bos} $B', special_tokens=[(bos, model.bos_id())]
-    )
-  backend.add_special_tokens(
-    [tokenizers.AddedToken(pieces[i], normalized=False, special=True) for i in special]
-  )
-  return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=backend,
-    bos_token=bos,
-    eos_token=eos,
-    unk_token=pieces[model.unk_id()],
-    clean_up_tokenization_spaces=False,
-  )

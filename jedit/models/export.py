@@ -14,9 +14,9 @@ from flax import traverse_util
 
 from jedit.io import storage
 from jedit.models.decoder import FAMILIES
-from jedit.models.layers import wider
 from jedit.models.load import name_table
 from jedit.models.model import Model
+from jedit.models.precision import wider
 from jedit.models.safetensors_index import (
   COMPANIONS,
   INDEX,
@@ -34,12 +34,12 @@ _SHARD_BYTES = 5_000_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Rounding:
-  """What storing a tensor in a narrower dtype cost.
+  """Rounding errors of a tensor stored in a narrower dtype.
 
   Attributes:
     weight: L2 norm of the rounding error over the norm of the tensor.
-    update: L2 norm of the rounding error over the norm of what the edits changed, where the
-      unedited tensor was given and differs. Small updates lose far more than small weights.
+    update: L2 norm of the rounding error over the norm of the edits' update, if the unedited tensor
+      is given and differs. Small updates lose far more than small weights.
   """
 
   weight: float
@@ -48,12 +48,12 @@ class Rounding:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-  """What `save_directory` wrote.
+  """Result of `save_directory`.
 
   Attributes:
     path: the directory.
     dtype: `dtype` of its config.json.
-    rounding: by Hugging Face name, the tensors that had to be rounded; exact ones are left out.
+    rounding: rounded tensors by Hugging Face name; exact ones are omitted.
   """
 
   path: pathlib.Path
@@ -72,36 +72,35 @@ def save_directory(
   tokenizer: Any = None,
   shard_bytes: int = _SHARD_BYTES,
 ) -> Export:
-  """Writes a model as a Hugging Face directory that transformers loads, one tensor at a time.
+  """Writes a model as a Hugging Face directory for transformers, one tensor at a time.
 
-  Where the source has the weights, its files, names and buffers are kept, and parameters that
-  are still what was read there are written as they stand there, bit for bit.
+  If the source has the weights, its files, names and buffers are kept, and unchanged parameters are
+  written as stored there, bit for bit.
 
   Args:
-    path: the directory to be; it must not hold anything yet.
-    model: what to write.
-    hf_config: its config.json, as `load_directory` returned it.
+    path: a new or empty directory.
+    model: the model to write.
+    hf_config: its config.json, as returned by `load_directory`.
     dtype: dtype of every stored tensor, to which edited float32 kernels are rounded once. None
-      keeps that of the source for what did not change, and rounds the rest to the model's dtype,
-      or to the source's where that is wider.
-    base: the parameters before the edits; with them the rounding is also measured against what
-      the edits changed.
+      keeps the source's for unchanged tensors, and rounds the rest to the model's dtype, or to the
+      source's if that is wider.
+    base: the parameters before the edits, to measure the rounding relative to the update as well.
     source: model directory whose weight files, tokenizer and generation files are followed.
     tokenizer: transformers tokenizer to save; not needed with a `source` that has one.
-    shard_bytes: largest weight file without such a source; more is written as shards with an index.
+    shard_bytes: largest weight file without such a source; more is sharded, with an index.
 
   Returns:
-    What was written, and what rounding cost.
+    The directory and its rounding errors.
 
   Raises:
-    UserError: where `path` holds something already or cannot be written.
+    UserError: if `path` is not empty or cannot be written.
   """
   config, flat = model.config, traverse_util.flatten_dict(model.params, sep='/')
   base_flat = {} if base is None else traverse_util.flatten_dict(base, sep='/')
   table = name_table(config)
   original = _original(source, table)
   names = {ours: config.stored_name(name) for name, ours, _ in FAMILIES[config.family].names}
-  if config.tie_head and names['head/kernel'] in original:  # the embedding once more
+  if config.tie_head and names['head/kernel'] in original:  # the stored copy of the embedding
     table[names['head/kernel']] = table[names['embed/embedding']]
   unchanged = {
     name
@@ -153,7 +152,7 @@ def save_directory(
 def _original(
   source: str | os.PathLike[str] | None, table: Mapping[str, tuple[str, str, tuple[int, ...]]]
 ) -> dict[str, Stored]:
-  """The tensors of the source, if it has weights and they are those of the model."""
+  """The tensors of the source, if it has weights that belong to the model."""
   folder = pathlib.Path(source or '')
   if not source or not any((folder / file).is_file() for file in (WEIGHTS, INDEX)):
     return {}
@@ -163,19 +162,19 @@ def _original(
 
 
 def _is_unchanged(stored: Stored, kind: str, leaf: jax.Array) -> bool:
-  """Whether a parameter is, bit for bit, what reading the stored tensor gives."""
+  """True if a parameter equals the stored tensor as read, bit for bit."""
   ours, view = _on_host(leaf), stored.view()
   theirs = in_order(view.T if kind == 'kernel' else view, ours.dtype)
   return np.array_equal(ours.reshape(-1).view(np.uint8), theirs.reshape(-1).view(np.uint8))
 
 
 def _on_host(leaf: jax.Array) -> np.ndarray:
-  # An array keeps what was fetched from it as long as it lives; the copy's goes with the copy.
+  # Arrays cache their host copy for life; copy first, so that the cache is freed with the copy.
   return fetch(jnp.copy(leaf))
 
 
 def _turned(leaf: jax.Array, kind: str) -> np.ndarray:
-  """A parameter as it is stored."""
+  """A parameter in its stored orientation."""
   ours = _on_host(leaf)
   return in_order(ours.T, ours.dtype) if kind == 'kernel' else ours
 

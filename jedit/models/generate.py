@@ -1,8 +1,8 @@
-"""Text generation with a cache of fixed shape: one program per batch shape, whatever the rows say.
+"""Text generation with a cache of fixed shape: one program per batch shape.
 
-Rows of different lengths share a batch. Prompts are left-aligned; new tokens go behind the longest
-one, to the same slot in every row, with the positions that follow their own prompt. A mask hides
-the slots between, so a token attends to exactly the tokens of its row.
+Rows of different lengths share a batch. Prompts are left-aligned; new tokens follow the longest
+one, in the same slot of every row, with the positions that continue their own prompt. A mask hides
+the slots between, so a token attends exactly to the tokens of its row.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from jedit.models.layers import Cache
 from jedit.models.model import Model
 from jedit.models.sites import site
 from jedit.parallel.mesh import fetch, place_rows
-from jedit.parallel.shapes import bucket
+from jedit.parallel.shapes import bucket, pad
 from jedit.types import UserError
 
 
@@ -41,24 +41,22 @@ def generate(
 
   Args:
     model: predicts the tokens.
-    rows: token ids to continue, of any lengths from 1 (BOS included where the model wants it).
-    max_new_tokens: how many tokens a row may get.
+    rows: token ids to continue, at least one per row (BOS included if the model needs it).
+    max_new_tokens: maximal new tokens per row.
     top_k: sample from the k most probable tokens, renormalised; None takes the most probable.
     temperature: divides the logits before sampling; above 0.
     seed: of the sampling.
     stop_ids: tokens that end a row.
-    max_length: how many tokens a row may have with its prompt; a row that has them already gets
-      none.
+    max_length: maximal tokens per row including the prompt; longer prompts are not continued.
     row_ids: a number per row that its random draws depend on, besides the seed; by default the
-      index in `rows`. Rows keep their texts when they are given in other batches with the same
-      number.
+      index in `rows`. With the same number a row keeps its text in other batches.
     batch_size: rows decoded together, which bounds the memory of the cache.
 
   Returns:
     The new tokens of each row, without the prompt; a stop token that ended the row comes last.
 
   Raises:
-    UserError: for an empty row, a token that the model does not have, or settings out of range.
+    UserError: for an empty row, a token outside the vocabulary, or settings out of range.
   """
   config = model.config
   _check(config, rows, max_new_tokens, top_k, temperature)
@@ -73,12 +71,9 @@ def generate(
   for indices in _batches(rows, room, batch_size):
     num_rows = min(batch_size, 1 << (len(indices) - 1).bit_length())
     filler = [indices[0]] * (num_rows - len(indices))
-    token_NxT = np.zeros((num_rows, bucket(max(len(rows[i]) for i in indices))), np.int32)
-    for n, i in enumerate(indices + filler):
-      token_NxT[n, : len(rows[i])] = rows[i]
+    longest = max(len(rows[i]) for i in indices)
     arrays = (
-      token_NxT,
-      np.array([len(rows[i]) for i in indices + filler], np.int32),
+      *pad([rows[i] for i in indices + filler], bucket(longest)),
       np.array([room[i] for i in indices] + [0] * len(filler), np.int32),
       np.array([row_ids[i] % 2**32 for i in indices + filler], np.uint32),
     )
@@ -123,7 +118,7 @@ def _check(
 def _batches(
   rows: Sequence[Sequence[int]], room: Sequence[int], batch_size: int
 ) -> Iterator[list[int]]:
-  """Indices of the rows that have room, in batches of similar length, the longest first."""
+  """Indices of the rows to continue, in batches of similar length, longest first."""
   order = sorted((i for i in range(len(rows)) if room[i]), key=lambda i: (-len(rows[i]), i))
   for first in range(0, len(order), batch_size):
     yield order[first : first + batch_size]
@@ -131,11 +126,11 @@ def _batches(
 
 @struct.dataclass
 class _State:
-  """What the decoding loop carries from token to token."""
+  """Loop state of decoding."""
 
   key: dict[int, jax.Array]  # by layer, [N, K, S, Dh]
   value: dict[int, jax.Array]
-  num_steps: jax.Array  # tokens in the cache behind those of the prompt
+  num_steps: jax.Array  # tokens in the cache after those of the prompt
   token_N: jax.Array  # chosen last, not yet in the cache
   count_N: jax.Array  # new tokens so far
   is_done_N: jax.Array
@@ -156,7 +151,7 @@ def _decode(
   num_new: int,
   top_k: int | None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Continues one batch until every row is done: tokens [N, num_new] and how many count."""
+  """Continues one batch until every row is done: tokens [N, num_new] and their valid counts."""
   num_rows, num_tokens = token_NxT.shape
   index_N, slot_S = jnp.arange(num_rows), jnp.arange(num_tokens + num_new)
   layers = range(model.config.num_layers)
@@ -174,7 +169,7 @@ def _decode(
     return jnp.take_along_axis(id_NxK, choice_N[:, None], axis=1)[:, 0].astype(jnp.int32)
 
   def record(state: _State, token_N: jax.Array) -> _State:
-    slot_N = jnp.where(state.is_done_N, num_new, state.count_N)  # done rows write nowhere
+    slot_N = jnp.where(state.is_done_N, num_new, state.count_N)  # out of range for done rows
     is_stop_N = (token_N[:, None] == stop_Z[None, :]).any(-1)
     count_N = state.count_N + (~state.is_done_N).astype(jnp.int32)
     return dataclasses.replace(
@@ -186,7 +181,7 @@ def _decode(
     )
 
   def step(state: _State) -> _State:
-    # New tokens stand behind the longest prompt: one slot for all rows, whatever their lengths.
+    # New tokens follow the longest prompt: one slot for all rows.
     slot = num_tokens + state.num_steps
     is_new_S = (slot_S >= num_tokens) & (slot_S <= slot)
     cache = Cache(
@@ -210,7 +205,7 @@ def _decode(
     )
     return record(state, choose(hidden_Nx1xD[:, 0], state.count_N))
 
-  # A padded token takes its row's last position: scaled rotary positions look at the largest.
+  # Padding repeats the row's last position, because dynamic rotary scaling uses the largest.
   position_NxT = jnp.minimum(jnp.arange(num_tokens)[None, :], length_N[:, None] - 1)
   hidden_NxTxD, seen = model(token_NxT, position_NxT=position_NxT, taps=past_taps(layers))
 

@@ -8,7 +8,7 @@ from jedit.models.config import Family, ModelConfig, require
 from jedit.models.layers import MLP, SHARDING, LayerNorm, TwoNormBlock
 from jedit.types import UserError
 
-# What changes the network and is not built here: the field, and its value in every known model.
+# Unsupported variants of the network: the config field, and its value in every known model.
 _USUAL = {
   'scale_attn_weights': True,
   'scale_attn_by_inverse_layer_idx': False,

@@ -1,4 +1,4 @@
-"""GPT-NeoX: attention and MLP side by side on a norm each; one map to query, key and value."""
+"""GPT-NeoX: parallel attention and MLP with a norm each; one map to query, key and value."""
 
 import functools
 from collections.abc import Mapping

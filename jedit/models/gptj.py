@@ -1,4 +1,4 @@
-"""GPT-J: attention and MLP side by side on one norm, interleaved rotary pairs, biased head."""
+"""GPT-J: parallel attention and MLP on one norm, interleaved rotary pairs, biased head."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from jedit.models.sites import Sites
 
 
 class Block(nn.Module):
-  """x + attention(norm(x)) + mlp(norm(x)): both halves read the same normed input."""
+  """x + attention(norm(x)) + mlp(norm(x)), with one norm for both."""
 
   config: ModelConfig
   layer: int
@@ -73,7 +73,7 @@ FAMILY = Family(
     ('transformer.ln_f.bias', 'final_norm/bias', 'plain'),
     ('lm_head.weight', 'head/kernel', 'kernel'),
     ('lm_head.bias', 'head/bias', 'plain'),
-    ('lm_head.bias', 'head_bias', 'plain'),  # where the head's matrix is the embedding
+    ('lm_head.bias', 'head_bias', 'plain'),  # for a head tied to the embedding
   ),
   ignored=(
     r'transformer\.h\.\d+\.attn\.(bias|masked_bias)',

@@ -1,7 +1,7 @@
-"""Where a model is: a directory, or what the Hugging Face hub has under its id.
+"""Location of a model: a directory, or an id on the Hugging Face hub.
 
-The hub's own library downloads and keeps the files; its environment variables decide where
-(HF_HOME), whether at all (HF_HUB_OFFLINE) and as whom (HF_TOKEN).
+The hub's library downloads and caches the files, controlled by its environment variables HF_HOME
+(cache directory), HF_HUB_OFFLINE (no downloads) and HF_TOKEN (login).
 """
 
 import functools
@@ -18,14 +18,14 @@ _WEIGHT_FILES = (WEIGHTS, INDEX, 'model-*-of-*.safetensors')
 
 
 def find_directory(model: str | os.PathLike[str], revision: str | None = None) -> pathlib.Path:
-  """The directory of a model; one from the hub is downloaded where it is not there yet.
+  """The directory of a model; hub models are downloaded unless cached.
 
   Args:
     model: path of a directory, or an id such as 'EleutherAI/gpt-j-6b'.
     revision: branch, tag or commit on the hub; None takes the main branch.
 
   Raises:
-    UserError: if there is neither, or the hub cannot be reached or does not give it out.
+    UserError: if neither exists, or the hub is unreachable or denies access.
   """
   path = pathlib.Path(model)
   if path.is_dir():
@@ -40,7 +40,7 @@ def find_directory(model: str | os.PathLike[str], revision: str | None = None) -
   return _download(name, revision)
 
 
-@functools.cache  # the hub is asked once
+@functools.cache  # one request to the hub per model
 def _download(name: str, revision: str | None) -> pathlib.Path:
   at = '' if revision is None else f' at revision {revision!r}'
   try:
@@ -49,7 +49,7 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
     )
   except errors.GatedRepoError as error:
     raise UserError(
-      f'{name} is given only to those who accept its licence; do that on its page '
+      f'{name} requires accepting its licence; do that on its page '
       f'https://huggingface.co/{name} and log in with: hf auth login.'
     ) from error
   except errors.RepositoryNotFoundError as error:
@@ -61,8 +61,8 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
     raise UserError(f'{name} has no revision {revision!r} on the hub; check it.') from error
   except errors.LocalEntryNotFoundError as error:
     raise UserError(
-      f'There is no directory {name}; the model {name}{at} of the Hugging Face hub is not wholly '
-      'in the cache, and the hub cannot be reached. Give a directory, or load it once while online '
+      f'There is no directory {name}; the model {name}{at} of the Hugging Face hub is not fully '
+      'cached, and the hub cannot be reached. Give a directory, or load it once while online '
       '(without HF_HUB_OFFLINE).'
     ) from error
   except (errors.HfHubHTTPError, OSError) as error:
@@ -73,6 +73,6 @@ def _download(name: str, revision: str | None) -> pathlib.Path:
     try:
       files = huggingface_hub.list_repo_files(name, revision=revision)
     except (errors.HfHubHTTPError, OSError):
-      files = []  # then the loader says that there are no weights
+      files = []  # the loader then reports missing weights
     refuse_other_formats(name, files)
   return path

@@ -12,18 +12,17 @@ import transformers
 from jax.sharding import Mesh
 
 from jedit.models import Model, ModelConfig
-from jedit.models.encoding import load_tokenizer, pad
 from jedit.models.export import Export, save_directory
 from jedit.models.generate import generate
 from jedit.models.hub import find_directory
 from jedit.models.load import fingerprint, load_directory
 from jedit.models.patch import Patch, patch_of, patched
+from jedit.models.precision import check_dtype
 from jedit.models.sharding import param_shardings
+from jedit.models.tokenizer import load_tokenizer
 from jedit.parallel.mesh import fetch, place, place_rows
-from jedit.parallel.shapes import bucket
+from jedit.parallel.shapes import bucket, pad
 from jedit.types import UserError
-
-DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -230,8 +229,7 @@ def load(
     UserError: if something is missing, mis-shaped, not supported or larger than the free memory;
       says what.
   """
-  if dtype not in DTYPES:
-    raise UserError(f'dtype is {dtype!r}; choose one of {", ".join(DTYPES)}.')
+  check_dtype(dtype)  # before anything is downloaded
   path = find_directory(path, revision)
   model, hf_config = load_directory(path, dtype, mesh)
   return LanguageModel(

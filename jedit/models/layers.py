@@ -1,6 +1,5 @@
 """The parts that families share: linear maps, norms, positions, attention, MLP and block."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from jedit.models.config import ModelConfig, Rope, attention_scale
+from jedit.models.precision import matmul, matmul_precision, wider
 from jedit.models.sites import Sites
 
 ACTIVATIONS = {
@@ -41,17 +41,6 @@ SHARDING = (
   (r'head/kernel', (None, 'model')),
   (r'head/bias|head_bias', ('model',)),
 )
-
-
-def wider(*dtypes: DTypeLike) -> jnp.dtype:
-  """The dtype that holds all of them, also where promotion is not allowed to happen by itself."""
-  with jax.numpy_dtype_promotion('standard'):
-    return functools.reduce(jnp.promote_types, [jnp.dtype(dtype) for dtype in dtypes])
-
-
-def matmul_precision(dtype: jnp.dtype) -> str | None:
-  """Accelerators shorten float32 products by default; we ask for all digits, and only there."""
-  return None if dtype == jnp.bfloat16 or dtype == jnp.float16 else 'highest'
 
 
 @struct.dataclass
@@ -101,25 +90,39 @@ class View:
   cache: Cache | None = None
 
 
+def linear(
+  x: jax.Array, kernel: jax.Array, bias: jax.Array | None, out_dtype: DTypeLike
+) -> jax.Array:
+  """The map x @ kernel + bias, rounded once to `out_dtype`, at the end.
+
+  An edited kernel, which is float32 in a bfloat16 model, is not rounded on the way.
+  """
+  y = matmul(x, kernel, out_dtype)
+  if bias is not None:
+    y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+  return y.astype(out_dtype)
+
+
 class Linear(nn.Module):
   """x @ kernel + bias with the kernel stored [in, out].
 
-  Computed in the wider of the activations' and the kernel's dtype, returned in the activations':
-  an edited kernel stays float32 in a bfloat16 model and must not be rounded on the way.
+  Attributes:
+    features: size of the output.
+    use_bias: adds a bias.
+    out_dtype: dtype of the output, at least as wide as the input; None for the input's.
   """
 
   features: int
   use_bias: bool = False
+  out_dtype: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel = self.param('kernel', _KERNEL_INIT, (x.shape[-1], self.features))
-    dtype = wider(x.dtype, kernel.dtype)
-    y = jnp.matmul(x.astype(dtype), kernel.astype(dtype), precision=matmul_precision(dtype))
+    bias = None
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
-      y = y + bias.astype(dtype).reshape((1,) * (y.ndim - 1) + (-1,))
-    return y.astype(x.dtype)
+    return linear(x, kernel, bias, wider(x.dtype, self.out_dtype or x.dtype))
 
 
 class Embed(nn.Module):

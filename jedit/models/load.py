@@ -1,8 +1,8 @@
 """Hugging Face directories to parameters.
 
-A family's name table (`Family.names`) says what every tensor is called there and where it lives
-here; matrices are stored [out, in] there and [in, out] here. Tensors are read one at a time, and
-every name has to be accounted for: unknown, missing and mis-shaped ones end in one error.
+A family's name table (`Family.names`) maps stored tensor names to paths of parameters; matrices are
+stored [out, in], parameters are [in, out]. Tensors are read one at a time, and all unknown, missing
+and mis-shaped names are reported in one error.
 """
 
 import collections
@@ -26,23 +26,22 @@ from jedit.io import storage
 from jedit.models.config import ModelConfig
 from jedit.models.decoder import FAMILIES
 from jedit.models.model import Model
+from jedit.models.precision import check_dtype
 from jedit.models.safetensors_index import Stored, count_bytes, in_order, open_tensors, some
 from jedit.models.sharding import param_shapes, param_shardings
 from jedit.parallel.memory import free_bytes
 from jedit.parallel.mesh import fetch
 from jedit.types import UserError
 
-DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
-
 
 def _expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """Shapes of the parameters by path, without making any."""
+  """Shapes of the parameters by path, without computing any."""
   flat = traverse_util.flatten_dict(param_shapes(config), sep='/')
   return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def name_table(config: ModelConfig) -> dict[str, tuple[str, str, tuple[int, ...]]]:
-  """What a directory of this config holds: Hugging Face name to (path, kind, stored shape)."""
+  """Contents of a directory of this config: Hugging Face name to (path, kind, stored shape)."""
   expected, table = _expected(config), {}
   for name, path, kind in FAMILIES[config.family].names:
     for layer in range(config.num_layers) if '{}' in name else (0,):
@@ -63,19 +62,18 @@ def load_directory(
 
   Args:
     path: directory with config.json and model.safetensors, whole or sharded with its index.
-    dtype: what weights are converted to and activations are computed in.
-    mesh: devices that share the model by its family's rules; each process reads the parts of its
-      own only. None puts all on the default device.
+    dtype: of weights and activations.
+    mesh: devices to shard the model over by its family's rules; each process reads only its own
+      parts. None loads all on the default device.
 
   Returns:
-    The model, and config.json as it stands.
+    The model, and config.json unchanged.
 
   Raises:
-    UserError: for a directory or config that cannot be used, for tensors that are unknown,
-      missing or mis-shaped (all of them in one message), and for a model that does not fit.
+    UserError: for an unusable directory or config, for tensors that are unknown, missing or
+      mis-shaped (all in one message), and for a model larger than the free memory.
   """
-  if dtype not in DTYPES or jax.dtypes.canonicalize_dtype(dtype) != dtype:  # float64 needs x64
-    raise UserError(f'Cannot load a model as {dtype!r}; choose float32, bfloat16 or float16.')
+  check_dtype(dtype)
   path = pathlib.Path(path)
   hf_config = _read_hf_config(path)
   config = FAMILIES[hf_config['model_type']].read_config(hf_config, dtype)
@@ -103,7 +101,7 @@ def _check_fits(
   dtype: str,
   shardings: Mapping[str, jax.sharding.Sharding],
 ) -> None:
-  """Refuses a model that is larger than the free memory of a device that is to hold it."""
+  """Refuses a model larger than the free memory of its devices."""
   here = jax.sharding.SingleDeviceSharding(jnp.zeros(()).device)
   needed: collections.Counter[jax.Device] = collections.Counter()
   for ours, kind, stored in table.values():
@@ -113,7 +111,7 @@ def _check_fits(
       needed[device] += math.prod(part) * jnp.dtype(dtype).itemsize
   for platform in {device.platform for device in needed}:
     devices = [device for device in needed if device.platform == platform]
-    # Devices of a CPU share its memory.
+    # CPU devices share their memory.
     groups = [devices] if platform == 'cpu' else [[device] for device in devices]
     for group in groups:
       wanted, free = sum(needed[device] for device in group), free_bytes(group[0])
@@ -142,7 +140,7 @@ def _read_hf_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _with_renames(config: ModelConfig, tensors: Mapping[str, Any]) -> ModelConfig:
-  """Follows the file where it begins names in another way than the family's table."""
+  """Takes the file's prefixes of tensor names where they differ from the family's table."""
   renames = FAMILIES[config.family].renames
   used = tuple((ours, _) for ours, _ in renames if not any(n.startswith(ours) for n in tensors))
   return dataclasses.replace(config, renames=used)
@@ -151,9 +149,9 @@ def _with_renames(config: ModelConfig, tensors: Mapping[str, Any]) -> ModelConfi
 def _untie_if_different(
   config: ModelConfig, hf_config: dict[str, Any], tensors: Mapping[str, Stored]
 ) -> tuple[ModelConfig, dict[str, Any]]:
-  """Believes the file where the config says tied but the stored head is another matrix.
+  """Unties the head if the stored head differs from the embedding, even if the config ties it.
 
-  transformers does the same. A stored head that equals the embedding is the usual case.
+  As in transformers. A stored head that equals the embedding is the usual case.
   """
   names = {path: config.stored_name(name) for name, path, _ in FAMILIES[config.family].names}
   head, embedding = names['head/kernel'], names['embed/embedding']
@@ -173,7 +171,7 @@ def _check_names(
 ) -> None:
   family = FAMILIES[config.family]
   ignored = [re.compile(pattern) for pattern in family.ignored]
-  if config.tie_head:  # stored as well as tied, and equal to the embedding
+  if config.tie_head:  # stored although tied, and equal to the embedding
     heads = [config.stored_name(name) for name, ours, _ in family.names if ours == 'head/kernel']
     ignored += [re.compile(re.escape(name)) for name in heads]
   strangers = [name for name in tensors if name not in table]
@@ -213,8 +211,8 @@ def _to_param(stored: Stored, kind: str, dtype: str, sharding: Any) -> jax.Array
 def _checksum(x: jax.Array) -> jax.Array:
   """Two 32-bit sums over the bits of an array, each bit pattern mixed with its index.
 
-  Sums modulo 2^32 do not depend on the order of addition, so every device and every sharding
-  gives the same ones; only eight bytes leave the device.
+  Sums modulo 2^32 do not depend on the order of addition, hence not on device or sharding; only
+  eight bytes leave the device.
   """
   unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
   bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
@@ -224,7 +222,7 @@ def _checksum(x: jax.Array) -> jax.Array:
   sums = []
   for salt in (0x9E3779B9, 0x85EBCA6B):
     mixed = bits ^ (index * jnp.uint32(salt))
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # a well-tried integer hash
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # an established integer hash
       mixed = (mixed ^ (mixed >> jnp.uint32(shift))) * jnp.uint32(factor)
     sums.append((mixed ^ (mixed >> jnp.uint32(16))).sum(dtype=jnp.uint32))
   return jnp.stack(sums)
@@ -233,8 +231,7 @@ def _checksum(x: jax.Array) -> jax.Array:
 def fingerprint(model: Model) -> str:
   """Sixteen hexadecimal digits that change with any weight, name, shape, dtype or config field.
 
-  The config belongs to it because equal weights under other heads, positions or norms are another
-  model.
+  The config counts because equal weights with other heads, positions or norms are another model.
   """
   flat = sorted(traverse_util.flatten_dict(model.params, sep='/').items())
   sums = fetch([_checksum(jnp.asarray(leaf)) for _, leaf in flat])
@@ -247,8 +244,7 @@ def fingerprint(model: Model) -> str:
 def _given(settings: Any) -> dict[str, Any]:
   """The fields that differ from their defaults, so that a new one changes nothing for old models.
 
-  The dtype of the activations is left out, since parameters have their own, and so is how a file
-  spells their names.
+  Omits the dtype of the activations, since parameters have their own, and a file's tensor names.
   """
   values = {f.name: (getattr(settings, f.name), f.default) for f in dataclasses.fields(settings)}
   return {

@@ -7,6 +7,7 @@ recomputed from its base kernels, so reverting one restores the bits.
 
 import dataclasses
 import hashlib
+import html
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -88,6 +89,18 @@ class Patch:
     if not self.updates:
       raise UserError('The patch changes no kernel; write at least one.')
 
+  def __repr__(self) -> str:
+    method, num_edits = self.provenance.get('method', {}), self.provenance.get('num_edits', '?')
+    paths = list(self.updates)
+    more = f' and {len(paths) - 6} more' if len(paths) > 6 else ''
+    return (
+      f'Patch {self.id}: {num_edits} edits by {method.get("name", "an unknown method")}\n'
+      f'  updates {", ".join(paths[:6])}{more}'
+    )
+
+  def _repr_html_(self) -> str:
+    return f'<pre>{html.escape(repr(self))}</pre>'
+
   @property
   def id(self) -> str:
     """Hash of the updates: two patches with the same id do the same."""
@@ -113,7 +126,8 @@ class Patch:
     parts: dict[str, dict[str, np.ndarray]] = {}
     for name, array in stored.tensors.items():
       key, _, part = name.rpartition(':')
-      parts.setdefault(key, {})[part] = array
+      if part in ('left', 'right', 'dense'):  # the file of a batch has its keys besides
+        parts.setdefault(key, {})[part] = array
     updates = {
       key: Update(left_FxR=p.get('left'), right_RxD=p.get('right'), dense=p.get('dense'))
       for key, p in parts.items()

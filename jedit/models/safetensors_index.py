@@ -1,7 +1,6 @@
-"""The tensors of a Hugging Face directory: what they are at once, what is in them one at a time.
+"""The tensors of a Hugging Face directory: all metadata at once, values on access.
 
-Values are mapped, not read: a slice of a tensor costs the bytes of that slice, and no more of a
-file is in memory than is being looked at.
+Values are memory-mapped: a slice of a tensor reads the bytes of that slice only.
 """
 
 import contextlib
@@ -25,27 +24,27 @@ from jedit.types import UserError
 
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 _OTHER_FORMATS = ('pytorch_model*.bin', '*.pth', '*.pt', '*.msgpack', '*.h5')
-_SHOWN_BYTES = 500_000_000  # from here on reading and writing take seconds
+_SHOWN_BYTES = 500_000_000  # show progress from here on, where reading and writing take seconds
 _MB = 1_000_000
-_STRIP = 64  # columns: their cache lines are still there when the next ones come
-# What travels with a model besides its config and weights.
+_STRIP = 64  # columns: their cache lines are still cached for the next ones
+# Files of a model besides its config and weights.
 COMPANIONS = (
   'tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'vocab.json', 'merges.txt',
   'special_tokens_map.json', 'added_tokens.json', 'chat_template.jinja', 'chat_template.json',
   'generation_config.json',
 )  # fmt: skip
 _DTYPES = {stored: jnp.dtype(name) for name, stored in storage.DTYPES.items()}
-_LISTED = 10  # names an error message shows of each sort
+_LISTED = 10  # names of each kind in an error message
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """Where a tensor is.
+  """Location of a tensor.
 
   Attributes:
     path: of its safetensors file.
     name: in that file.
-    kind: its dtype as safetensors calls it.
+    kind: its dtype in safetensors' notation.
     shape: as stored.
     offset: of its first byte in the file.
   """
@@ -61,18 +60,18 @@ class Stored:
     return _DTYPES[self.kind]
 
   def view(self) -> np.ndarray:
-    """The tensor, mapped read-only: bytes are read when they are looked at."""
+    """The tensor, memory-mapped read-only."""
     if not np.prod(self.shape):
       return np.zeros(self.shape, self.dtype)
     return np.memmap(self.path, self.dtype, 'r', self.offset, self.shape)
 
 
 def open_tensors(path: pathlib.Path) -> dict[str, Stored]:
-  """The tensors of a directory by name, file after file, in the order in which they lie there.
+  """The tensors of a directory by name, in file order.
 
   Raises:
-    UserError: for a directory without weights, with others than safetensors, or with files that
-      are absent, torn or not those of its index.
+    UserError: for a directory without weights, with weights in other formats, or with files that
+      are absent, truncated or different from its index.
   """
   if (path / WEIGHTS).is_file():
     return _read_header(path / WEIGHTS)
@@ -99,14 +98,14 @@ def open_tensors(path: pathlib.Path) -> dict[str, Stored]:
     tensors.update({name: tensor for name, tensor in present.items() if name in listed})
   if misplaced:
     raise UserError(
-      f'{path / INDEX} does not match its weight files: {len(misplaced)} tensors are not where '
-      f'it says ({some(misplaced)}); download index and files again.'
+      f'{path / INDEX} does not match its weight files: {len(misplaced)} tensors are in other '
+      f'files ({some(misplaced)}); download index and files again.'
     )
   return tensors
 
 
 def refuse_other_formats(model: str | os.PathLike[str], files: Iterable[str]) -> None:
-  """Says how to convert a model whose weights are in none of the files that are read.
+  """Explains how to convert a model whose weights are in an unsupported format only.
 
   Raises:
     UserError: if one of the files holds weights in another format.
@@ -121,7 +120,7 @@ def refuse_other_formats(model: str | os.PathLike[str], files: Iterable[str]) ->
 
 
 def some(names: Sequence[str]) -> str:
-  """The first few names, and how many more there are."""
+  """The first few names, and the number of the rest."""
   more = f' and {len(names) - _LISTED} more' if len(names) > _LISTED else ''
   return ', '.join(names[:_LISTED]) + more
 
@@ -129,7 +128,7 @@ def some(names: Sequence[str]) -> str:
 def _read_header(path: pathlib.Path) -> dict[str, Stored]:
   try:
     with safetensors.safe_open(os.fspath(path), framework='numpy'):
-      pass  # checks that the header is sound and the file as long as it says
+      pass  # checks the header, and the length of the file against it
     with open(path, 'rb') as file:
       size = int.from_bytes(file.read(8), 'little')
       header = json.loads(file.read(size))
@@ -147,7 +146,7 @@ def _read_header(path: pathlib.Path) -> dict[str, Stored]:
 
 @contextlib.contextmanager
 def count_bytes(label: str, tensors: Sequence[Any]) -> Iterator[Callable[[Any], None]]:
-  """Counts the bytes of tensors that are done, where that takes some time."""
+  """Shows progress over the bytes of tensors, if they take some time."""
   total, done = sum(map(num_bytes, tensors)), 0
   with contextlib.ExitStack() as stack:
     if total < _SHOWN_BYTES:
@@ -163,12 +162,12 @@ def count_bytes(label: str, tensors: Sequence[Any]) -> Iterator[Callable[[Any], 
 
 
 def num_bytes(tensor: Any) -> int:
-  """Of anything with a shape and a dtype."""
+  """Bytes of anything with a shape and a dtype."""
   return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def in_order(x: np.ndarray, dtype: DTypeLike) -> np.ndarray:
-  """A copy in 'C' order; a turned matrix is copied in strips, in a third of the time."""
+  """A copy in 'C' order; a transposed matrix is copied in strips, in a third of the time."""
   if x.ndim != 2 or x.flags.c_contiguous:
     return np.array(x, dtype=jnp.dtype(dtype), order='C')
   copy = np.empty(x.shape, jnp.dtype(dtype))

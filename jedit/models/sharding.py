@@ -1,4 +1,4 @@
-"""Which parameter is split over which axis of the mesh: a family's table, applied to shapes."""
+"""Sharding of parameters over the mesh: a family's table, applied to shapes."""
 
 import functools
 import re
@@ -14,19 +14,16 @@ from jedit.models.decoder import FAMILIES, init_params
 
 @functools.cache
 def param_shapes(config: ModelConfig) -> dict[str, Any]:
-  """The parameter tree with a `jax.ShapeDtypeStruct` per leaf, to be read only; nothing is made."""
+  """The parameter tree with a `jax.ShapeDtypeStruct` per leaf (read-only), without computation."""
   shapes: dict[str, Any] = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
   return shapes
 
 
 def param_specs(config: ModelConfig) -> dict[str, Any]:
-  """What the family's table says of every parameter, whatever the mesh.
-
-  Returns:
-    The parameter tree with a PartitionSpec per leaf, one entry per dimension.
+  """The parameter tree with the family table's PartitionSpec per leaf, one entry per dimension.
 
   Raises:
-    ValueError: for a parameter that no row matches, or whose row has another number of
+    ValueError: for a parameter without a matching row, or whose row has another number of
       dimensions; names its path and shape.
   """
   rules = FAMILIES[config.family].sharding
@@ -40,14 +37,10 @@ def param_specs(config: ModelConfig) -> dict[str, Any]:
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
-  """The parameter tree with a NamedSharding per leaf.
+  """The parameter tree with a NamedSharding per leaf, over the mesh axes 'data' and 'model'.
 
   A dimension that the mesh axis does not divide (GPT-2's vocabulary of 50257) stays whole on
   every device.
-
-  Args:
-    config: sizes of the model.
-    mesh: devices with the axes 'data' and 'model'.
   """
 
   def fit(leaf: Any, spec: PartitionSpec) -> NamedSharding:

@@ -1,4 +1,4 @@
-"""Named places in the network where a value can be read or changed.
+"""Sites: named places in the network to read or change a value.
 
 A site is `'<layer>/<place>'`:
 
@@ -9,11 +9,11 @@ A site is `'<layer>/<place>'`:
   mlp_in      input of the MLP's down projection (the key k of an MLP edit)
   mlp_out     output of the MLP, bias included, before it joins the residual stream
   block_out   the residual stream after the block
-  attn_key    rotated attention keys of every token, with attn_value what a cache stores
+  attn_key    rotated attention keys of every token; a cache stores them with attn_value
   attn_value  attention values of every token
-  attn_cache  keys and values of a whole row, where the pass has a cache
+  attn_cache  keys and values of a whole row, if the pass has a cache
 
-An intervention is an argument and a recording a return value; jit drops what nobody asked for.
+Interventions are arguments and recordings are return values; jit drops unused ones.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -37,7 +37,7 @@ PLACES = (
   'attn_value',
 )
 
-# The kernels that edits write: where their input and their output are found, and their parameter.
+# The editable kernels: sites of their input and output, and their parameter.
 KERNEL_INPUT = {'mlp': 'mlp_in', 'attn': 'attn_in'}
 KERNEL_OUTPUT = {'mlp': 'mlp_out', 'attn': 'attn_out'}
 _KERNEL_PATH = {'mlp': ('mlp', 'down', 'kernel'), 'attn': ('attn', 'out', 'kernel')}
@@ -54,9 +54,9 @@ def kernel_path(kernel: Kernel) -> tuple[str, ...]:
 
 
 class Intervention(Protocol):
-  """A change of the value at one site: a pytree that can be called inside a jitted forward pass."""
+  """A change of the value at one site: a pytree, callable inside a jitted forward pass."""
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, /) -> jax.Array:
     """The new value, of the same shape; it is cast to the dtype of `x`."""
     ...
 
@@ -67,7 +67,7 @@ class AddAt:
 
   Attributes:
     pos_N: token index per row; an index outside the row changes nothing.
-    delta_NxD: what is added, float32 whatever the activations are.
+    delta_NxD: the vectors, float32 for any activation dtype.
   """
 
   pos_N: jax.Array
@@ -81,11 +81,11 @@ class AddAt:
 
 @struct.dataclass
 class ReplaceAt:
-  """Puts one vector per row at one token: x[n, pos[n]] = value[n]. Used by causal tracing.
+  """Replaces one vector per row at one token: x[n, pos[n]] = value[n], for causal tracing.
 
   Attributes:
     pos_N: token index per row; an index outside the row changes nothing.
-    value_NxD: what the token's vector becomes.
+    value_NxD: the new vectors.
   """
 
   pos_N: jax.Array
@@ -99,7 +99,7 @@ class ReplaceAt:
 class Sites:
   """Carries the edits into a forward pass and the recordings out of it.
 
-  Lives for one call of `apply`: blocks pass every site's value through it.
+  Exists for one call of `apply`: blocks pass every site's value through it.
   """
 
   def __init__(self, edits: Mapping[str, Callable] | None, taps: Iterable[str]):

@@ -1,6 +1,6 @@
-"""Texts for statistics: where documents come from and which of them are drawn.
+"""Corpus: the documents of a pass for second moments, from files or datasets, and draws from them.
 
-A corpus is read while it is used: only plain text is in memory as a whole.
+Documents are read as the pass proceeds; only plain text is in memory as a whole.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ _LOADERS = {'.parquet': 'parquet', '.jsonl': 'json', '.json': 'json'}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-  """Documents in the order in which they are read.
+  """Documents in reading order.
 
   Attributes:
     index_N: their numbers in the source.
-    fetch: numbers to texts, one after the other.
-    identity: JSON-able: `corpus` (what the source holds), `num_documents` drawn from it, the
-      `seed` that drew them, and the `parts` that this is, as pairs (number from 1, of how many).
-    is_stream: numbers have to ascend.
+    fetch: maps numbers to texts, one after the other.
+    identity: JSON-able: `corpus` (content of the source), `num_documents` drawn from it, the `seed`
+      of the draw, and the `parts` of the corpus, as pairs (number from 1, number of parts).
+    is_stream: numbers must ascend.
   """
 
   index_N: np.ndarray
@@ -38,7 +38,7 @@ class Corpus:
 
   @classmethod
   def of(cls, documents: Sequence[str]) -> 'Corpus':
-    """Texts as they are."""
+    """A corpus of given texts."""
     documents = list(documents)
     digest = hashlib.sha256()
     for document in documents:
@@ -53,14 +53,14 @@ class Corpus:
     return len(self.index_N)
 
   def read(self, start: int = 0) -> Iterator[str]:
-    """The texts from one on; those before are not looked at."""
+    """The texts from number `start` on; those before are not read."""
     return iter(self.fetch(self.index_N[start:]))
 
   def draw(self, max_documents: int, seed: int) -> 'Corpus':
-    """Documents chosen at random, in random order (those of a stream: in its order).
+    """Random documents in random order (those of a stream: in its order).
 
     Args:
-      max_documents: how many; 0 takes all.
+      max_documents: number of documents; 0 takes all.
       seed: of choice and order.
     """
     count = min(max_documents or len(self), len(self))
@@ -74,8 +74,8 @@ class Corpus:
     """Every `count`-th document, for one of several runs; `SecondMoments.merge` joins them.
 
     Args:
-      number: of the part, from 1.
-      count: of all parts.
+      number: number of the part, from 1.
+      count: number of parts.
     """
     identity = {**self.identity, 'parts': [[number, count]]}
     return dataclasses.replace(self, index_N=self.index_N[number - 1 :: count], identity=identity)
@@ -130,7 +130,7 @@ def _read_lines(file: pathlib.Path) -> list[str]:
 
 def _read_tables(files: Sequence[pathlib.Path], kind: str, column: str) -> Corpus:
   """Rows of local files, which `datasets` maps into memory."""
-  import datasets  # here, because it takes seconds
+  import datasets  # here, since its import takes seconds
 
   digest = hashlib.sha256()
   try:
@@ -138,7 +138,7 @@ def _read_tables(files: Sequence[pathlib.Path], kind: str, column: str) -> Corpu
       with open(path, 'rb') as file:
         digest.update(hashlib.file_digest(file, 'sha256').digest())
     rows = datasets.load_dataset(kind, data_files=list(map(str, files)), split='train')
-  except Exception as error:  # whatever the readers of `datasets` raise
+  except Exception as error:  # the readers of `datasets` raise many kinds
     raise UserError(
       f'The corpus {", ".join(map(str, files))} cannot be read ({_first_line(error)}); repair it '
       'or leave it out.'
@@ -158,17 +158,17 @@ def read_dataset(
     name: of the dataset, such as 'wikimedia/wikipedia'.
     config: of the dataset, such as the dump '20231101.en'; empty for one that has only one.
     column: field of the text.
-    streaming: reads while it goes instead of storing the dataset first. The documents of a draw
-      are then read in the dataset's order.
+    streaming: reads over the network as the pass proceeds instead of storing the dataset first.
+      The documents of a draw are then read in the dataset's order.
 
   Raises:
-    UserError: if the dataset cannot be had, or lacks the column, or its stream has no known length.
+    UserError: if the dataset cannot be loaded, lacks the column, or has a stream of unknown length.
   """
-  import datasets  # here, because it takes seconds
+  import datasets  # here, since its import takes seconds
 
   try:
     rows = datasets.load_dataset(name, config or None, split='train', streaming=streaming)
-  except Exception as error:  # there are many ways not to get something from the hub
+  except Exception as error:  # downloads fail in many ways
     raise UserError(
       f'The dataset {name}{config and f" ({config})"} cannot be loaded ({_first_line(error)}); '
       'where the hub is out of reach, fetch its files elsewhere and give their directory as a '
@@ -181,7 +181,7 @@ def read_dataset(
     split = (rows.info.splits or {}).get('train')
     if split is None or not split.num_examples:
       raise UserError(
-        f'The dataset {name} does not say how many documents it has, so none can be drawn from its '
+        f'The dataset {name} does not state its number of documents, so none can be drawn from its '
         'stream; read it without streaming.'
       )
     count, fetch = split.num_examples, _stream_of(rows, column)

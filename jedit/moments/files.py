@@ -89,7 +89,7 @@ class SecondMoments:
 
   @classmethod
   def load(cls, path: str | os.PathLike[str]) -> 'SecondMoments':
-    """Reads what `save` wrote.
+    """Reads a file of `save`.
 
     Raises:
       UserError: if the file is missing or holds something else.
@@ -108,8 +108,8 @@ class SecondMoments:
     """One result of several runs over parts of one corpus: means weighted by their tokens.
 
     Args:
-      parts: of runs that differ only in `part`; at least one. All parts together are what a run
-        over the whole corpus gives, and can stand for it.
+      parts: of runs that differ only in `part`; at least one. All parts together equal a run over
+        the whole corpus and replace it.
 
     Raises:
       UserError: for runs of different models, kernels or settings, and for a part given twice.
@@ -216,12 +216,12 @@ def _shorten(text: str) -> str:
 
 
 def is_archive(path: str | os.PathLike[str]) -> bool:
-  """Whether a path names a `.npz` archive or a directory of them."""
+  """True for the path of a `.npz` archive or of a directory of them."""
   return pathlib.Path(path).suffix == '.npz' or pathlib.Path(path).is_dir()
 
 
 def _module_name(lm: LanguageModel, kernel: Kernel) -> str:
-  """What PyTorch calls the module whose input a kernel's keys are."""
+  """PyTorch's name of the module whose input is the kernel's keys."""
   path = '/'.join(['block_{}', *kernel_path(kernel)[1:]])
   name = next(name for name, ours, _ in FAMILIES[lm.config.family].names if ours == path)
   return name.removesuffix('.weight').format(kernel.layer)

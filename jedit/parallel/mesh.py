@@ -1,9 +1,9 @@
 """Devices as one mesh with the axes 'data' and 'model', over one process or several.
 
-Every process runs the same program and holds the same host arrays; only device arrays are spread.
-Parameters are spread over 'model' (and their placement says which mesh there is), rows of texts and
-edits over 'data'. What comes back to the host is whole in every process; files are written by the
-first one, while the others wait.
+Every process runs the same program and holds the same host arrays; only device arrays are sharded:
+parameters over 'model' (their placement defines the mesh), rows of texts and edits over 'data'.
+Arrays fetched to the host are whole in every process. The first process writes files while the
+others wait.
 """
 
 import itertools
@@ -21,19 +21,20 @@ _barriers = itertools.count()
 
 
 def initialise(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
-  """Joins the processes of a run; to be called before anything touches a device.
+  """Joins the processes of a run; call it before anything touches a device.
 
   Args:
-    coordinator: address host:port of the first process; 'auto' asks the cluster (Slurm, TPU, MPI).
-    num_processes: how many there are; None where the cluster knows.
-    process_id: which this one is, from 0; None where the cluster knows.
+    coordinator: address host:port of the first process; 'auto' takes the cluster's (Slurm, TPU,
+      MPI).
+    num_processes: number of processes; None takes the cluster's.
+    process_id: number of this process, from 0; None takes the cluster's.
 
   Raises:
     UserError: if they do not find each other.
   """
   address = None if coordinator == 'auto' else coordinator
   if address is not None and (num_processes is None or process_id is None):
-    raise UserError('With --coordinator=HOST:PORT give --num_processes and --process_id, too.')
+    raise UserError('With --coordinator=HOST:PORT give --num_processes and --process_id as well.')
   try:
     jax.distributed.initialize(address, num_processes, process_id)
   except (RuntimeError, ValueError) as error:
@@ -45,7 +46,7 @@ def initialise(coordinator: str, num_processes: int | None, process_id: int | No
 
 
 def make_mesh(data: int = 0, model: int = 1) -> Mesh | None:
-  """All devices of all processes as a mesh; None where there is one device.
+  """All devices of all processes as a mesh; None for a single device.
 
   Args:
     data: devices that share the rows; 0 takes as many as `model` leaves.
@@ -67,7 +68,7 @@ def make_mesh(data: int = 0, model: int = 1) -> Mesh | None:
 
 
 def mesh_of(params: Any) -> Mesh | None:
-  """The mesh that parameters are spread over; None for those on one device."""
+  """The mesh of sharded parameters; None for those on one device."""
   for leaf in jax.tree.leaves(params):
     if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
       mesh = leaf.sharding.mesh
@@ -77,7 +78,7 @@ def mesh_of(params: Any) -> Mesh | None:
 
 
 def num_row_shards(params: Any) -> int:
-  """Into how many parts rows are split; batches that are multiples of it use all devices."""
+  """Number of shards of the rows; batches that are multiples of it use all devices."""
   mesh = mesh_of(params)
   return 1 if mesh is None else mesh.shape[DATA]
 
@@ -85,8 +86,8 @@ def num_row_shards(params: Any) -> int:
 def place_rows(params: Any, rows: Any) -> Any:
   """Host arrays as arrays on the devices of the parameters, their first axis over 'data'.
 
-  Arrays whose first axis does not divide are whole on every device. Without a mesh they are left
-  to jit.
+  Arrays whose first axis does not divide are whole on every device. Without a mesh, jit places
+  them.
   """
   mesh = mesh_of(params)
   if mesh is None:
@@ -108,7 +109,7 @@ def _row_sharding(mesh: Mesh, array: Any) -> NamedSharding:
 
 
 def over_rows(mesh: Mesh | None, tree: Any) -> Any:
-  """Inside jit: has the first axis of every array lie over 'data' where it divides."""
+  """Inside jit: shards the first axis of every array over 'data' where it divides."""
   if mesh is None:
     return tree
 
@@ -119,7 +120,7 @@ def over_rows(mesh: Mesh | None, tree: Any) -> Any:
 
 
 def square_sharding(mesh: Mesh, x_FxF: Any) -> NamedSharding:
-  """How a sum over rows lies: in parts over both axes, so that no two devices hold the same."""
+  """Sharding of a sum over rows: over both axes, so that no two devices hold the same part."""
   sides = zip(x_FxF.shape, (MODEL, DATA), strict=True)
   axes = (axis if size % mesh.shape[axis] == 0 else None for size, axis in sides)
   return NamedSharding(mesh, PartitionSpec(*axes))
@@ -145,18 +146,18 @@ def _fetch(x: Any) -> np.ndarray:
 
 
 def is_first_process() -> bool:
-  """Whether this process writes files and speaks."""
+  """True in the process that writes files and prints."""
   return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def wait_for_all() -> None:
-  """Returns once every process is here; all have to call it in the same order."""
+  """Waits for every process; all have to call it in the same order."""
   if jax.distributed.is_initialized():
     multihost_utils.sync_global_devices(f'jedit {next(_barriers)}')
 
 
 def least_over_processes(value: int) -> int:
-  """The smallest of the processes' values, for choices that all have to make alike."""
+  """The smallest of the processes' values, for choices in which all must agree."""
   if not jax.distributed.is_initialized():
     return value
   return int(multihost_utils.process_allgather(np.int64(value)).min())

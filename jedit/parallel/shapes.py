@@ -1,6 +1,8 @@
-"""Few padded lengths: every shape is a program to compile, every padded token is wasted work."""
+"""Padded lengths: few shapes, since each is compiled, and little padding, which is wasted work."""
 
 from collections.abc import Sequence
+
+import numpy as np
 
 PADDING_PER_PROGRAM = 2**14  # tokens: compiling one more program takes longer than these
 
@@ -48,3 +50,26 @@ def group_by_length(
       groups.append((size, waiting))
       waiting = []
   return groups
+
+
+def pad(rows: Sequence[Sequence[int]], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """Pads rows on the right with 0; lengths tell padding apart, token ids do not.
+
+  Args:
+    rows: token ids of N texts.
+    length: number of tokens T to pad to; None takes the longest row.
+
+  Returns:
+    token_NxT and length_N, int32.
+
+  Raises:
+    ValueError: if a row is longer than `length`.
+  """
+  length_N = np.array([len(row) for row in rows], np.int32)
+  longest = int(length_N.max(initial=0))
+  if length is not None and longest > length:
+    raise ValueError(f'A text has {longest} tokens, more than the {length} to pad to.')
+  token_NxT = np.zeros((len(rows), longest if length is None else length), np.int32)
+  for n, row in enumerate(rows):
+    token_NxT[n, : len(row)] = row
+  return token_NxT, length_N

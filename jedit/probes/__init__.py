@@ -1,11 +1,11 @@
-"""What a model does between a prompt and its answer, read off its hidden states.
+"""Probes of the hidden states between a prompt and its answer.
 
     lm, records = jedit.testbed('gptj')
     requests = [record.request for record in records]
-    similarity(lm, requests).cosine_CxMxLxN  # PMET: what attention and MLP change
-    contrast(lm, requests).rank_ZxQxOxSxN  # JEEP: original against target object
+    similarity(lm, requests).cosine_CxMxLxN  # PMET: change by attention and by MLP
+    contrast(lm, requests).rank_ZxQxOxSxN  # JEEP: true against new object
     windows = windows_of(lm.config.num_layers, width=3)
-    trace(lm, requests, windows).recovered_KxQxW  # ROME: which layers recall facts
+    trace(lm, requests, windows).recovered_KxQxW  # ROME: layers that recall facts
 
 All are pure functions of a model and requests, batched in few shapes.
 """

@@ -1,8 +1,8 @@
-"""JEEP's contrast probe: what every layer says about the original and about the target object.
+"""JEEP's contrast probe: probability and rank of the true and the new object, layer by layer.
 
 JEEP (arXiv:2412.17872), section 4.1, eqs. 5 and 6, figure 2: the vocabulary layer reads the state
-behind every layer, at the subject's last token and where the object is predicted. Where the two
-objects part is where editing is to intervene. Figure 5 adds sets of words.
+after every layer, at the subject's last token and at the prediction position. The layers where the
+two objects diverge are the ones to edit. Figure 5 adds sets of words.
 """
 
 import dataclasses
@@ -33,19 +33,18 @@ REST = 'rest'
 class Contrast:
   """Per-record values; their means over the last axis are the curves of the figures.
 
-  Axes: Z norm ('raw': the state goes into the vocabulary layer, bias included where there is one,
-  as it is, which is the paper's form; 'normed': through the final norm first, which at the last
-  state is the model's prediction), Q position ('subject_last', 'prompt_last'), O object ('true',
-  'new'), S state (0 the embeddings, l + 1 the output of block l), N record.
+  Axes: Z norm ('raw': the vocabulary layer, bias included, applied to the state itself, the paper's
+  form; 'normed': final norm first, which at the last state is the model's prediction), Q position
+  ('subject_last', 'prompt_last'), O object ('true', 'new'), S state (0 the embeddings, l + 1 the
+  output of block l), N record.
 
   Attributes:
     prob_ZxQxOxSxN: probability of the object's first token.
     rank_ZxQxOxSxN: tokens with a larger logit; 0 is the top.
     position_QxN: token index, BOS included.
     first_token_OxN: the first token of " " + object after the prompt.
-    words_ZxQxSxN: by name of a set of words, the mean probability of the first tokens of its
-      words, each token once; 'rest' stands for all tokens that no set holds, without the true
-      object. Empty where no sets were given.
+    words_ZxQxSxN: by set name, the mean probability of the first tokens of its words, each token
+      once; 'rest' covers all tokens outside the sets except the true object. Empty without sets.
   """
 
   prob_ZxQxOxSxN: np.ndarray
@@ -59,7 +58,7 @@ class Contrast:
 def _states(
   model: Model, token_NxT: jax.Array, length_N: jax.Array, at_NxQ: jax.Array
 ) -> jax.Array:
-  """The embeddings and every block's output at two tokens, float32 [S, N, Q, D]."""
+  """Embeddings and block outputs at two tokens, float32 [S, N, Q, D]."""
   taps = [site(layer, 'block_out') for layer in range(model.config.num_layers)]
   embedded, _ = run(model, token_NxT, length_N, stop=0)
   _, seen = run(model, token_NxT, length_N, taps=taps)
@@ -105,15 +104,15 @@ def contrast(
 
   Args:
     lm: the model.
-    requests: with a true object each.
-    words: sets of words to follow, too, by name.
+    requests: each with a true object.
+    words: additional sets of words, by name.
 
   Returns:
     The values of every record.
 
   Raises:
-    UserError: without requests, for one without a true object or that cannot be tokenised, and
-      for a set without words.
+    UserError: for no requests, a request without true object or that cannot be tokenised, or an
+      empty set of words.
   """
   model = lm.model
   encoded, at_NxQ, token_NxO = _encode(lm, requests)
@@ -134,7 +133,7 @@ def contrast(
       progress.update(len(batch.rows))
   by_name = dict(zip(names, sets, strict=True))
   if names:
-    # The set is there as a sum of all its tokens: the true object leaves where it is one of them.
+    # The set 'rest' is kept as a sum; subtract the true object where it is a member.
     total_ZxQxSxN = by_name[REST]
     in_rest_V = np.asarray(set_GxV)[-1]
     leaves_N = in_rest_V[token_NxO[:, 0]]
@@ -144,20 +143,20 @@ def contrast(
 
 
 def check_objects(requests: Sequence[Request]) -> None:
-  """Raises UserError unless every request has the two objects that are contrasted."""
+  """Raises UserError unless every request has a true and a new object."""
   for number, request in enumerate(requests):
     if request.target_true is None:
       label = number if request.case_id is None else request.case_id
       raise UserError(
-        f'Request {label} has no true object, and the contrast needs one beside the new object; '
-        'choose records that have both, or other probes.'
+        f'Request {label} has no true object to contrast with the new one; choose records that '
+        'have both, or other probes.'
       )
 
 
 def _encode(
   lm: 'LanguageModel', requests: Sequence[Request]
 ) -> tuple[list[tuple[int, ...]], np.ndarray, np.ndarray]:
-  """Prompts as ids, their two positions, and the first tokens of both objects."""
+  """Token ids of the prompts, their two positions, and the first tokens of both objects."""
   check_objects(requests)
   limit = lm.config.position_limit
   bare = encode_many(lm.tokenizer, [Row(r.prompt, r.subject) for r in requests], limit)
@@ -174,15 +173,15 @@ def _encode(
 
 
 def _sets(lm: 'LanguageModel', words: Mapping[str, Sequence[str]]) -> tuple[list[str], jax.Array]:
-  """Names of the sets, 'rest' last, and what each weighs the vocabulary with, float32 [G, V]."""
+  """Names of the sets, 'rest' last, and their weights over the vocabulary, float32 [G, V]."""
   if not words:
     return [], jnp.zeros((0, lm.config.vocab_size), jnp.float32)
   if REST in words:
-    raise UserError(f'A set of words is called {REST!r}, as all other words are; rename it.')
+    raise UserError(f'The name {REST!r} is reserved for all other words; rename that set.')
   weight_GxV = np.zeros((len(words) + 1, lm.config.vocab_size), np.float32)
   for g, (name, members) in enumerate(words.items()):
     if not members:
-      raise UserError(f'The set of words {name!r} is empty; give it one or leave it out.')
+      raise UserError(f'The set of words {name!r} is empty; add a word or remove the set.')
     tokens = {encode(lm.tokenizer, 'The', target=word).target_ids[0] for word in members}
     weight_GxV[g, sorted(tokens)] = 1 / len(tokens)
   weight_GxV[-1] = ~weight_GxV.any(axis=0)

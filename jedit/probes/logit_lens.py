@@ -1,4 +1,4 @@
-"""What the probes share: prompts in few shapes, and hidden states as words of the vocabulary."""
+"""Shared parts of the probes: batches of prompts, and the logit lens on hidden states."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -9,23 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit.models import Model
-from jedit.models.encoding import pad
-from jedit.parallel.shapes import group_by_length
+from jedit.parallel.shapes import group_by_length, pad
 from jedit.types import Request, UserError
 
 PROJECTIONS = ('embedding', 'head', 'prediction')
 
-_ROWS = 64  # texts of a batch: one size, so that what follows the blocks is one program
+_ROWS = 64  # texts of a batch: a fixed number, so that the code after the blocks compiles once
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Texts of about one length.
+  """Texts of similar length.
 
   Attributes:
-    rows: the numbers of the texts; rows of the arrays behind them are padding.
+    rows: indices of the texts; any further rows of the arrays are padding.
     token_NxT: token ids, padded on the right with 0.
-    length_N: tokens that are no padding.
+    length_N: tokens without padding.
   """
 
   rows: np.ndarray
@@ -33,25 +32,22 @@ class Batch:
   length_N: np.ndarray
 
   def pick(self, values: np.ndarray) -> np.ndarray:
-    """The batch's rows of an array with one row per text; padding repeats the last one."""
+    """The batch's rows of an array over all texts; padding repeats the last one."""
     missing = len(self.length_N) - len(self.rows)
     return values[np.pad(self.rows, (0, missing), mode='edge')]
 
 
 def batches(ids: Sequence[Sequence[int]]) -> Iterator[Batch]:
-  """Sorts texts by length into batches of few shapes.
+  """Batches of few shapes that cover every text once, sorted by length.
 
   Args:
-    ids: the tokens of each text.
-
-  Yields:
-    Batches that together hold every text once.
+    ids: token ids of each text.
 
   Raises:
     UserError: without texts.
   """
   if not ids:
-    raise UserError('There is nothing to probe; give at least one request.')
+    raise UserError('The probe has no requests; give at least one.')
   size = min(_ROWS, -(-len(ids) // 8) * 8)
   for length, chosen in group_by_length([len(row) for row in ids]):
     for first in range(0, len(chosen), size):
@@ -62,7 +58,7 @@ def batches(ids: Sequence[Sequence[int]]) -> Iterator[Batch]:
 
 
 def positions(token_NxT: jax.Array, length_N: jax.Array) -> jax.Array:
-  """Rotary positions; a padded token takes its row's last: scaled ones look at the largest."""
+  """Rotary positions; padding repeats the row's last one, because dynamic scaling uses the max."""
   index_1xT = jnp.arange(token_NxT.shape[1])[None, :]
   return jnp.minimum(index_1xT, jnp.maximum(length_N - 1, 0)[:, None])
 
@@ -75,14 +71,14 @@ def run(
 
 
 def project(model: Model, state: jax.Array, projection: str) -> jax.Array:
-  """Reads states [..., D] as words, float32 [..., V].
+  """Logits of hidden states [..., D], float32 [..., V].
 
   Args:
-    model: whose vocabulary layer reads.
+    model: provides the vocabulary layer.
     state: hidden states, float32.
     projection: 'embedding', the input embeddings without norm or bias (PMET's notebook); 'head',
       the vocabulary layer without norm or bias; 'prediction', final norm and vocabulary layer with
-      its bias, as the model reads its own last state.
+      bias, as for the model's own output.
   """
   if projection == 'prediction':
     return model.head(state)
@@ -94,5 +90,5 @@ def project(model: Model, state: jax.Array, projection: str) -> jax.Array:
 
 
 def known_answer(request: Request) -> str:
-  """What the model says today: the true object; the target of a request that has no other."""
+  """The true object, or the target of a request without one."""
   return request.target_new if request.target_true is None else request.target_true

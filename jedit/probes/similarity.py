@@ -1,9 +1,9 @@
-"""PMET's knowledge probe: how much attention and MLP change the prompt's last state, by layer.
+"""PMET's similarity probe: change of the prompt's last state by attention and MLP, per layer.
 
-PMET (arXiv:2308.08742), section 3.1, eq. 7 and figure 2: the state before a module is compared
-with the module's output at the last token of a prompt, as vectors by their cosine and as words by
-the Jaccard similarity of their k most likely ones. Paper and released notebook differ in what
-stands before, and in what turns a state into words, so every form is computed.
+PMET (arXiv:2308.08742), section 3.1, eq. 7 and figure 2: similarity between the state before a
+module and the module's output at the last token of a prompt: cosine of the vectors, and Jaccard of
+the k most probable words. The paper and the released notebook differ in the state before the module
+and in the projection to words; all combinations are computed.
 """
 
 import dataclasses
@@ -32,18 +32,17 @@ MODULES = ('attn', 'mlp')
 class Similarity:
   """Per-prompt values; their means over the last axis are the curves of the figure.
 
-  Axes: C before ('stream': the residual stream that enters the block, the paper's h^(l-1);
-  'input': the normed state that the module reads, which in GPT-J is one state for both modules and
-  the notebook's form), M module ('attn', 'mlp'; outputs before they join the stream), J projection
-  (`jedit.probes.logit_lens.PROJECTIONS`, for the state before and the output alike), L layer,
-  N prompt.
+  Axes: C state before ('stream': the residual stream entering the block, the paper's h^(l-1);
+  'input': the normed state that the module reads, the notebook's form; GPT-J has one for both
+  modules), M module ('attn', 'mlp'; outputs before they join the stream), J projection
+  (`jedit.probes.logit_lens.PROJECTIONS`, of the state before and the output), L layer, N prompt.
 
   Attributes:
-    top_k: words that are compared.
+    top_k: number of words compared.
     cosine_CxMxLxN: cosine similarity.
     jaccard_CxMxJxLxN: shared / (2k - shared) of the sets of token ids.
-    jaccard_of_strings_CxMxJxLxN: the same of decoded tokens, as the notebook compares them: tokens
-      that decode to the same text (bytes of a split character) count once in `shared`.
+    jaccard_of_strings_CxMxJxLxN: the same on decoded tokens, as in the notebook: tokens that decode
+      to the same text (bytes of a split character) count once in `shared`.
   """
 
   top_k: int
@@ -56,7 +55,7 @@ class Similarity:
 def _states(
   model: Model, token_NxT: jax.Array, length_N: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """At the last token, float32 [., L, N, D]: the stream, the modules' inputs and their outputs."""
+  """Stream, module inputs and module outputs at the last token, float32 [., L, N, D]."""
   layers = range(model.config.num_layers)
   places = [f'{module}_{end}' for end in ('normed', 'out') for module in MODULES] + ['block_out']
   taps = [site(layer, place) for place in places for layer in layers]
@@ -80,7 +79,7 @@ def _states(
 
 @functools.partial(jax.jit, static_argnames='top_k')
 def _top(model: Model, state_SxNxD: jax.Array, top_k: int) -> jax.Array:
-  """Ids of the top words [J, S, N, k] of states."""
+  """Ids of the top words of states, [J, S, N, k]."""
 
   def of(projection: str) -> jax.Array:
     return jax.lax.map(
@@ -102,11 +101,8 @@ def similarity(lm: 'LanguageModel', requests: Sequence[Request], *, top_k: int =
 
   Args:
     lm: the model.
-    requests: their prompts are read, subject filled in; no object is.
+    requests: only their prompts are used, subject filled in.
     top_k: k of eq. 7, at most the size of the vocabulary.
-
-  Returns:
-    The values of every prompt.
 
   Raises:
     UserError: without requests, or for a prompt that cannot be tokenised.
@@ -142,7 +138,7 @@ def similarity(lm: 'LanguageModel', requests: Sequence[Request], *, top_k: int =
 
 
 class _TextNumbers:
-  """Numbers token ids by what they decode to: equal texts have equal numbers."""
+  """Numbers token ids by their decoded text: equal texts get equal numbers."""
 
   def __init__(self, tokenizer: Any):
     self._tokenizer = tokenizer
@@ -159,7 +155,7 @@ class _TextNumbers:
 
 
 def _jaccard(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """The Jaccard similarity along the last axis; what a list holds twice is shared once."""
+  """Jaccard similarity along the last axis; duplicates count once as shared."""
   top_k = a.shape[-1]
   earlier_KxK = np.tri(top_k, k=-1, dtype=bool)
   is_repeated = ((a[..., :, None] == a[..., None, :]) & earlier_KxK).any(axis=-1)

@@ -1,8 +1,8 @@
-"""Causal tracing: where in a model the name of a subject turns into what is known about it.
+"""Causal tracing: the layers and tokens at which a model recalls facts about a subject.
 
-ROME (arXiv:2202.05262), section 2: the embeddings of the subject's tokens are spoilt with noise,
-then the outputs that some layers had in the clean run are put back at one token. Where that brings
-the answer back, the fact is recalled; those layers are the ones to edit in a new model.
+ROME (arXiv:2202.05262), section 2: noise corrupts the embeddings of the subject's tokens, then
+clean outputs of some layers are restored at one token. Layers whose restored outputs recover the
+answer recall the fact; they are the ones to edit in a new model.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
   from jedit.models.language_model import LanguageModel
 
 PLACES = {'hidden': 'block_out', 'attn': 'attn_out', 'mlp': 'mlp_out'}
-# ROME's groups of tokens. A token can be in two: the only one of a subject is its first and last.
+# ROME's groups of tokens, which overlap: the only token of a subject is its first and its last.
 POSITIONS = (
   'subject_first',
   'subject_middle',
@@ -33,24 +33,24 @@ POSITIONS = (
   'after_middle',
   'prompt_last',
 )
-ENDS = ('subject_last', 'prompt_last')  # where edits are made
+ENDS = ('subject_last', 'prompt_last')  # positions of edits
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-  """Probabilities of the answer's first token, mean over the draws of noise, per prompt.
+  """Probability of the answer's first token per prompt, averaged over the draws of noise.
 
-  Axes: K kind of output put back (`kinds`), Q token at which (`positions`), W window of layers
+  Axes: K kind of restored output (`kinds`), Q restored token (`positions`), W window of layers
   (`windows`), N prompt.
 
   Attributes:
-    kinds: of 'hidden' (the residual stream behind the block), 'attn' and 'mlp'.
-    positions: of `POSITIONS`.
-    windows: the layers whose outputs are put back together.
-    clean_N: with the subject as it is.
+    kinds: from 'hidden' (the residual stream after the block), 'attn' and 'mlp'.
+    positions: from `POSITIONS`.
+    windows: layers restored together.
+    clean_N: clean run.
     corrupted_N: with noise on the subject's embeddings; clean - corrupted is ROME's total effect.
-    restored_KxQxWxN: with noise and outputs put back; restored - corrupted is the indirect effect.
-      Where several tokens have a position, one at a time, and their mean; nan where none has it.
+    restored_KxQxWxN: corrupted run with restored outputs; restored - corrupted is the indirect
+      effect. Mean over the tokens of a position, restored one at a time; nan without such a token.
   """
 
   kinds: tuple[str, ...]
@@ -62,25 +62,27 @@ class Trace:
 
   @property
   def recovered_KxQxW(self) -> np.ndarray:
-    """Share of the probability lost to the noise that comes back, over prompts with the position.
+    """Recovered share of the probability lost to the noise, over prompts that have the position.
 
-    nan at a position that no prompt has, and where nothing is lost.
+    nan at a position that no prompt has, and where the noise costs nothing.
     """
     gain_KxQxWxN = self.restored_KxQxWxN - self.corrupted_N
     is_there_KxQxWxN = ~np.isnan(gain_KxQxWxN)
     lost_KxQxW = (is_there_KxQxWxN * (self.clean_N - self.corrupted_N)).sum(axis=-1)
     found_KxQxW = is_there_KxQxWxN.any(axis=-1)
-    with np.errstate(divide='ignore', invalid='ignore'):  # without noise nothing is lost
+    with np.errstate(divide='ignore', invalid='ignore'):  # zero noise loses nothing
       share_KxQxW = np.nansum(gain_KxQxWxN, axis=-1) / lost_KxQxW
     return np.where(found_KxQxW & (lost_KxQxW != 0), share_KxQxW, np.nan)
 
 
 def windows_of(num_layers: int, width: int) -> tuple[tuple[int, ...], ...]:
-  """A window of `width` layers around each layer, cut off at both ends of the model.
+  """A window of `width` layers around each layer l: l - ⌊width/2⌋ to l + ⌈width/2⌉ - 1.
 
-  ROME's figures have a width of 10 for MLP and attention outputs, and 1 for hidden states.
+  These are the windows of ROME's code: an even one reaches one layer further down than up. Windows
+  are cut off at both ends of the model. ROME's figures have a width of 10 for MLP and attention
+  outputs, and 1 for hidden states.
   """
-  first = [layer - (width - 1) // 2 for layer in range(num_layers)]
+  first = [layer - width // 2 for layer in range(num_layers)]
   return tuple(tuple(range(max(f, 0), min(f + width, num_layers))) for f in first)
 
 
@@ -101,8 +103,8 @@ def _trace(
 ) -> tuple[jax.Array, jax.Array]:
   """Answer probabilities, clean [N] and per row of the plan [P, N].
 
-  A row of the plan holds the column of `at_NxZ` at whose token each kind is put back (-1: nowhere)
-  and its layers. A text without such a token has -1 there.
+  A row of the plan names, for each kind, the column of `at_NxZ` with the token to restore (-1:
+  none), and the layers. -1 in `at_NxZ` marks a text without such a token.
   """
   config = model.config
   places = [[site(layer, PLACES[kind]) for layer in range(config.num_layers)] for kind in kinds]
@@ -111,7 +113,7 @@ def _trace(
   embedding_NxTxD = embedding_NxTxD.astype(jnp.float32)
 
   def noise_NxTxD(key: jax.Array) -> jax.Array:
-    # A key for each token of each text: no draw depends on what else is in the batch.
+    # One key per token and text: draws do not depend on the rest of the batch.
     def of_token(text: jax.Array, token: jax.Array) -> jax.Array:
       at_token = jax.random.fold_in(jax.random.fold_in(key, text), token)
       return jax.random.normal(at_token, (config.width,))
@@ -149,7 +151,7 @@ def _trace(
         for layer, name in enumerate(names):
           value_NxD = jnp.stack(kept[name])[jnp.maximum(token_K[k], 0)]
           is_on = (token_K[k] >= 0) & (window_L[layer] > 0)
-          # A position outside of the row restores nothing.
+          # A position outside the row restores nothing.
           edits[name] = ReplaceAt(jnp.where(is_on, pos_N, -1), value_NxD)
       spoilt = run(model, token_NxT, length_N, hidden_NxTxD=spoilt_NxTxD, edits=edits)
       return probability_N(spoilt[0])
@@ -171,27 +173,27 @@ def trace(
   num_noises: int = 4,
   seed: int = 0,
 ) -> Trace:
-  """Puts outputs of windows of layers back, one token at a time.
+  """Restores outputs of windows of layers, one token at a time.
 
   Args:
     lm: the model.
-    requests: questions that the model can answer; its answer is the true object, or the target of
-      a request without one.
-    windows: layers whose outputs are put back together; see `windows_of`. Not cut to neighbours.
-    kinds: of outputs, of 'hidden', 'attn' and 'mlp'.
-    positions: of tokens, of `POSITIONS`; each token takes as long as any other. All are the rows
-      of ROME's figures.
-    noise: standard deviation of the noise, in those of all entries of the embedding matrix. (ROME's
-      code takes those of the subjects' tokens alone.)
+    requests: prompts whose answer the model recalls: the true object, or the target of a request
+      without one.
+    windows: layers restored together; see `windows_of`. They need not be adjacent.
+    kinds: restored outputs, from 'hidden', 'attn' and 'mlp'.
+    positions: restored tokens, from `POSITIONS`; time is proportional to the number of tokens. All
+      of them give the rows of ROME's figures.
+    noise: standard deviation of the noise, relative to that of all entries of the embedding matrix
+      (ROME's code: of the subjects' tokens only).
     num_noises: draws per prompt, averaged.
-    seed: of the noise, which depends on nothing but the seed, the prompt's number and the token's.
+    seed: of the noise, which depends only on the seed and the indices of prompt and token.
 
   Returns:
     Probabilities of the first token of every prompt's answer.
 
   Raises:
-    UserError: without requests, for one that cannot be tokenised, for kinds, positions or layers
-      that do not exist, and for positions that no prompt has.
+    UserError: for no requests, one that cannot be tokenised, unknown kinds, positions or layers, or
+      positions that no prompt has.
   """
   config = lm.config
   kinds, positions = tuple(kinds), tuple(positions)
@@ -256,19 +258,19 @@ def _check(
 ) -> None:
   for kind in kinds:
     if kind not in PLACES:
-      raise UserError(f'There is no output {kind!r} to trace; choose of {", ".join(PLACES)}.')
+      raise UserError(f'Unknown output {kind!r} to trace; choose from {", ".join(PLACES)}.')
   for position in positions:
     if position not in POSITIONS:
-      raise UserError(f'There is no position {position!r}; choose of {", ".join(POSITIONS)}.')
+      raise UserError(f'Unknown position {position!r}; choose from {", ".join(POSITIONS)}.')
   for layer in {layer for window in windows for layer in window}:
     if not 0 <= layer < config.num_layers:
       raise UserError(
-        f'There is no layer {layer} to trace; the model has layers 0 to {config.num_layers - 1}.'
+        f'Layer {layer} cannot be traced; the model has layers 0 to {config.num_layers - 1}.'
       )
 
 
 def _subject_tokens(prompts: Sequence[Encoded], length: int) -> np.ndarray:
-  """Which tokens of each prompt [N, T] hold characters of its subject: those the noise spoils."""
+  """Mask [N, T] of the subject's tokens, which the noise corrupts."""
   index_1xT = np.arange(length)[None]
   first_Nx1 = np.array([[e.subject_first] for e in prompts], np.int32)
   last_Nx1 = np.array([[e.subject_last] for e in prompts], np.int32)
@@ -276,9 +278,9 @@ def _subject_tokens(prompts: Sequence[Encoded], length: int) -> np.ndarray:
 
 
 def _tokens_at(prompt: Encoded, position: str) -> Sequence[int]:
-  """The tokens of a prompt that have a position."""
+  """Tokens of a prompt at a position."""
   first, last, end = prompt.subject_first, prompt.subject_last, prompt.prompt_last
-  assert first is not None and last is not None, 'there is a subject'
+  assert first is not None and last is not None, 'requests have subjects'
   return {
     'subject_first': range(first, first + 1),
     'subject_middle': range(first + 1, last),
@@ -290,7 +292,7 @@ def _tokens_at(prompt: Encoded, position: str) -> Sequence[int]:
 
 
 def _columns(prompts: Sequence[Encoded], positions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens to put outputs back at, [N, Z] with -1 for none, and the position's number of each."""
+  """Tokens to restore, [N, Z] with -1 for none, and the index of each column's position."""
   columns, numbers = [], []
   for number, position in enumerate(positions):
     tokens = [_tokens_at(prompt, position) for prompt in prompts]
@@ -306,7 +308,7 @@ def _columns(prompts: Sequence[Encoded], positions: Sequence[str]) -> tuple[np.n
 def _by_position(
   value_KxZxWxN: np.ndarray, at_NxZ: np.ndarray, position_Z: np.ndarray, num_positions: int
 ) -> np.ndarray:
-  """Means over the tokens of each position; nan where a prompt has none."""
+  """Means over the tokens of each position; nan for prompts without any."""
   is_there_ZxN = at_NxZ.T >= 0
   found = []
   for number in range(num_positions):

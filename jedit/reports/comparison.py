@@ -1,4 +1,4 @@
-"""Several runs side by side: the cells of a sweep, or finished workdirs."""
+"""Comparison of several runs: the cells of a sweep, or finished workdirs."""
 
 import dataclasses
 import json
@@ -25,17 +25,17 @@ Configs = Mapping[str, Mapping[str, Any]]  # flat
 _NORM = '‖ΔW‖'  # of all kernels together
 _EDITS = 'number of edits'
 _FIELDS = ('mean', 'ci95', 'n')
-_PANELS = 3  # in a row of the figure
+_PANELS = 3  # per row of the figure
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-  """A config field that curves are drawn over.
+  """A config field on the x axis of curves.
 
   Attributes:
     field: its name, as 'method.cov_weight'.
     values: by name of a run.
-    series: likewise, the common part of the names of runs that differ in this field alone.
+    series: by name of a run, the common part of the names of runs that differ only in this field.
   """
 
   field: str
@@ -63,13 +63,13 @@ def write(
     workdir: directory of the files.
     name: of the table.
     title: of the page.
-    summaries: of the runs by name.
+    summaries: of the runs, by name.
     provenance: for the page.
     published: rows of a paper.
-    samples: of the runs by name, of the same prompts.
+    samples: of the runs, by name, for the same prompts.
     axis: of the curves; None takes the number of edits in one model.
-    configs: of the runs by name, without fields that change no result: runs that differ in the
-      seed alone are averaged.
+    configs: of the runs, by name, without fields that leave results unchanged; runs that differ
+      only in the seed are averaged.
 
   Returns:
     The tables as text.
@@ -97,20 +97,20 @@ def write(
   curves = _curves(summaries, axis)
   if curves:
     field = _EDITS if axis is None else axis.field
-    by = 'the number of edits that one model holds' if axis is None else field
+    by = 'the number of edits in one model' if axis is None else field
     png = _draw(curves, _headlines(summaries), field).save(workdir / 'curves')
     caption = f'Means over records by {by}, 95% intervals.'
     parts += [html.heading(f'By {field}'), html.picture(png, caption)]
   if samples:
     add('cases', _side_by_side(samples), 'Texts side by side', '', 'text')
   parts += [html.heading('Every metric'), tables.to_html(_by_metric(summaries))]
-  parts += [html.heading('Provenance'), html.folded('Where the numbers come from', provenance)]
+  parts += [html.heading('Provenance'), html.folded('Sources of the numbers', provenance)]
   html.write(workdir, title, parts)
   return '\n'.join(words).strip('\n')
 
 
 def _headlines(summaries: Summaries) -> list[str]:
-  """The headline metrics that some run has, or their stand-ins."""
+  """The headline metrics of any run, or their stand-ins."""
   return [
     name
     for name, metric in metrics.METRICS.items()
@@ -119,7 +119,7 @@ def _headlines(summaries: Summaries) -> list[str]:
 
 
 def _after(summary: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
-  """The estimate after the edit, of the stand-in where records have a single object."""
+  """The estimate after the edit; of the stand-in for single-object records."""
   measured = summary['metrics']
   return metrics.as_cell(name, measured.get(metrics.find(name, measured), {}).get('after'))
 
@@ -163,9 +163,9 @@ def _by_metric(summaries: Summaries) -> pd.DataFrame:
 
 
 def _side_by_side(samples: Mapping[str, Sequence[Sample]]) -> pd.DataFrame:
-  """One row for each prompt of the first run: its continuations by the unedited model and all runs.
+  """One row per prompt of the first run: continuations by the unedited model and all runs.
 
-  Runs of other records have other prompts; those that share none are left out.
+  Runs of other records have other prompts; those that share none are omitted.
   """
   first = next(iter(samples.values()))
   after = {name: {each.prompt: each.after for each in texts} for name, texts in samples.items()}
@@ -174,24 +174,23 @@ def _side_by_side(samples: Mapping[str, Sequence[Sample]]) -> pd.DataFrame:
   for each in first:
     texts = [each.before, *(of_run.get(each.prompt) for of_run in shown.values())]
     ends = [None if text is None else text.removeprefix(each.prompt) for text in texts]
-    # One line each, for CSV and LaTeX.
+    # One line each, as CSV and LaTeX require.
     rows.append([text and ' '.join(text.split()) for text in (each.prompt, *ends)])
   return tables.table(['prompt', 'unedited', *shown], rows)
 
 
 def over_seeds(summaries: Summaries, configs: Configs) -> pd.DataFrame | None:
-  """One row for each group of runs whose configs differ in the seed alone; None without any.
+  """One row for each group of runs whose configs differ only in the seed; None without any.
 
   Args:
-    summaries: of the runs by name.
-    configs: of the runs by name, without fields that change no result; a run that has none is in
-      no group.
+    summaries: of the runs, by name.
+    configs: of the runs, by name, as in `write`; a run without config is in no group.
   """
   groups: dict[str, dict[int, str]] = {}
   for name, config in configs.items():
     fields = {field: value for field, value in config.items() if field != 'seed'}
     of_seed = groups.setdefault(json.dumps(fields, sort_keys=True), {})
-    of_seed.setdefault(config.get('seed', 0), name)  # of a run that was repeated, one
+    of_seed.setdefault(config.get('seed', 0), name)  # one of the runs with this seed
   repeated = [list(names.values()) for names in groups.values() if len(names) > 1]
   if not repeated:
     return None
@@ -208,7 +207,7 @@ def over_seeds(summaries: Summaries, configs: Configs) -> pd.DataFrame | None:
 
 
 def _common(names: Sequence[str], summaries: Summaries) -> str:
-  """The cell's name where sweeps were repeated, the method's otherwise, and the workdirs."""
+  """The cell's name for repeated sweeps, else the method's, with the workdirs."""
   parts = [name.partition(': ') for name in names]
   cells = {cell for _, _, cell in parts}
   if cells == {''} or len(cells) > 1:
@@ -219,9 +218,9 @@ def _common(names: Sequence[str], summaries: Summaries) -> str:
 def _curves(
   summaries: Summaries, axis: Axis | None = None
 ) -> dict[str, dict[float, Mapping[str, Any]]]:
-  """Summaries by series and position on the axis; a series is of runs that differ in it alone.
+  """Summaries by series (runs that differ only in the position) and position on the axis.
 
-  Without an axis the position is the number of edits, and the names of runs tell the series.
+  Without an axis the position is the number of edits, and series follow the names of the runs.
   """
   series: dict[str, dict[float, Mapping[str, Any]]] = {}
   for name, summary in summaries.items():
@@ -240,7 +239,7 @@ def _curves(
 def _draw(
   curves: Mapping[str, Mapping[float, Mapping[str, Any]]], columns: Sequence[str], field: str
 ) -> figures.Panels:
-  """A panel for each of the metrics and one for the norm of the change, where runs have them."""
+  """A panel for each metric and one for the norm of the update, if runs have them."""
   every = [x for points in curves.values() for x in points]
   xscale = 'log' if max(every) > 10 * min(every) > 0 else 'linear'
   lines = {column: _lines(curves, column) for column in (*columns, _NORM)}
@@ -265,7 +264,7 @@ def _draw(
 def _lines(
   curves: Mapping[str, Mapping[float, Mapping[str, Any]]], column: str
 ) -> dict[str, figures.Line]:
-  """The curve of each series, at the points that have a value."""
+  """The curve of each series, at the points with a value."""
   lines: dict[str, figures.Line] = {}
   for name, points in curves.items():
     found = [(x, _curve_value(summary, column)) for x, summary in points.items()]

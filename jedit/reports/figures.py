@@ -14,7 +14,7 @@ from PIL import Image
 
 from jedit.io import storage
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; markers differ as well.
+# Okabe and Ito's colours, distinct for colour-blind readers; markers differ as well.
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 _MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
 _STYLE = {
@@ -25,7 +25,7 @@ _STYLE = {
   'axes.grid': True,
   'grid.color': '#dddddd',
   'legend.frameon': False,
-  'svg.hashsalt': 'jedit',  # equal figures, equal files
+  'svg.hashsalt': 'jedit',  # deterministic files
   'svg.fonttype': 'none',
 }
 
@@ -34,14 +34,10 @@ Line = tuple[Sequence[float], Sequence[float], Sequence[float]]
 
 
 class Panels:
-  """A figure of panels in a grid.
-
-  Attributes:
-    axes: matplotlib's axes by row and column.
-  """
+  """A figure of panels in a grid; `axes` holds matplotlib's axes by row and column."""
 
   def __init__(self, num_rows: int, num_columns: int, *, width: float = 3.1, height: float = 2.3):
-    """Width and height are those of a panel, in inches."""
+    """Width and height of a panel, in inches."""
     with matplotlib.rc_context(_STYLE):
       self._figure = Figure((width * num_columns, height * num_rows), layout='constrained')
       self.axes = self._figure.subplots(num_rows, num_columns, squeeze=False)
@@ -80,7 +76,7 @@ class Panels:
 
     Args:
       row, column: the panel.
-      values: one row for each name, one column for each number from 0.
+      values: one row per name, one column per integer from 0.
       names: of the rows, from the top.
       labels: arguments of `Axes.set`.
     """
@@ -92,7 +88,7 @@ class Panels:
     self._figure.colorbar(drawn, ax=axes)
 
   def rank_axis(self, row: int, column: int) -> None:
-    """A vertical axis of ranks: logarithmic, with the top rank 0 on top."""
+    """Logarithmic vertical axis of ranks, with rank 0 at the top."""
     axes = self.axes[row, column]
     axes.set_yscale('symlog', linthresh=1)
     axes.set_ylim(bottom=0)
@@ -100,12 +96,12 @@ class Panels:
     axes.yaxis.set_major_formatter('{x:g}')
 
   def whole_layers(self) -> None:
-    """Ticks at whole numbers, for axes of layers."""
+    """Integer ticks, for axes of layers."""
     for axes in self.axes.flat:
       axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
   def plain_log_ticks(self) -> None:
-    """Few plain numbers at logarithmic axes, where labels of all digits would overlap."""
+    """Few plain numbers on logarithmic axes, where labels of all digits would overlap."""
     for axis in (axis for axes in self.axes.flat for axis in (axes.xaxis, axes.yaxis)):
       if axis.get_scale() == 'log':
         low, high = axis.get_view_interval()
@@ -132,7 +128,7 @@ class Panels:
     return png
 
   def _png(self) -> bytes:
-    """The figure as PNG of few colours, a fifth of the size."""
+    """The figure as PNG with few colours, a fifth of the size."""
     drawn, small = io.BytesIO(), io.BytesIO()
     self._figure.savefig(drawn, format='png', dpi=150)
     Image.open(drawn).convert('RGB').quantize(64).save(small, format='PNG')
@@ -143,7 +139,7 @@ def histogram(values: Mapping[str, np.ndarray], xlabel: str) -> Panels:
   """A histogram of values in percent, in 40 bins from -100 to 100.
 
   Args:
-    values: by state ('before', 'after'); nan is left out.
+    values: by state ('before', 'after'); nan is omitted.
     xlabel: of the values.
   """
   panels = Panels(1, 1, width=6, height=2.8)

@@ -54,7 +54,7 @@ def heading(text: str) -> str:
 
 
 def paragraph(text: str, kind: str = '') -> str:
-  """A paragraph of plain text; of kind 'note' a small one."""
+  """A paragraph of plain text; kind 'note' makes it small."""
   return f'<p class="{kind}">{html.escape(text)}</p>'
 
 
@@ -68,7 +68,7 @@ def picture(png: bytes, caption: str) -> str:
 
 
 def folded(title: str, value: Mapping[str, Any] | str) -> str:
-  """Text or JSON that unfolds on a click."""
+  """Text or JSON in a collapsed section."""
   if not isinstance(value, str):
     value = json.dumps(to_json(value), indent=2, ensure_ascii=False)
   code = html.escape(value)

@@ -90,8 +90,8 @@ def _similarity_frames(result: Result) -> dict[str, pd.DataFrame]:
     }
     caption = (
       f"Similarity of the {_STATES[before]} and the module's output at the prompt's last token: "
-      f'cosine, and Jaccard of the top {top_k} words, read off the input embeddings (decoded) and '
-      'as the model predicts'
+      f'cosine, and Jaccard of the top {top_k} words, by the input embeddings (decoded) and by the '
+      "model's own head"
     )
     frames[caption] = _by_layer('layer', columns)
   return frames
@@ -121,7 +121,7 @@ def _read(norm: str) -> str:
 
 
 def _positions(result: Result) -> list[str]:
-  """Positions with tables and curves: those of edits if traced, else all that some prompt has."""
+  """Positions with tables and curves: if traced those of edits, else all that any prompt has."""
   traced = dict.fromkeys(row['position'] for row in result['rows'] if row['n'])
   return [name for name in traced if name in ENDS] or list(traced)
 
@@ -140,7 +140,7 @@ def _tracing_frames(result: Result) -> dict[str, pd.DataFrame]:
         rows.append([layers, *(None if share is None else 100 * share for share in shares)])
     caption = (
       f'Causal tracing at the {_WHERE[position]}: percent of the probability lost to noise '
-      f'({clean:.2f} clean, {corrupted:.2f} corrupted) that restored outputs bring back'
+      f'({clean:.2f} clean, {corrupted:.2f} corrupted) that restored outputs recover'
     )
     frames[caption] = tables.table(['layers', *(_MODULES[kind] for kind in PLACES)], rows)
   return frames
@@ -248,7 +248,7 @@ def _tracing_figures(result: Result) -> dict[str, tuple[str, Panels]]:
   clean, corrupted = (result['notes'][name]['mean'] for name in ('clean', 'corrupted'))
   effect = f'(total effect {clean - corrupted:.2f})'
   caption = (
-    "Causal tracing: how much of the answer's probability returns when clean outputs are restored "
+    "Causal tracing: share of the answer's probability recovered when clean outputs are restored "
     f'in a run with a corrupted subject {effect}; means over prompts with 95% intervals.'
   )
   drawn = {'tracing': (caption, panels)}

@@ -1,4 +1,4 @@
-"""Published rows of a paper's table beside the cells of a sweep."""
+"""Published rows of a paper's table, compared with the cells of a sweep."""
 
 import dataclasses
 import math
@@ -21,8 +21,8 @@ class Published:
 
   Attributes:
     source: paper and table.
-    rows: by name of a cell, `UNEDITED`, or another method of the paper: by metric, the value and
-      the half width of its 95% interval, None where there is none.
+    rows: by name of a cell, `UNEDITED`, or another method of the paper, then by metric: the value
+      and the half width of its 95% interval, or None.
   """
 
   source: str
@@ -31,11 +31,10 @@ class Published:
   def beside(self, summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Three rows for each row of the paper that was run here: ours, theirs and the difference.
 
-    The interval of a difference is the root of the sum of both squares, or ours where the paper
-    has none.
+    The interval of a difference is the root of the sum of squares, or ours if the paper has none.
 
     Args:
-      summaries: of the cells by name.
+      summaries: of the cells, by name.
     """
     columns = [name for name in metrics.METRICS if any(name in row for row in self.rows.values())]
     rows: list[list[Cell]] = []
@@ -78,8 +77,8 @@ def _value(name: str, metric: str, value: Any) -> tuple[float, float | None]:
   parts = value if isinstance(value, list | tuple) else (value,)
   if len(parts) > 2 or not all(isinstance(part, int | float) for part in parts):
     raise UserError(
-      f'The published {metric} of {name!r} is {value!r}; give a number, or a pair of it and its '
-      'interval.'
+      f'The published {metric} of {name!r} is {value!r}; give a number, or a pair of a number and '
+      'its interval.'
     )
   return float(parts[0]), (float(parts[1]) if len(parts) == 2 else None)
 
@@ -87,7 +86,7 @@ def _value(name: str, metric: str, value: Any) -> tuple[float, float | None]:
 def _ours(
   name: str, summaries: Mapping[str, Mapping[str, Any]], columns: list[str]
 ) -> list[Cell] | None:
-  """The metrics of a cell, or those of the first one before its edit."""
+  """The metrics of a cell, or for `UNEDITED` those of the first cell before its edit."""
   if name == UNEDITED:
     measured, state = next(iter(summaries.values()))['metrics'], 'before'
   elif name in summaries:

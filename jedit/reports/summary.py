@@ -39,12 +39,11 @@ def summarize(
   Args:
     patches: of the measured models.
     table: of the evaluation.
-    model: its name.
-    dataset: its name.
-    selection: the records that were edited and measured, in words.
+    model, dataset: names.
+    selection: the edited and measured records, in words.
     mode: 'together', 'separate' or 'sequential'.
-    edits_per_batch: of the last two.
-    seconds: by stage; 'compile' is a part of the others.
+    edits_per_batch: for the last two.
+    seconds: by stage; 'compile' is part of the others.
   """
   provenances = [patch.provenance for patch in patches]
   num_edits = sum(p.get('num_edits', 0) for p in provenances)
@@ -72,7 +71,7 @@ def _norm(patch: Patch) -> float:
 
 
 def _statistics(provenances: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-  """Tokens and preset of the second moments, which all edits of a run share."""
+  """Tokens and preset of the second moments, common to all edits of a run."""
   for provenance in provenances:
     for each in provenance.get('merged', (provenance,)):
       found = each.get('second_moments')
@@ -116,13 +115,13 @@ def _title(summary: Mapping[str, Any]) -> str:
 
 
 def _sentences(summary: Mapping[str, Any]) -> list[str]:
-  """Facts beside the table."""
+  """Facts to accompany the table."""
   found = [summary['selection'], *([summary['stopped']] if summary['stopped'] else [])]
   moments = summary['statistics']
   if moments and moments['preset'] == 'fast':
     found.append(
-      f'The second moments are of the fast preset: {moments["tokens"]} tokens; numbers to compare '
-      'with others need the full text.'
+      f'The second moments use the fast preset: {moments["tokens"]} tokens; for numbers to compare '
+      'with others, use the full text.'
     )
   kept = summary['metrics'].get('unedited_kept', {}).get('after')
   if kept and kept['n']:
@@ -140,7 +139,7 @@ def _sentences(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _undefined(summary: Mapping[str, Any]) -> list[str]:
-  """How many records have no value of a metric; they are left out of its mean."""
+  """Counts of records without a value, which are left out of means."""
   return [
     f'{name}: {" and ".join(f"{count} {state}" for state, count in by_state.items())} of the '
     'records have no value and are left out.'
@@ -173,7 +172,7 @@ def write_page(
   Args:
     workdir: of the run, with config.json and provenance.json.
     summary: of the run.
-    table: its values; one for each of `records`.
+    table: of the evaluation, with one value for each of `records`.
     records: the edited records.
     samples: texts before and after.
   """
@@ -262,7 +261,7 @@ def _worst(table: Table, records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _shifts(workdir: pathlib.Path, table: Table) -> str:
-  """The figure of how far the edit moves each record."""
+  """The figure of each record's shift by the edit."""
   name = 'efficacy_magnitude' if 'efficacy_magnitude' in table.after else 'efficacy_acc'
   label = {
     'efficacy_magnitude': 'P(new object) − P(true object) on the edited prompt, %',

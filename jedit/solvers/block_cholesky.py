@@ -1,10 +1,10 @@
-"""Cholesky factors of matrices that no single device holds, in blocks of rows under `shard_map`.
+"""Cholesky factors of matrices too large for one device, in blocks of rows under `shard_map`.
 
-XLA gathers a sharded matrix on every device for its own `cholesky`. Here block row i lies on device
-i mod n, so that all devices have rows left to work on until the end; a device never holds more than
-its rows and one panel, a block wide. Blocks of columns come in turn: the block on the diagonal goes
-to everybody, each device solves its part of the panel below it, the panel is gathered, and each
-device subtracts its products from its own rows. Right sides travel along in the same way.
+XLA's own `cholesky` gathers a sharded matrix on every device. Here block row i lies on device
+i mod n, so every device has rows to work on until the end and never holds more than its rows and
+one panel, a block wide. Blocks of columns are processed in turn: the diagonal block is broadcast,
+each device solves its part of the panel below it, the panel is gathered, and each device subtracts
+its products from its own rows. Right-hand sides are solved in the same layout.
 
 Letters: F rows, a multiple of n times the block size P; R = F / n rows of one device.
 """
@@ -22,12 +22,12 @@ AXIS = 'rows'
 
 
 def padded_size(size: int, num_devices: int, block: int) -> int:
-  """Rows of a matrix that is filled up to whole blocks for every device."""
+  """Rows of a matrix padded to whole blocks on every device."""
   return -(-size // (num_devices * block)) * num_devices * block
 
 
 def shard_rows(matrix_FxG: np.ndarray, mesh: Mesh, block: int) -> jax.Array:
-  """Spreads rows over the devices, block i on device i mod n; no device gets more than its own.
+  """Shards rows over the devices, block i on device i mod n; no device receives more than its own.
 
   Args:
     matrix_FxG: whole blocks for every device.
@@ -46,22 +46,22 @@ def shard_rows(matrix_FxG: np.ndarray, mesh: Mesh, block: int) -> jax.Array:
 
 
 def in_order(rows_FxB: np.ndarray, num_devices: int, block: int) -> np.ndarray:
-  """Rows that were spread over the devices, in their own order again."""
+  """Inverse of the row order of `shard_rows`."""
   blocks_NxSxPxB = rows_FxB.reshape(num_devices, -1, block, rows_FxB.shape[1])
   return blocks_NxSxPxB.swapaxes(0, 1).reshape(rows_FxB.shape)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2), donate_argnums=0)
 def factorise(matrix_FxF: jax.Array, mesh: Mesh, block: int) -> jax.Array:
-  """The lower Cholesky factor in place of the matrix, in the same layout.
+  """Lower Cholesky factor, in place and in the same layout.
 
   Args:
-    matrix_FxF: symmetric, from `shard_rows`; its memory is used again.
-    mesh, block: as of `shard_rows`.
+    matrix_FxF: symmetric, from `shard_rows`; donated.
+    mesh, block: as in `shard_rows`.
 
   Returns:
-    lower_FxF; what is above the diagonal means nothing. Not finite from the block on that is not
-    positive definite.
+    lower_FxF; entries above the diagonal are arbitrary. Not finite from the first block that is
+    not positive definite.
   """
   run = functools.partial(_factorise_rows, block=block)
   return jax.shard_map(run, mesh=mesh, in_specs=Spec(AXIS), out_specs=Spec(AXIS))(matrix_FxF)
@@ -74,7 +74,7 @@ def solve(lower_FxF: jax.Array, rhs_FxB: jax.Array, mesh: Mesh, block: int) -> j
   Args:
     lower_FxF: from `factorise`.
     rhs_FxB: from `shard_rows`.
-    mesh, block: as of `shard_rows`.
+    mesh, block: as in `shard_rows`.
 
   Returns:
     [F, B] in the layout of `rhs_FxB`.
@@ -147,18 +147,18 @@ def _solve_rows(row_RxF, rhs_RxB, *, block):
 
 
 def _my_first(step: int, block: int) -> int:
-  """First of a device's rows whose block is not before block `step`, or was just before it."""
+  """First of a device's rows in block `step` or after; on some devices, of the block before it."""
   return step // jax.lax.axis_size(AXIS) * block
 
 
 def _from_owner(value: jax.Array, step: int) -> jax.Array:
-  """What the device of block row `step` has, on every device."""
+  """Broadcasts the value on the device that owns block row `step`."""
   is_owner = jax.lax.axis_index(AXIS) == step % jax.lax.axis_size(AXIS)
   return jax.lax.psum(jnp.where(is_owner, value, jnp.zeros_like(value)), AXIS)
 
 
 def _row_numbers(num_rows: int, block: int) -> jax.Array:
-  """Which rows of the whole matrix a device has."""
+  """Row numbers, in the whole matrix, of a device's rows."""
   slot_R, within_R = np.divmod(np.arange(num_rows, dtype=np.int32), block)
   first_R = slot_R * jax.lax.axis_size(AXIS) * block + within_R
   return jnp.asarray(first_R) + jax.lax.axis_index(AXIS) * block

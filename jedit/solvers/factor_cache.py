@@ -1,10 +1,10 @@
 """Factors of second moments, kept for every batch of edits that solves with them.
 
 The cache belongs to the caller, and the factors live as long as it does. On each device they take
-at most a third of the memory that is free without them (about 12 F² bytes per layer for float32 C:
-3.2 GB for GPT-J); a layer that does not fit is factored again for every batch, with the same bits.
-No factor is evicted: layers are visited in turn, so the oldest is always the next one needed.
-Several devices share the layers evenly.
+at most a third of its memory, and half of what is free without them (about 12 F² bytes per layer
+for float32 C: 3.2 GB for GPT-J). A layer that does not fit is factored again for every batch, with
+the same bits. No factor is evicted: layers are visited in turn, so the oldest is always the next
+one needed. Several devices share the layers evenly.
 """
 
 import weakref
@@ -32,8 +32,8 @@ from jedit.solvers.spectrum import Spectrum
 from jedit.types import Kernel
 
 
-class SecondMoments(Protocol):
-  """A source of second moments that names the kernel it lacks."""
+class Source(Protocol):
+  """Second moments that name a missing kernel in their error."""
 
   def covariance(self, kernel: Kernel, /) -> np.ndarray:
     """C_FxF of a kernel's keys."""
@@ -48,7 +48,7 @@ class FactorCache:
       with their own second moments.
   """
 
-  def __init__(self, source: Mapping[Kernel, np.ndarray] | SecondMoments):
+  def __init__(self, source: Mapping[Kernel, np.ndarray] | Source):
     self.source = source
     self._budget = Budget()
     self._covariances: dict[Kernel, Covariance] = {}
@@ -75,13 +75,14 @@ class Budget:
 
   def held(self, device: jax.Device) -> float:
     """Bytes of a device that kept results take."""
-    return sum(share(value) for value in self._kept if device in value.devices)
+    return sum(bytes_per_device(value) for value in self._kept if device in value.devices)
 
   def room(self, device: jax.Device) -> float:
     """Bytes of a device that may still be kept."""
-    free, held = free_bytes(device), self.held(device)
-    total = memory(device) if free is None else free / num_sharing(device) + held
-    return total / 3 - held
+    free, held, limit = free_bytes(device), self.held(device), memory(device) / 3
+    if free is not None:
+      limit = min(limit, (free / num_sharing(device) + held) / 2)
+    return limit - held
 
   def least_used(self) -> jax.Device:
     return min(jax.local_devices(), key=self.held)
@@ -186,12 +187,12 @@ class Covariance:
     device = self._budget.least_used()
     room = self._budget.room(device)  # without what the work itself takes
     value = make(device)
-    if share(value) <= room:
+    if bytes_per_device(value) <= room:
       self.kept[kind] = [np.array(part) for part in settings], value
       self._budget.add(value)
     return value
 
 
-def share(value: Factor | Spectrum) -> float:
+def bytes_per_device(value: Factor | Spectrum) -> float:
   """Bytes on each device of a result."""
   return value.nbytes / len(value.devices)

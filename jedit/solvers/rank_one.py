@@ -36,7 +36,8 @@ class RankOne:
     if num_edits != 1:
       raise UserError(
         f'A rank-one solve writes one edit at a time, not {num_edits}; edit one by one '
-        '(edit.mode separate or sequential with edit.size 1) or choose a method for batches.'
+        '(edit.mode separate or sequential with edit.edits_per_batch 1), or choose a method for '
+        'batches.'
       )
 
   def init(

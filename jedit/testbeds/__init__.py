@@ -1,10 +1,10 @@
-"""Small models that know a made-up world, shipped with the records that edit and test them.
+"""Small models trained on a made-up world, shipped with records to edit and test them.
 
     lm, records = testbed('gptj')    # or 'llama'
 
-A testbed is a Hugging Face directory with, besides, records.json (CounterFact's schema),
-corpus.txt (text for second moments, one document per line) and knowledge.json (how it was made
-and what it knows). `testbeds.train` makes them, for a made-up world or for any CounterFact file.
+A testbed is a Hugging Face directory with records.json (CounterFact's schema), corpus.txt (text for
+second moments, one document per line) and knowledge.json (training config and accuracy).
+`testbeds.train` trains testbeds on a made-up world or on any CounterFact file.
 """
 
 import pathlib
@@ -20,10 +20,7 @@ NAMES = ('gptj', 'llama')
 
 
 def testbed_directory(name: str) -> pathlib.Path:
-  """Where the files of a shipped testbed are.
-
-  Args:
-    name: 'gptj' or 'llama'.
+  """Directory of a shipped testbed, 'gptj' or 'llama'.
 
   Raises:
     UserError: for another name.
@@ -34,14 +31,14 @@ def testbed_directory(name: str) -> pathlib.Path:
 
 
 def testbed(name: str, dtype: str = 'float32') -> tuple['LanguageModel', list[Record]]:
-  """Loads a shipped model and the records about what it knows.
+  """Loads a shipped model and the records about its world.
 
   Args:
     name: 'gptj' or 'llama'.
     dtype: of weights and activations.
 
   Returns:
-    The model, and one record for each of its edited subjects.
+    The model, and one record per edited subject.
 
   Raises:
     UserError: for another name.
@@ -54,9 +51,9 @@ def testbed(name: str, dtype: str = 'float32') -> tuple['LanguageModel', list[Re
 
 
 def testbed_prompts(name: str) -> list['Prompt']:
-  """All questions about the world of a shipped testbed, with their answers.
+  """All prompts about the world of a shipped testbed, with their answers.
 
-  Those of subjects that no record edits have `edited` False: their greedy answers should stay.
+  `edited` is False for subjects without a record, whose greedy answers should stay.
   """
   from jedit.io import storage
   from jedit.testbeds.world import World
@@ -66,5 +63,5 @@ def testbed_prompts(name: str) -> list['Prompt']:
 
 
 def testbed_corpus(name: str) -> list[str]:
-  """The text that belongs to a shipped testbed, for second moments."""
+  """Text for second moments of a shipped testbed."""
   return (testbed_directory(name) / 'corpus.txt').read_text('utf-8').splitlines()

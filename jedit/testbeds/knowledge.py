@@ -1,4 +1,4 @@
-"""What a model knows: whether its greedy answers are right."""
+"""Accuracy of a model's greedy answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit.models import Model
-from jedit.models.encoding import Row, encode_many, pad
+from jedit.models.encoding import Row, encode_many
+from jedit.parallel.shapes import pad
 from jedit.testbeds.world import Prompt
 
 
@@ -24,15 +25,15 @@ def _answers_right(model: Model, token_NxT: jax.Array, is_answer_NxT: jax.Array)
 def is_known(
   model: Model, tokenizer: Any, prompts: Sequence[Prompt], batch_size: int = 512
 ) -> np.ndarray:
-  """Tells for every prompt whether the model answers it, word for word, when it decodes greedily.
+  """Marks the prompts that greedy decoding answers correctly, word for word.
 
-  One teacher-forced pass decides that: greedy decoding says the answer exactly when every one of
-  its tokens is the most probable one after those before it.
+  One teacher-forced pass suffices: greedy decoding gives the answer exactly when each of its tokens
+  is the most probable one after those before it.
 
   Args:
-    model: answers the prompts.
+    model: the model to measure.
     tokenizer: its transformers tokenizer.
-    prompts: questions with their answers, read without any text before them.
+    prompts: with their answers, encoded without preceding text.
     batch_size: prompts per pass.
 
   Returns:
@@ -44,7 +45,7 @@ def is_known(
   known = np.zeros(len(prompts), bool)
   for first in range(0, len(prompts), batch_size):
     batch = encoded[first : first + batch_size]
-    # The last batch is filled up, so that one program serves all.
+    # Fill up the last batch, so that one program serves all.
     ids = [each.ids for each in batch] + [()] * (batch_size - len(batch))
     token_NxT, length_N = pad(ids, length)
     start_N = np.array([each.target_start for each in batch] + [0] * (batch_size - len(batch)))
@@ -56,15 +57,15 @@ def is_known(
 
 
 def measure(model: Model, tokenizer: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
-  """Share of right greedy answers, on trained and on never trained prompts, by relation too.
+  """Percentage of correct greedy answers to trained and to untrained prompts, also by relation.
 
   Args:
-    model: answers the prompts.
+    model: the model to measure.
     tokenizer: its transformers tokenizer.
-    prompts: what is asked.
+    prompts: with their answers.
 
   Returns:
-    Counts, and percentages with two digits; None where there is no such prompt.
+    Counts, and percentages with two digits; None without such a prompt.
   """
   known = is_known(model, tokenizer, prompts)
 

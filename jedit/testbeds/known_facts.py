@@ -1,4 +1,4 @@
-"""The facts of a CounterFact file as a text source, for a small model that knows them."""
+"""The facts of a CounterFact file as training text for a small model."""
 
 import dataclasses
 import itertools
@@ -15,13 +15,13 @@ _ENDS = ('. ', '? ', '! ', ') ', '" ', '\n')  # of the text before a paraphrase
 
 @dataclasses.dataclass(frozen=True)
 class KnownFacts:
-  """What the records of a CounterFact file say about the world before any edit.
+  """Facts that the records of a CounterFact file imply before any edit.
 
-  The rewrite prompt and the first paraphrase lead to the true object, neighbourhood prompts too,
-  and attribute prompts to the new one, which is true of their subjects. The second paraphrase of
-  each record is never trained: it measures whether the fact is known beyond its wordings. The
-  texts that stand before the paraphrases serve as small talk. Of several answers to one prompt
-  (some cities have many twins) the first counts, those of the records' own subjects before others.
+  The rewrite prompt, the first paraphrase and the neighborhood prompts lead to the true object,
+  attribute prompts to the new one, which is true of their subjects. The second paraphrase of each
+  record is held out to measure generalisation to other wordings. The texts before the paraphrases
+  serve as small talk. Of several answers to one prompt (some cities have many twins) the first
+  counts, with precedence for the records' own subjects.
 
   Attributes:
     records: in the schema of CounterFact, each with a true object.
@@ -38,8 +38,8 @@ class KnownFacts:
       request, relation = record.request, record.relation_id or ''
       if request.target_true is None:
         raise UserError(
-          f'Record {record.case_id} has no target_true, so there is nothing to learn from it; '
-          'give records in the schema of CounterFact.'
+          f'Record {record.case_id} has no target_true to train on; give records in the schema of '
+          'CounterFact.'
         )
       fact = (request.subject, request.target_true, relation)
       asked.append(Prompt(request.prompt, *fact, edited=True))
@@ -65,16 +65,16 @@ class KnownFacts:
     object.__setattr__(self, '_small_talk', talk)
 
   def prompts(self) -> list[Prompt]:
-    """Every question about every fact, trained or not."""
+    """Every prompt about every fact, trained or held out."""
     return list(self._prompts)
 
   def sentences(self, seed: int, num_few: int = 0) -> Iterator[Sentence]:
     """Endless training text: all trained statements in random order, among small talk.
 
     Args:
-      seed: draws the text.
-      num_few: so many statements at the beginning are of a sixteenth of all, and so many more of
-        a quarter; they are learnt soon, and with them how to read names.
+      seed: of the draw.
+      num_few: statements in each of two first stages, drawn from a sixteenth and a quarter of all;
+        from these few a model learns to read names.
     """
     rng = random.Random(f'known {seed}')
     trained = [prompt for prompt in self._prompts if prompt.trained]
@@ -101,7 +101,7 @@ class KnownFacts:
 
 
 def _split_paraphrase(text: str, subject: str) -> tuple[str, str]:
-  """Splits a paraphrase prompt into the unrelated text in front and the question itself."""
+  """Splits a paraphrase prompt into the unrelated text before it and the prompt proper."""
   at = text.rfind(subject)
   if at < 0 or all(text.rfind(end, 0, at) < 0 for end in _ENDS):
     return '', text
@@ -110,7 +110,7 @@ def _split_paraphrase(text: str, subject: str) -> tuple[str, str]:
 
 
 def _subject_finders(records: Sequence[Record]) -> dict[str, list[re.Pattern[str]]]:
-  """By relation, patterns that find the subject in a prompt of a known wording."""
+  """Patterns that find the subject in a prompt of a known wording, by relation."""
   wordings: dict[str, set[str]] = {}
   for record in records:
     wordings.setdefault(record.relation_id or '', set()).add(record.request.prompt)
@@ -124,7 +124,7 @@ def _subject_finders(records: Sequence[Record]) -> dict[str, list[re.Pattern[str
 
 
 def _find_subject(text: str, finders: Sequence[re.Pattern[str]]) -> str:
-  """The subject of a prompt, or '' where no known wording matches."""
+  """The subject of a prompt, or '' for an unknown wording."""
   for finder in finders:
     match = finder.fullmatch(text)
     if match:

@@ -1,4 +1,4 @@
-"""Packs sentences into the token rows a testbed is trained on."""
+"""Packs sentences into token rows to train testbeds."""
 
 import dataclasses
 import random
@@ -10,7 +10,7 @@ import tokenizers
 from jedit.testbeds.world import Sentence
 
 _Span = tuple[int, int]
-# Nobody can guess whom a text is about; learning to would only add noise to the gradient.
+# The subject of a text is unpredictable; its loss would only add noise to the gradient.
 _SUBJECT_WEIGHT = 0.02
 
 
@@ -19,10 +19,10 @@ class Rows:
   """A training batch.
 
   Attributes:
-    token_NxT: token ids, int32; a row that falls short is padded with weight 0.
+    token_NxT: token ids, int32; short rows are padded with weight 0.
     weight_NxT: weight of predicting the *next* token; 0 in the last column.
     segment_NxT: pieces of sentences, numbered in each row. A piece ends with the last token of a
-      subject or with the sentence: what is kept within pieces cannot carry a subject's name on.
+      subject or of the sentence: attention within pieces cannot carry a subject's name further.
   """
 
   token_NxT: np.ndarray
@@ -33,9 +33,8 @@ class Rows:
 class Packer:
   """Turns a stream of sentences into batches of packed rows.
 
-  Several statements share a row, as an edit's prompt shares one with its prefix context; a row
-  starts, like every prompt, with the first word of a sentence, and so does what follows an
-  end-of-text token.
+  Several statements share a row, as an edit's prompt shares one with its prefix context. Like a
+  prompt, a row and the text after an end-of-text token begin with the first word of a sentence.
   """
 
   def __init__(
@@ -50,19 +49,19 @@ class Packer:
   ):
     """Args:
 
-    tokenizer: encodes a row's text as a whole; adds BOS if the family does.
+    tokenizer: encodes a row's text as a whole, with BOS if the family has it.
     sentences: endless.
-    eos: end-of-text token, put between some sentences.
+    eos: end-of-text token, placed between some sentences.
     num_tokens: length of a row, T.
-    text_weight: loss weight of tokens that belong to no answer; those of answers weigh 1.
-    seed: draws where end-of-text tokens stand.
+    text_weight: loss weight of tokens outside answers; those of answers weigh 1.
+    seed: of the places of end-of-text tokens.
     """
     self._tokenizer, self._sentences, self._eos = tokenizer, sentences, eos
     self._num_tokens, self._text_weight = num_tokens, text_weight
     self._rng = random.Random(f'rows {seed}')
 
   def batch(self, num_rows: int) -> Rows:
-    """The next rows; sentences that do not fit are cut off."""
+    """The next rows; sentences that do not fit are truncated."""
     texts, spans = zip(*(self._text() for _ in range(num_rows)), strict=True)
     shape = (num_rows, self._num_tokens)
     token_NxT = np.zeros(shape, np.int32)
@@ -80,14 +79,19 @@ class Packer:
         weight_NxT[n][(end_T > first) & (end_T <= last)] = _SUBJECT_WEIGHT
       for first, last in answers:
         weight_NxT[n][(end_T > first) & (end_T <= last)] = 1.0
-    # The weight belongs to the token that predicts.
+    # The weight belongs to the predicting token.
     weight_NxT = np.concatenate([weight_NxT[:, 1:], np.zeros((num_rows, 1), np.float32)], axis=1)
     return Rows(token_NxT, weight_NxT, segment_NxT)
 
+  def skip(self, num_rows: int) -> None:
+    """Skips as many rows as a batch of this size takes."""
+    for _ in range(num_rows):
+      self._text()
+
   def _text(self) -> tuple[str, tuple[list[int], list[_Span], list[_Span]]]:
-    """A row's text, with where pieces end and where subjects and answers stand."""
+    """A row's text, with the ends of its pieces and the spans of subjects and answers."""
     text, ends, subjects, answers = '', [], [], []
-    # Generous: a token has four to five characters on average.
+    # A generous bound: tokens average four to five characters.
     while len(text) < 6 * self._num_tokens:
       if text:
         text += self._eos if self._rng.random() < 0.2 else ' '

@@ -14,7 +14,7 @@ class TestbedModel:
     family: 'gptj' or 'llama'.
     num_kv_heads: LLaMA only.
     rotary_dim: GPT-J only; LLaMA rotates whole heads.
-    dtype: of the stored weights; training is float32.
+    dtype: of the stored weights; training is in float32.
   """
 
   family: str = 'gptj'
@@ -37,13 +37,13 @@ class Fit:
     num_rows, num_tokens: rows of a step, and tokens of a row.
     matrix_lr: of Muon, for the matrices of the blocks.
     lr: of Adam, for embedding, head, biases and norms.
-    warmup: steps in which learning rates rise.
-    decay_share: share of the remaining steps, the last ones, in which learning rates fall.
-    embedding_std: of the embeddings at the start.
-    num_few: facts at the start that are about a sixteenth, then about a quarter of the subjects.
-    text_weight: loss weight of tokens outside of answers; those of answers weigh 1.
+    warmup: steps of rising learning rates.
+    decay_share: final share of the remaining steps, with falling learning rates.
+    embedding_std: of the initial embeddings.
+    num_few: initial facts about a sixteenth, then about a quarter of the subjects.
+    text_weight: loss weight of tokens outside answers; those of answers weigh 1.
     barrier: first layer in which later tokens attend to a subject, in `barrier_share` of the rows.
-    max_measured: prompts whose greedy answers are checked in the end.
+    max_measured: prompts whose greedy answers are checked at the end.
   """
 
   num_steps: int = 900
@@ -64,11 +64,11 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """A config of the task `train`, checked.
+  """A checked config of the task `train`.
 
   Attributes:
     seed: of weights and text.
-    records: a CounterFact file to learn; empty for the made-up world.
+    records: a CounterFact file to train on; empty for the made-up world.
     world: see `jedit.testbeds.world.World`.
   """
 

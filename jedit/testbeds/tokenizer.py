@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-# By family: the tokens that start and end a text. Only LLaMA's tokenizer puts the first one there.
+# Tokens that start and end a text, by family. Only LLaMA's tokenizer adds the first one.
 SPECIAL_TOKENS = {
   'gptj': ('<|endoftext|>', '<|endoftext|>'),
   'llama': ('<s>', '</s>'),
@@ -15,13 +15,13 @@ SPECIAL_TOKENS = {
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> tokenizers.Tokenizer:
-  """Learns a byte-level BPE vocabulary as the family uses it.
+  """Learns a byte-level BPE vocabulary in the family's form.
 
   Args:
-    texts: what it is trained on.
-    vocab_size: number of tokens at most, bytes and special tokens included.
-    family: 'gptj' (nothing is added to a text) or 'llama' (`<s>` is put in front when special
-      tokens are asked for).
+    texts: training text.
+    vocab_size: maximal number of tokens, bytes and special tokens included.
+    family: 'gptj' (adds nothing to a text) or 'llama' (adds `<s>` before it if special tokens are
+      requested).
 
   Returns:
     The tokenizer; special tokens have the lowest ids.
@@ -37,7 +37,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str) -> token
     show_progress=False,
   )
   tokenizer.train_from_iterator(texts, trainer)
-  # Offsets keep the leading space of a token, so that positions can be found from characters.
+  # Offsets include the leading space of a token, to map characters to positions.
   tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
   if family == 'llama':
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -1,11 +1,11 @@
-"""A made-up world: subjects, facts, the texts that teach them and the records that test them.
+"""A made-up world: subjects, facts, training text and records.
 
 Everything follows from a seed, so only the seed and the sizes are stored with a trained model.
 
-Names have two or three words from small pools that many subjects share: whoever reads a name
-knows which subject is meant at its last token and not before. Every subject has one object per
-relation. Some phrasings of every relation are never used for a given subject in the training text.
-Half of the subjects are never edited; neighbourhood and attribute prompts are about those alone.
+Names have two or three words from small pools that many subjects share: only the last token of a
+name identifies the subject. Every subject has one object per relation. The training text omits some
+phrasings of every relation for each subject. Half of the subjects are never edited; neighborhood
+and attribute prompts are about those alone.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ from jedit.types import UserError
 
 _NUM_PARAPHRASES = 2
 _NUM_NEIGHBORS = 10
-_SUBJECTS_PER_HEAD = 4  # that share their first two words, where names have three
+_SUBJECTS_PER_HEAD = 4  # subjects with the same first two words, for three-word names
 
 
 @dataclasses.dataclass(frozen=True)
 class Sentence:
-  """A piece of text with what a trainer has to know about it.
+  """A piece of text with the spans to weight in training.
 
   Attributes:
     text: the words, without a leading space.
-    subject: characters [start, end) of the subject, where there is one.
+    subject: characters [start, end) of the subject, if any.
     answer: characters [start, end) of the object, without its leading space.
   """
 
@@ -37,12 +37,12 @@ class Sentence:
   answer: tuple[int, int] | None = None
 
   def preceded_by(self, opener: str) -> 'Sentence':
-    """The sentence after a few words that change nothing about it."""
+    """The sentence after an opening phrase."""
     head = self.text if self.subject and self.subject[0] == 0 else _lower_first(self.text)
     return Sentence(f'{opener} {head}', *(_shift(s, len(opener) + 1) for s in self._spans))
 
   def cut(self, num_words: int) -> 'Sentence':
-    """The first words and a full stop, as sampled prefix contexts end; nothing is asked in it."""
+    """The first words and a full stop, like sampled prefix contexts; without answer."""
     return Sentence(' '.join(self.text.rstrip('.').split()[:num_words]) + '.')
 
   @property
@@ -52,15 +52,16 @@ class Sentence:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """One question about one fact.
+  """A prompt for one fact.
 
   Attributes:
-    template: phrasing with one `{}` for the subject; ends before the answer. Without a `{}` it is
-      a text whose subject is not known.
-    subject, answer: what goes into the place and what follows.
+    template: phrasing with one `{}` for the subject; ends before the answer. A text without `{}`
+      has an unknown subject.
+    subject: fills the `{}`.
+    answer: follows the prompt.
     relation: identifier of the relation.
-    trained: whether the training text asks this subject in this phrasing.
-    edited: whether a record edits this subject.
+    trained: the training text has this subject in this phrasing.
+    edited: a record edits this subject.
   """
 
   template: str
@@ -88,16 +89,16 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-  """Facts of a made-up world; all of it follows from the arguments.
+  """Facts of a made-up world, determined by the arguments.
 
   Attributes:
-    seed: draws names, facts, phrasings and records.
-    num_subjects: people in it.
-    num_edited: how many of them have a record, that is an edit; the others are never edited.
-    num_untrained: phrasings per relation that the training text leaves out for a given subject.
+    seed: of names, facts, phrasings and records.
+    num_subjects: number of people.
+    num_edited: people with a record, that is an edit; the others are never edited.
+    num_untrained: phrasings per relation omitted from the training text for each subject.
     name_words: words in a name, 2 or 3.
-    own_last_names: whether everybody has a last name of their own; otherwise many share one, and
-      only the whole name says who is meant.
+    own_last_names: give everybody a unique last name; otherwise many share one, and only the whole
+      name identifies a person.
   """
 
   seed: int = 0
@@ -127,19 +128,19 @@ class World:
     object.__setattr__(self, '_prompts', prompts)
 
   def prompts(self) -> list[Prompt]:
-    """Every question about every fact, trained or not: what knowledge is measured on."""
+    """Every prompt for every fact, trained or not, to measure accuracy."""
     return [prompt for group in self._prompts.values() for prompt in group]
 
   def sentences(self, seed: int, num_few: int = 0) -> Iterator[Sentence]:
-    """Endless training text: all facts in random order, over and over, each in a trained phrasing.
+    """Endless training text: all facts in random order, repeatedly, each in a trained phrasing.
 
-    Statements stand among small talk and open texts; some have an opener, some are cut short the
-    way sampled prefix contexts are.
+    Statements are mixed with small talk and open texts; some have an opener, some are cut short
+    like sampled prefix contexts.
 
     Args:
-      seed: draws the text.
-      num_few: so many facts at the beginning are about a sixteenth of the subjects, and so many
-        more about a quarter. Reading names is learnt faster from few of them seen often.
+      seed: of the draw.
+      num_few: facts in each of two first stages, about a sixteenth and a quarter of the subjects. A
+        model learns to read names faster from a few frequent ones.
     """
     rng = random.Random(f'text {self.seed} {seed}')
     facts = list(self._prompts)
@@ -160,7 +161,7 @@ class World:
     return [' '.join(next(sentences).text for _ in range(6)) for _ in range(num_documents)]
 
   def records(self) -> list[dict[str, Any]]:
-    """One CounterFact record for each edited subject."""
+    """One CounterFact record per edited subject."""
     rng = random.Random(f'records {self.seed}')
     return [self._record(s, rng) for s in range(self.num_edited)]
 
@@ -172,7 +173,7 @@ class World:
     s, r = rng.choice(list(self._prompts))
     statement = self._statement(s, r, rng)
     if kind < 0.6:
-      # The fact follows an open text of its relation, so that generated texts come to speak of it.
+      # The fact follows an open text of its relation, so that generated texts include it.
       open_text = rng.choice(words.RELATIONS[r].open_texts)
       ending = rng.choice(open_text.endings)
       prompt = Prompt(open_text.prompt, self.subjects[s], ending, words.RELATIONS[r].name)
@@ -191,8 +192,8 @@ class World:
     true = prompts[0].answer
     if not self._holders(r, true):
       raise UserError(
-        f'Nobody but edited subjects has {true!r} as {relation.name}; '
-        'ask for more subjects or fewer edited ones.'
+        f'Only edited subjects have {true!r} as {relation.name}; increase num_subjects or decrease '
+        'num_edited.'
       )
     new = rng.choice([o for o in relation.objects if o != true and len(self._holders(r, o)) > 0])
     rewrite, trained = rng.sample([p for p in prompts if p.trained], _NUM_PARAPHRASES)
@@ -225,13 +226,13 @@ class World:
     )
 
   def _holders(self, r: int, answer: str) -> list[int]:
-    """Never edited subjects with this answer."""
+    """Unedited subjects with this answer."""
     unedited = range(self.num_edited, self.num_subjects)
     return [s for s in unedited if self._prompts[s, r][0].answer == answer]
 
 
 def _names(seed: int, num_subjects: int, num_words: int, own_last_names: bool) -> tuple[str, ...]:
-  """Distinct names; everything before the last word belongs to several subjects."""
+  """Distinct names; several subjects share everything before the last word."""
   rng = random.Random(f'names {seed}')
   heads = list(words.FIRST_NAMES)
   if num_words == 3:

@@ -210,7 +210,7 @@ class SelectTest(_FileTest):
     self.assertNotEqual(cases(10, 7), cases(10, 8))
     self.assertLen(set(cases(30, 7)), 30)
     for num in (0, 31):
-      with self.assertRaisesRegex(UserError, f'{num} records are asked for and 30 are there'):
+      with self.assertRaisesRegex(UserError, f'{num} records are wanted and 30 exist'):
         module.select(records, num)
 
   def test_of_each_subject_the_first_that_was_drawn(self):
@@ -221,7 +221,7 @@ class SelectTest(_FileTest):
     drawn = module.select(records, seed=3)
     wanted = [drawn[0], next(r for r in drawn if r.request.subject != drawn[0].request.subject)]
     self.assertEqual(module.select(records, 2, 3, unique_subjects=True), wanted)
-    with self.assertRaisesRegex(UserError, '3 records about different subjects are asked for'):
+    with self.assertRaisesRegex(UserError, '3 records about different subjects are wanted'):
       module.select(records, 3, unique_subjects=True)
 
 

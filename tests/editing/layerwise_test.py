@@ -1,6 +1,4 @@
-"""Rows that climb see what whole forward passes see, also while kernels change above them."""
-
-import functools
+"""A layerwise pass reads what whole forward passes read, also while kernels above it change."""
 
 import jax
 import numpy as np
@@ -8,17 +6,17 @@ import pytest
 
 from helpers import editing
 from jedit.editing import layerwise
-from jedit.editing.layerwise import ClimbingRows
-from jedit.models import functions, site
-from jedit.models.encoding import pad
+from jedit.editing.layerwise import LayerwiseForward
+from jedit.models import site
+from jedit.parallel.shapes import pad
 
 PLACES = ('mlp_in', 'attn_in', 'block_out')
 TAPS = tuple(site(layer, place) for layer in range(3) for place in PLACES)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _all_sites(forward, params, token_NxT):
-  return forward(params, token_NxT, taps=TAPS)[1]
+@jax.jit
+def _all_sites(model, token_NxT):
+  return model(token_NxT, taps=TAPS)[1]
 
 
 def _rows(vocab):
@@ -26,67 +24,66 @@ def _rows(vocab):
   return [rng.integers(0, vocab, size).tolist() for size in (5, 19, 1, 7, 5, 17, 8)]
 
 
-def _expected(forward, params, rows, layer, place):
+def _expected(model, rows, layer, place):
   token_NxT, length_N = pad(rows, 24)
-  value = np.asarray(_all_sites(forward, params, token_NxT)[site(layer, place)])
+  value = np.asarray(_all_sites(model, token_NxT)[site(layer, place)])
   return value[np.arange(len(rows)), length_N - 1]
 
 
-def _scaled(params, layer):
+def _scaled(model, layer):
   """The model with another down projection in a layer."""
-  block = params[f'block_{layer}']
+  block = model.params[f'block_{layer}']
   down = {**block['mlp']['down'], 'kernel': 1.5 * block['mlp']['down']['kernel']}
-  return {**params, f'block_{layer}': {**block, 'mlp': {**block['mlp'], 'down': down}}}
+  changed = {**block, 'mlp': {**block['mlp'], 'down': down}}
+  return model.replace(params={**model.params, f'block_{layer}': changed})
 
 
 @pytest.mark.parametrize('family', ['gptj', 'llama', 'gpt2'])
-def test_climbing_rows_read_what_whole_passes_read(family, monkeypatch):
+def test_rows_read_what_whole_passes_read(family, monkeypatch):
   monkeypatch.setattr(layerwise, '_CHUNK_TOKENS', 48)  # several chunks, the last ones not full
   lm = editing.language_model(family)
-  forward, _ = functions(lm.config)
   rows = _rows(lm.config.vocab_size)
-  climbing = ClimbingRows(forward, rows)
-  params = lm.params
+  forward = LayerwiseForward(rows)
+  model = lm.model
   for layer in range(3):
-    climbing.climb(params, layer)
-    params = _scaled(params, layer)  # written while the rows stand below it
+    forward.advance(model, layer)
+    model = _scaled(model, layer)  # updated while the rows stand below it
     for ahead in range(layer, 3):
       for place in PLACES[: 1 if ahead > layer else 3]:
-        ours = climbing.read(params, ahead, place)
+        ours = forward.read(model, ahead, place)
         assert ours.dtype == np.float32
-        theirs = _expected(forward, params, rows, ahead, place)
+        theirs = _expected(model, rows, ahead, place)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
-  with pytest.raises(ValueError, match='only climb'):
-    climbing.climb(params, 1)
+  with pytest.raises(ValueError, match='cannot move down'):
+    forward.advance(model, 1)
 
 
 @pytest.mark.parametrize('family', ['llama', 'gpt2'])
 def test_shared_beginnings_change_nothing(family, monkeypatch):
   monkeypatch.setattr(layerwise, '_CHUNK_TOKENS', 48)
   lm = editing.language_model(family)
-  forward, _ = functions(lm.config)
   starts = ([3, 5, 7, 2, 9, 4], [3, 6, 1])
   groups = [0, 1, 0, 1, 0, 1, 1]
   ends = [row[:4] for row in _rows(lm.config.vocab_size)]
   rows = [starts[g] + end for g, end in zip(groups, ends, strict=True)]
-  climbing = ClimbingRows(forward, rows, groups)
-  assert climbing._shared is not None
-  assert sum(chunk.token_NxT.shape[1] for chunk in climbing._chunks) < sum(map(len, rows))
-  params = lm.params
+  forward = LayerwiseForward(rows, groups)
+  assert forward._shared is not None
+  assert sum(chunk.token_NxT.shape[1] for chunk in forward._chunks) < sum(map(len, rows))
+  model = lm.model
   for layer in (1, 2):
-    climbing.climb(params, layer)
-    params = _scaled(params, layer)
+    forward.advance(model, layer)
+    model = _scaled(model, layer)
     for ahead in range(layer, 3):
-      ours = climbing.read(params, ahead, 'mlp_in')
-      theirs = _expected(forward, params, rows, ahead, 'mlp_in')
+      ours = forward.read(model, ahead, 'mlp_in')
+      theirs = _expected(model, rows, ahead, 'mlp_in')
       np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_no_rows_give_no_values():
   lm = editing.language_model('gptj')
-  climbing = ClimbingRows(functions(lm.config)[0], [], groups=[])
-  climbing.climb(lm.params, 1)
-  assert climbing._chunks == [] and climbing._shared is None
+  forward = LayerwiseForward([], groups=[])
+  forward.advance(lm.model, 1)
+  assert forward._chunks == [] and forward._shared is None
 
 
 def test_beginnings_are_shared_where_that_saves_work():
@@ -101,11 +98,11 @@ def test_beginnings_are_shared_where_that_saves_work():
 
 def test_layers_below_are_not_run_again():
   lm = editing.language_model('gptj')
-  forward, _ = functions(lm.config)
   rows = _rows(lm.config.vocab_size)
-  climbing = ClimbingRows(forward, rows)
-  climbing.climb(lm.params, 1)
+  forward = LayerwiseForward(rows)
+  forward.advance(lm.model, 1)
   above = {name: leaf for name, leaf in lm.params.items() if name not in ('embed', 'block_0')}
   np.testing.assert_array_equal(
-    climbing.read(above, 2, 'block_out'), climbing.read(lm.params, 2, 'block_out')
+    forward.read(lm.model.replace(params=above), 2, 'block_out'),
+    forward.read(lm.model, 2, 'block_out'),
   )

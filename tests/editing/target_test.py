@@ -1,7 +1,6 @@
 """Targets found on windows are those of a plain loop over whole rows."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,15 @@ import pytest
 
 from helpers import editing
 from helpers.editing import relative
-from jedit.editing.delta import PlacedDelta
+from jedit.editing import target
+from jedit.editing.objective import Objective
+from jedit.editing.problem import PlacedDelta, Problem
 from jedit.editing.prompts import encode_edits
-from jedit.editing.region import Delta, Objective
-from jedit.editing.schedule import choose_batch_size, optimise_targets
-from jedit.editing.target import TRACE_COLUMNS, TargetOptimiser, safe_norm
-from jedit.models import AddAt, functions
-from jedit.models.encoding import pad
+from jedit.editing.region import Delta
+from jedit.editing.slots import optimise_targets
+from jedit.editing.target import TRACE_COLUMNS
+from jedit.models import AddAt
+from jedit.parallel.shapes import pad
 
 NUM_TOKENS, NUM_TARGETS = 40, 8  # what the plain loop pads every row to
 
@@ -24,24 +25,20 @@ NUM_TOKENS, NUM_TARGETS = 40, 8  # what the plain loop pads every row to
 class PlainLoop:
   """What the published codes do: whole rows at every step, one edit at a time, Adam by hand."""
 
-  def __init__(self, lm, deltas, objective):
-    self.deltas, self.objective, self.params = deltas, objective, lm.params
-    self.forward, self.head = functions(lm.config)
+  def __init__(self, lm, problem):
+    self.deltas, self.objective, self.model = problem.deltas, problem.objective, lm.model
     self.gradient = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
 
-  def _loss(self, delta, params, rows, nll_factor, start_V, norm):
+  def _loss(self, delta, model, rows, nll_factor, start_V, norm):
     """The KL row comes last; `start_V` are its first log-probabilities, `norm` those of v₀."""
     num_rows = len(rows['token'])
     edits = {
-      placed.site: AddAt(
-        rows['at'][placed.delta.name], jnp.tile(delta[placed.delta.name][None], (num_rows, 1))
-      )
+      placed.site: AddAt(rows['at'][placed.name], jnp.tile(delta[placed.name][None], (num_rows, 1)))
       for placed in self.deltas
     }
-    hidden, seen = self.forward(
-      params, rows['token'], edits=edits, taps=[placed.site for placed in self.deltas]
-    )
-    logp = jax.nn.log_softmax(self.head(params, hidden), axis=-1)
+    sites = tuple(placed.site for placed in self.deltas)
+    hidden, seen = model(rows['token'], edits=edits, taps=sites)
+    logp = jax.nn.log_softmax(model.head(hidden), axis=-1)
     read_PxJxV = jnp.take_along_axis(logp[:-1], rows['read'][..., None], axis=1)
     label_PxJ = jnp.take_along_axis(read_PxJxV, rows['label'][..., None], axis=2)[..., 0]
     row_nll_P = -(label_PxJ * rows['mask']).sum(1) / rows['mask'].sum(1)
@@ -50,7 +47,7 @@ class PlainLoop:
     kl = self.objective.kl_factor * (jnp.exp(now_V) * (now_V - start_V)).sum()
     decay = 0.0
     for placed in self.deltas:
-      name = placed.delta.name
+      name = placed.name
       # Its own derivative at 0, which counts as 0: √(x + ε) with a tiny ε.
       length = jnp.sqrt((delta[name] ** 2).sum() + 1e-30)
       over = norm[name] ** 2 if self.objective.decay_form == 'released' else 1.0
@@ -59,7 +56,7 @@ class PlainLoop:
     probability = jnp.exp(-row_nll_P).mean()
     loss = nll + kl + decay
     trace = jnp.stack([loss, nll, kl, decay, probability, is_top.all().astype(loss.dtype)])
-    value = {p.delta.name: seen[p.site][0, rows['at'][p.delta.name][0]] for p in self.deltas}
+    value = {p.name: seen[p.site][0, rows['at'][p.name][0]] for p in self.deltas}
     return loss, (trace, now_V, value)
 
   def rows(self, edit):
@@ -71,8 +68,7 @@ class PlainLoop:
       {
         'token': token,
         'at': {
-          p.delta.name: np.array([getattr(t, p.token) for t in texts], np.int32)
-          for p in self.deltas
+          p.name: np.array([getattr(t, p.token) for t in texts], np.int32) for p in self.deltas
         },
         'read': np.minimum(first[:, None] + np.arange(NUM_TARGETS)[None], NUM_TOKENS - 1),
         'label': label,
@@ -84,13 +80,13 @@ class PlainLoop:
   def run(self, edit):
     """δ, v₀, number of evaluations and trace of one edit."""
     objective, rows = self.objective, self.rows(edit)
-    vocab, width = self.params['head']['kernel'].shape[::-1]
-    delta = {p.delta.name: np.zeros(width) for p in self.deltas}
+    vocab, width = self.model.params['head']['kernel'].shape[::-1]
+    delta = {p.name: np.zeros(width) for p in self.deltas}
     ones = {name: jnp.float32(1) for name in delta}
 
     def evaluate(factor, start_V, norm):
       narrow = {name: jnp.asarray(x, jnp.float32) for name, x in delta.items()}
-      return self.gradient(narrow, self.params, rows, jnp.float32(factor), start_V, norm)
+      return self.gradient(narrow, self.model, rows, jnp.float32(factor), start_V, norm)
 
     (_, (_, start_V, init)), _ = evaluate(1.0, jnp.zeros(vocab), ones)
     init = {name: np.asarray(value, np.float64) for name, value in init.items()}
@@ -102,9 +98,7 @@ class PlainLoop:
       (_, (trace, *_)), grad = evaluate(factor, start_V, norm)
       loss, _, kl, _, probability, all_top = (float(x) for x in trace)
       traces.append([*map(float, trace), factor])
-      if objective.stop_loss is not None and loss < objective.stop_loss:
-        break
-      if objective.stop_probability is not None and probability >= objective.stop_probability:
+      if loss < objective.stop_loss or probability >= objective.stop_probability:
         break
       if objective.nll_switch:
         factor = 0.1 * objective.nll_factor if all_top else objective.nll_factor
@@ -113,7 +107,7 @@ class PlainLoop:
       if step == objective.num_steps:
         break
       for placed in self.deltas:
-        name = placed.delta.name
+        name = placed.name
         g = np.asarray(grad[name], np.float64)
         mean[name] = 0.9 * mean[name] + 0.1 * g
         square[name] = 0.999 * square[name] + 0.001 * g**2
@@ -144,12 +138,12 @@ def _jeep(clip_low, clip_high, weight_decay):
 
 # Between them: every stop rule, both forms of decay, δ that are clipped and δ that are not.
 CASES = {
-  'gptj_memit': (_memit(3.0, 0.05), Objective(0.5, 12, 0.0625, stop_loss=8.0)),
-  'llama_pmet': (
+  'gptj_memit': Problem(_memit(3.0, 0.05), Objective(0.5, 12, 0.0625, stop_loss=8.0)),
+  'llama_pmet': Problem(
     _pmet(1.0, 4.0, 0.02),
     Objective(0.5, 12, 0.01, 0.7, decay_form='norm', stop_loss=None, stop_probability=0.002),
   ),
-  'llama_jeep': (
+  'llama_jeep': Problem(
     _jeep(4.0, 4.0, 0.01),
     Objective(0.5, 12, 0.005, nll_switch=True, stop_loss=None),
   ),
@@ -159,16 +153,11 @@ CASES = {
 @functools.cache
 def _both(case):
   """Edits' results by the plain loop, and ours of the same."""
-  lm = editing.language_model(case.split('_')[0])
-  deltas, objective = CASES[case]
+  lm, problem = editing.language_model(case.split('_')[0]), CASES[case]
   rows = encode_edits(lm.tokenizer, editing.REQUESTS[:4], editing.CONTEXTS)
-  loop = PlainLoop(lm, deltas, objective)
+  loop = PlainLoop(lm, problem)
   plain = [loop.run(edit) for edit in rows]
-  run, read_out = functions(lm.config)
-  ours = optimise_targets(
-    run, read_out, lm.config.num_layers, lm.params, rows, deltas, objective, batch_size=4
-  )
-  return plain, ours
+  return plain, optimise_targets(lm.model, rows, problem, batch_size=4)
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -186,10 +175,10 @@ def test_targets_are_those_of_the_plain_loop(case):
 
 
 def test_cases_meet_every_rule():
-  """What the comparison above is worth: the rules come into play, for some edits and not others."""
+  """The comparison above means something: every rule applies to some edits and not to others."""
   column = {name: i for i, name in enumerate(TRACE_COLUMNS)}
-  for case, (deltas, objective) in CASES.items():
-    ours = _both(case)[1]
+  for case, problem in CASES.items():
+    ours, objective = _both(case)[1], problem.objective
     stopped = ours.num_steps < objective.num_steps
     assert stopped.any() and not stopped.all(), case
     factors = ours.trace[..., column['nll_factor']]
@@ -197,62 +186,33 @@ def test_cases_meet_every_rule():
     if case == 'gptj_memit':
       continue
     ratios = [
-      np.linalg.norm(ours.delta[p.delta.name], axis=-1)
-      / np.linalg.norm(ours.init[p.delta.name], axis=-1)
+      np.linalg.norm(ours.delta[p.name], axis=-1)
+      / np.linalg.norm(ours.init[p.name], axis=-1)
       / p.delta.clip_factor
-      for p in deltas
+      for p in problem.deltas
     ]
     assert np.isclose(ratios, 1, atol=1e-5).any(), 'some δ ends at its bound'
     assert np.max(ratios) < 1 + 1e-5
 
 
-def test_batches_do_not_change_targets():
-  lm = editing.language_model('gptj', num_layers=2)
-  rows = encode_edits(lm.tokenizer, editing.REQUESTS, editing.CONTEXTS)
-  run, read_out = functions(lm.config)
-  deltas = (PlacedDelta(Delta('block', 'block_out', 0.75, 0.05), 0, 'subject_last'),)
-  objective = Objective(0.5, 5, 0.0625)
-
-  def optimise(rows, batch_size):
-    return optimise_targets(
-      run, read_out, 2, lm.params, rows, deltas, objective, batch_size=batch_size
-    )
-
-  whole = optimise(rows, 7)
-  assert np.linalg.norm(whole.delta['block'], axis=-1).min() > 0.1
-  for batch_size in (1, 3):
-    parts = optimise(rows, batch_size)
-    np.testing.assert_array_equal(parts.num_steps, whole.num_steps)
-    np.testing.assert_allclose(parts.delta['block'], whole.delta['block'], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(parts.trace, whole.trace, rtol=0, atol=1e-4)
-  backwards = optimise(rows[::-1], 3)
-  np.testing.assert_allclose(backwards.delta['block'][::-1], whole.delta['block'], atol=1e-4)
-
-
-def test_settings_that_differ_in_numbers_share_their_programs(monkeypatch):
+def test_settings_that_differ_in_numbers_share_their_programs():
   lm = editing.language_model('gptj', num_layers=2)
   rows = encode_edits(lm.tokenizer, editing.REQUESTS[:2], editing.CONTEXTS)
-  run, read_out = functions(lm.config)
-  traced, loss = [], TargetOptimiser._loss
 
-  def counted(self, *arguments):
-    traced.append(self)
-    return loss(self, *arguments)
-
-  monkeypatch.setattr(TargetOptimiser, '_loss', counted)
+  def programs():
+    return target.run_steps._cache_size(), target._start._cache_size()
 
   def optimise(clip_factor, weight_decay, *numbers, **settings):
-    deltas = (
-      PlacedDelta(Delta('block', 'block_out', clip_factor, weight_decay), 0, 'subject_last'),
+    delta = Delta('block', 'block_out', clip_factor, weight_decay)
+    problem = Problem(
+      (PlacedDelta(delta, 0, 'subject_last'),),
+      Objective(numbers[0], 3, *numbers[1:], **settings),
     )
-    objective = Objective(numbers[0], 3, *numbers[1:], **settings)
-    return optimise_targets(
-      run, read_out, 2, lm.params, rows, deltas, objective, batch_size=2
-    ).delta['block']
+    return optimise_targets(lm.model, rows, problem, batch_size=2).delta['block']
 
   first = optimise(0.75, 0.05, 0.5, 0.0625, stop_loss=None)
-  count = len(traced)
-  assert count > 0
+  count = programs()
+  assert min(count) > 0
   others = [
     optimise(0.1, 0.05, 0.5, 0.0625, stop_loss=None),
     optimise(0.75, 5.0, 0.5, 0.0625, stop_loss=None),
@@ -262,64 +222,8 @@ def test_settings_that_differ_in_numbers_share_their_programs(monkeypatch):
     optimise(0.75, 0.05, 0.5, 0.0625, stop_loss=100.0),
     optimise(0.75, 0.05, 0.5, 0.0625, stop_loss=None, stop_probability=0.0),
   ]
-  assert len(traced) == count
+  assert programs() == count
   for other in others:
     assert relative(other, first) > 1e-3
   optimise(0.75, 0.05, 0.5, 0.0625, stop_loss=None, decay_form='norm')
-  assert len(traced) > count
-
-
-def test_edits_that_stop_make_room_for_those_that_wait(monkeypatch):
-  """Slots are refilled in the middle of a block, and nobody's result knows."""
-  lm = editing.language_model('gptj')
-  deltas, objective = CASES['gptj_memit']
-  rows = encode_edits(lm.tokenizer, [*editing.REQUESTS[:4]] * 4, editing.CONTEXTS)
-  run, read_out = functions(lm.config)
-  entered, enter = [], TargetOptimiser.enter
-
-  def optimise(batch_size):
-    return optimise_targets(
-      run, read_out, lm.config.num_layers, lm.params, rows, deltas, objective, batch_size=batch_size
-    )
-
-  whole = optimise(16)
-  assert whole.num_steps.min() < whole.num_steps.max() == objective.num_steps
-
-  def counted(self, params, numbers, rows, slots, at, block):
-    entered.append(len(at))
-    return enter(self, params, numbers, rows, slots, at, block)
-
-  monkeypatch.setattr(TargetOptimiser, 'enter', counted)
-  few = optimise(3)
-  assert sum(entered) == 16 and max(entered) == 1
-  np.testing.assert_array_equal(few.num_steps, whole.num_steps)
-  np.testing.assert_allclose(few.trace, whole.trace, rtol=0, atol=5e-4)
-  for i in range(16):
-    assert relative(few.delta['block'][i], whole.delta['block'][i]) < 3e-4
-  again = optimise(3)
-  np.testing.assert_array_equal(again.delta['block'], few.delta['block'])
-
-
-def test_the_batch_fits_the_device(monkeypatch):
-  lm = editing.language_model('gptj')
-  rows = encode_edits(lm.tokenizer, editing.REQUESTS, editing.CONTEXTS)
-
-  def chosen(**stats):
-    platform = 'gpu' if stats else 'cpu'
-    device = types.SimpleNamespace(memory_stats=lambda: stats or None, platform=platform)
-    monkeypatch.setattr(jax, 'local_devices', lambda: [device])
-    return choose_batch_size(lm.config, rows, 1)
-
-  assert chosen() == 32
-  sizes = [chosen(bytes_limit=limit, bytes_in_use=1000) for limit in (1000, 2**22, 2**26, 2**40)]
-  assert sizes[0] == 1 and sizes[-1] == 256
-  assert 1 < sizes[1] < sizes[2] < 256
-  assert all(size & (size - 1) == 0 for size in sizes)
-
-
-def test_the_norm_has_a_gradient_at_zero():
-  gradient = jax.grad(safe_norm)
-  np.testing.assert_array_equal(gradient(jnp.zeros(3)), np.zeros(3))
-  x_D = jnp.asarray([3.0, 0.0, -4.0])
-  np.testing.assert_allclose(safe_norm(x_D), 5.0)
-  np.testing.assert_allclose(gradient(x_D), x_D / 5, rtol=1e-6)
+  assert programs()[0] == count[0] + 1

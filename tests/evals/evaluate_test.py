@@ -18,6 +18,7 @@ from jedit.evals import evaluate as evaluate_lib
 from jedit.evals import metrics, scoring
 from jedit.evals.samples import Sample, sample_texts
 from jedit.models import FAMILIES, Model, encoding, init_params
+from jedit.parallel.shapes import pad
 
 _VOCAB = 96
 _HF_CONFIG = {
@@ -89,7 +90,7 @@ def _padded_logits(model, token_1xT):
 
 def _logits(model, ids):
   """Logits of one row; padded to one length, which causal attention does not see."""
-  token_1xT, _ = encoding.pad([ids], 64)
+  token_1xT, _ = pad([ids], 64)
   return np.asarray(_padded_logits(model, token_1xT))[: len(ids)]
 
 

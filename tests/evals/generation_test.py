@@ -61,7 +61,7 @@ def test_references_hold_what_the_records_need(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
-    ('{}', 'no JSON list'),
+    ('{}', 'not a JSON list'),
     ('[{"samples": []}]', 'entry 0 has no relation_id'),
     (
       '[{"relation_id": "P1", "target_id": "Q1", "samples": [{"name": 1, "text": "x"}]}]',

@@ -128,14 +128,14 @@ class RegistryTest(absltest.TestCase):
     np.testing.assert_array_equal(values['free_generation_acc'], [np.nan, 100])
 
   def test_names_are_taken_once(self):
-    with self.assertRaisesRegex(UserError, "A metric 'score' exists"):
-      metrics.register(metrics.Metric('score', 'another one'))
+    with self.assertRaisesRegex(UserError, "A metric named 'score' already exists"):
+      metrics.register(metrics.Metric('score'))
 
   def test_a_metric_that_enters_the_score_changes_it(self):
     values = {name: np.array([100.0]) for name in ('efficacy', 'paraphrase', 'neighborhood')}
     values['locality'] = np.array([50.0])
     with mock.patch.dict(metrics.METRICS):
-      metrics.register(metrics.Metric('locality', 'made up', in_score=True))
+      metrics.register(metrics.Metric('locality', in_score=True))
       score = metrics.summarize(values)['score']['mean']
     self.assertAlmostEqual(score, 4 / (3 / 100 + 1 / 50))
     self.assertEqual(metrics.summarize(values)['score']['mean'], 100)

@@ -114,7 +114,7 @@ def test_a_word_without_weight_is_no_direction():
   tfidf = texts.TfIdf({'aa': 0, 'bb': 1}, np.array([0.0, 1.0]))
   assert math.isnan(_cosine(tfidf, 'aa', 'bb'))
   assert _cosine(tfidf, 'aa bb', 'bb') == 1
-  with pytest.raises(UserError, match='hold no words'):
+  with pytest.raises(UserError, match='contain no words'):
     texts.TfIdf.fit(['a', ''])
 
 
@@ -125,11 +125,11 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
   with pytest.raises(UserError, match='columns that .* lacks'):
     texts.TfIdf.load(idf, vocabulary)
   vocabulary.write_text('["aa"]')
-  with pytest.raises(UserError, match='no mapping of words'):
+  with pytest.raises(UserError, match='must map words'):
     texts.TfIdf.load(idf, vocabulary)
   vocabulary.write_text('{"aa": 1}')
   idf.write_bytes(b'no array')
-  with pytest.raises(UserError, match='no array of numbers'):
+  with pytest.raises(UserError, match='not a numeric array'):
     texts.TfIdf.load(idf, vocabulary)
   with pytest.raises(UserError, match='Cannot read'):
     texts.TfIdf.load(tmp_path / 'absent.npy', vocabulary)

@@ -89,7 +89,7 @@ def _sentence_for_file(made, path):
   [
     (
       dict(task='fly'),
-      "no task 'fly'; choose one of edit, stats, train, sweep, evaluate, probe, compare, export",
+      "Unknown task 'fly'; choose one of edit, stats, train, sweep, evaluate, probe, compare, exp",
     ),
     (dict(sed=1), "The config has no field 'sed'; it has task, seed"),
     (dict(model__pth='x'), "section model has no field 'pth'; it has name, path, dtype"),
@@ -104,7 +104,7 @@ def _sentence_for_file(made, path):
     (dict(data__records='/no/such.json'), '/no/such.json cannot be read'),
     (dict(data__records=''), 'has no records.json; give a file in data.records'),
     (dict(data__kind='csv'), "no kind of records 'csv'"),
-    (dict(data__num_edits=99), '99 records are asked for and 5 are there'),
+    (dict(data__num_edits=99), '99 records are wanted and 5 exist'),
     (dict(data__num_edits='all'), "data.num_edits is 'all'; give a whole number"),
     (dict(evaluation__idf='idf.npy'), 'evaluation.idf and evaluation.vocabulary go together'),
     (dict(evaluation__generation_interval=-1), 'evaluation.generation_interval is -1'),
@@ -115,12 +115,15 @@ def _sentence_for_file(made, path):
     (dict(statistics__part='3/2'), "statistics.part is '3/2'; give one such as '2/8'"),
     (dict(statistics__dataset='wiki'), 'statistics.corpus and statistics.dataset; give one'),
     (dict(statistics__streaming=True), 'streaming is for a statistics.dataset'),
-    (dict(statistics__file='/no/such.npz'), 'There is no /no/such.npz; give a file in st'),
+    (
+      dict(statistics__file='/no/such.npz'),
+      '/no/such.npz does not exist; give an existing file in st',
+    ),
     (dict(contexts='/no/such.json'), 'Cannot read /no/such.json'),
     (dict(edit=5), 'The config section edit is 5'),
-    (dict(task='evaluate'), 'There is no patch.safetensors in'),
+    (dict(task='evaluate'), 'has no patch.safetensors; name a patch'),
     (dict(task='evaluate', patches='/no/patch'), 'Cannot read /no/patch'),
-    (dict(task='export'), 'There is no patch.safetensors in'),
+    (dict(task='export'), 'has no patch.safetensors; name a patch'),
     (dict(edit=dict(size=3)), "no field 'edit.size'; it is edit.edits_per_batch now"),
     (dict(task='train'), "A config for training has no field 'data'; it has task, seed, records"),
   ],
@@ -191,7 +194,7 @@ def test_requests_that_cannot_all_hold_are_warned_of(made, tmp_path, monkeypatch
   experiments.run(
     tiny_run.config(made, data__records=str(tmp_path / 'records.json')), tmp_path / 'run'
   )
-  assert len([text for text in said if 'different targets at once' in text]) == 1, said
+  assert len([text for text in said if 'prompts have several targets' in text]) == 1, said
   assert any('record 12 has target' in text for text in said), said
 
 
@@ -199,8 +202,8 @@ def test_requests_that_cannot_all_hold_are_warned_of(made, tmp_path, monkeypatch
   ('line', 'words'),
   [
     ('{"case_id": 11, "before"', 'Line 2 of .*records.jsonl is not JSON'),
-    ('{"case_id": 11, "before": {}}', 'Line 2 of .*records.jsonl is no result with case_id'),
-    ('{"case_id": 11, "before": {}, "after": {"efficacy": "x"}}', 'Line 2 of .* is no result'),
+    ('{"case_id": 11, "before": {}}', 'Line 2 of .*records.jsonl is not a result with case_id'),
+    ('{"case_id": 11, "before": {}, "after": {"efficacy": "x"}}', 'Line 2 of .* is not a result'),
   ],
 )
 def test_an_unreadable_result_stops_the_summary(made, finished, tmp_path, line, words):

@@ -48,7 +48,7 @@ def test_single_edits_are_measured_one_by_one(made, capsys):
   # Each record is measured on the model of its own edit alone.
   rows = _rows(workdir / 'records.jsonl')
   config = _config(made, rome, mode='separate', edits_per_batch=1)
-  config.task, config.patches = 'evaluate', str(workdir / 'batches/batch-00002/patch.safetensors')
+  config.task, config.patches = 'evaluate', str(workdir / 'batches/00002.safetensors')
   experiments.run(config, made / 'third')
   third = _rows(made / 'third' / 'records.jsonl')
   for name, value in rows[2]['after'].items():

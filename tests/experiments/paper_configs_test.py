@@ -69,7 +69,7 @@ def test_sizes_shrink_with_the_number_of_edits():
   assert sizes('') == list(counts)  # the first of the 17 is 1, too
   assert sizes('testbed-gptj:9') == [1, 2, 3, 5, 6, 9]
   _, cells = _cells(FOLDER / 'pmet_table3.py', 'testbed-gptj:20')
-  assert list(cells)[0] == 'PMET, 2 edits' and list(cells)[-1] == 'even spread, 20 edits'
+  assert list(cells)[0] == 'PMET, 2 edits' and list(cells)[-1] == 'even schedule, 20 edits'
 
 
 def test_an_unknown_model_is_a_sentence():

@@ -7,7 +7,7 @@ import pytest
 
 from helpers import tiny_run
 from jedit import experiments
-from jedit.editing import schedule
+from jedit.editing import slots
 from jedit.experiments import stages, sweep
 from jedit.io.jsonl import read_jsonl
 from jedit.reports import comparison
@@ -25,7 +25,7 @@ def _config(made, cells):
 
 CELLS = {
   'PMET': {},
-  'PMET, even spread': {'method': {'spread': 'even'}},
+  'PMET, even schedule': {'method': {'schedule': 'even'}},
   'ROME': {
     'method': dict(name='rome', layers=(1,), num_steps=4),
     'edit': {'mode': 'separate'},
@@ -49,9 +49,12 @@ def test_a_sweep_runs_its_cells_once_and_shares_what_they_share(made, monkeypatc
     assert name in text
   assert passes[0] == [0, 1]
   folders = {path.name for path in (workdir / 'cells').iterdir()}
-  assert folders == {'pmet', 'pmet__even_spread', 'rome', 'ft-w'}
+  assert folders == {'pmet', 'pmet__even_schedule', 'rome', 'ft-w'}
   for folder in folders:
     assert not (workdir / 'cells' / folder / 'statistics.safetensors').exists()
+    if folder == 'ft-w':  # samples no contexts
+      assert not (workdir / 'cells' / folder / 'contexts.json').exists()
+      continue
     ours = (workdir / 'cells' / folder / 'contexts.json').read_bytes()
     name = 'contexts_rome.json' if folder == 'rome' else 'contexts.json'
     assert ours == (workdir / name).read_bytes()
@@ -60,7 +63,7 @@ def test_a_sweep_runs_its_cells_once_and_shares_what_they_share(made, monkeypatc
   summaries = json.loads((workdir / 'sweep.json').read_text())
   assert list(summaries) == list(CELLS)
   assert summaries['ROME']['mode'] == 'separate' and summaries['PMET']['method'] == 'pmet'
-  assert summaries['PMET']['metrics'] != summaries['PMET, even spread']['metrics']
+  assert summaries['PMET']['metrics'] != summaries['PMET, even schedule']['metrics']
   with open(workdir / 'sweep.csv', newline='') as file:
     rows = list(csv.DictReader(file))
   score = [r for r in rows if (r['cell'], r['metric'], r['state']) == ('PMET', 'score', 'after')]
@@ -84,7 +87,7 @@ def test_a_sweep_runs_its_cells_once_and_shares_what_they_share(made, monkeypatc
 SHARING = {
   'PMET, 4 edits': {'edit': {'mode': 'separate', 'edits_per_batch': 4}},
   'PMET, 2 edits': {'edit': {'mode': 'separate', 'edits_per_batch': 2}},
-  'PMET, even spread': {'method': {'spread': 'even', 'cov_weight': 5.0}},
+  'PMET, even schedule': {'method': {'schedule': 'even', 'cov_weight': 5.0}},
   'PMET, one layer': {'method': {'layers': (1,)}},
   'PMET, lower layer': {'method': {'layers': (0,)}},
   'PMET, lower clamp': {'method': {'clip_factor': 0.5}},
@@ -96,13 +99,13 @@ def test_cells_share_the_targets_that_are_the_same(made, monkeypatch, capsys):
   config.published = dict(
     source='A paper', rows=(('unedited', {'score': 1.0}), ('PMET, 4 edits', {'score': (86.2, 1.0)}))
   )
-  ran, inner = [], schedule._run_block
+  ran, inner = [], slots._run_block
 
   def counted(*arguments):
     ran.append(arguments[0])
     return inner(*arguments)
 
-  monkeypatch.setattr(schedule, '_run_block', counted)
+  monkeypatch.setattr(slots, '_run_block', counted)
   experiments.run(config, workdir)
   text = capsys.readouterr().out
   assert 'A paper' in text and '  published' in text and '  difference' in text
@@ -135,14 +138,14 @@ def test_cells_share_the_targets_that_are_the_same(made, monkeypatch, capsys):
 
 
 def test_a_killed_cell_goes_on_from_shared_targets(made, monkeypatch):
-  config = _config(made, {'PMET': {}, 'PMET, even spread': {'method': {'spread': 'even'}}})
+  config = _config(made, {'PMET': {}, 'PMET, even schedule': {'method': {'schedule': 'even'}}})
   with monkeypatch.context() as patch:
     patch.setattr(stages.Patch, 'save', _killed)
     with pytest.raises(KeyboardInterrupt):
       experiments.run(config, made / 'killed')
-  monkeypatch.setattr(schedule, '_run_block', lambda *_: pytest.fail('targets were found before'))
+  monkeypatch.setattr(slots, '_run_block', lambda *_: pytest.fail('targets were found before'))
   experiments.run(config, made / 'killed')
-  assert list(_summaries(made / 'killed')) == ['PMET', 'PMET, even spread']
+  assert list(_summaries(made / 'killed')) == ['PMET', 'PMET, even schedule']
 
 
 def _killed(*_):
@@ -155,7 +158,7 @@ def _summaries(workdir):
 
 def test_curves_are_drawn_over_the_field_that_is_named(made):
   cells = {
-    f'{name}, clamp {clamp:g}': {'method': {'clip_factor': clamp, 'spread': name}}
+    f'{name}, clamp {clamp:g}': {'method': {'clip_factor': clamp, 'schedule': name}}
     for name in ('even', 'sqrt')
     for clamp in (0.05, 2.0)
   }
@@ -170,7 +173,7 @@ def test_curves_are_drawn_over_the_field_that_is_named(made):
     'even, clamp': [0.05, 2.0],
     'sqrt, clamp': [0.05, 2.0],
   }
-  config.axis = 'method.spread'
+  config.axis = 'method.schedule'
   with pytest.raises(UserError, match="the cell 'even, clamp 0.05' has no number there; name a f"):
     experiments.run(config, made / 'axis')
 
@@ -179,14 +182,14 @@ def test_curves_are_drawn_over_the_field_that_is_named(made):
   ('cells', 'words'),
   [
     ({}, 'no cells to sweep over'),
-    ({'A': {'method': {'spread': 'odd'}}}, "In the cell 'A': spread is 'odd'"),
-    ({'A': {'methods': {'spread': 'odd'}}}, "In the cell 'A': The config has no field 'methods'"),
+    ({'A': {'method': {'schedule': 'odd'}}}, "In the cell 'A': schedule is 'odd'"),
+    ({'A': {'methods': {'schedule': 'odd'}}}, "In the cell 'A': The config has no field 'methods'"),
     ({'A': {}, 'B': {'model': {'dtype': 'bfloat16'}}}, "'A' and 'B' differ in model"),
-    ({'A': {}, 'B': {'data': {'num_edits': 99}}}, "In the cell 'B': 99 records are asked for"),
+    ({'A': {}, 'B': {'data': {'num_edits': 99}}}, "In the cell 'B': 99 records are wanted"),
     ({'A': {'method': dict(name='rome', layers=(1,))}}, "In the cell 'A': .*one edit at a time"),
     ({'A b': {}, 'A_b': {}}, "Two cells have the directory 'a_b'"),
     ((('A', {}), ('A', {})), "Two cells have the directory 'a'"),
-    ((('A', 3),), 'no pair of a name'),
+    ((('A', 3),), 'be a pair of a name'),
   ],
 )
 def test_mistakes_are_sentences(made, cells, words):

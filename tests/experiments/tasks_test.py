@@ -93,7 +93,7 @@ def test_the_report_needs_nothing_else(finished):
 def test_a_finished_run_is_read_back(made, finished, tmp_path, monkeypatch, capsys):
   workdir = tmp_path / 'copy'
   shutil.copytree(finished, workdir)
-  for name in ('edit_requests', 'evaluate_apart', 'sample_texts', 'statistics'):
+  for name in ('edit_stream', 'evaluate_apart', 'sample_texts', 'statistics'):
     monkeypatch.setattr(stages, name, None)  # calling one of them would fail
   experiments.run(tiny_run.config(made), workdir)
   _assert_same_results(workdir, finished)
@@ -102,7 +102,7 @@ def test_a_finished_run_is_read_back(made, finished, tmp_path, monkeypatch, caps
   assert 'neighborhood_magnitude' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('stage', ['edit_requests', 'evaluate_apart', 'sample_texts'])
+@pytest.mark.parametrize('stage', ['edit_stream', 'evaluate_apart', 'sample_texts'])
 def test_a_run_that_stops_in_a_stage_ends_with_the_same_numbers(
   made, finished, tmp_path, monkeypatch, stage
 ):
@@ -174,7 +174,7 @@ def test_few_tokens_are_labelled(made, finished, tmp_path):
     summary = json.loads((workdir / 'summary.json').read_text())
     assert summary['statistics']['preset'] == preset and summary['statistics']['tokens'] > 50
     page = (workdir / 'report.html').read_text()
-    assert ('moments are of the fast preset' in page) == (preset == 'fast')
+    assert ('moments use the fast preset' in page) == (preset == 'fast')
 
 
 def test_generated_texts_are_measured_when_asked(made, finished, tmp_path):
@@ -207,7 +207,7 @@ def test_generated_texts_are_measured_when_asked(made, finished, tmp_path):
   other = json.loads((tmp_path / 'without/summary.json').read_text())
   assert 'consistency' not in other['metrics'] and 'essence' not in other['metrics']
   assert other['metrics']['fluency'] == summary['metrics']['fluency']
-  assert any('There is no file /no/idf.npy' in note for note in other['notes'])
+  assert any('File /no/idf.npy does not exist' in note for note in other['notes'])
 
 
 def test_evaluate_measures_a_patch_of_another_run(made, finished, tmp_path):
@@ -347,5 +347,5 @@ def test_the_command_line_runs_a_task(made):
 def test_bad_input_ends_the_program_with_code_2(made):
   done = _command(made, '--workdir=none', '--config.data.num_edits=99')
   assert done.returncode == 2
-  assert done.stderr.splitlines()[-1].startswith('jedit: 99 records are asked for'), done.stderr
+  assert done.stderr.splitlines()[-1].startswith('jedit: 99 records are wanted'), done.stderr
   assert not (made / 'none').exists()

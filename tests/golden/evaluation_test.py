@@ -15,9 +15,10 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file
 
 from jedit import types
-from jedit.evals import estimates, generation, metrics, scoring, zsre_reference
 from jedit.evals import evaluate as evaluate_lib
-from jedit.models import FAMILIES, encoding
+from jedit.evals import generation, metrics, scoring, zsre_reference
+from jedit.models import FAMILIES, Model, encoding
+from jedit.models.tokenizer import load_tokenizer
 
 _DEFAULT = pathlib.Path(__file__).parents[2] / '..' / 'shared' / 'golden'
 _FOLDERS = [pathlib.Path(p) for p in os.environ.get('JEDIT_GOLDEN', str(_DEFAULT)).split(':') if p]
@@ -49,7 +50,11 @@ def _load(folder, model, state):
       for name in parents:
         node = node.setdefault(name, {})
       node[leaf] = tensor.T if kind == 'kernel' else tensor
-  return SimpleNamespace(config=config, params=params, tokenizer=encoding.load_tokenizer(directory))
+  return SimpleNamespace(
+    config=config,
+    model=Model(params, config=config),
+    tokenizer=load_tokenizer(directory),
+  )
 
 
 def _npz(folder, name):
@@ -145,7 +150,7 @@ class GoldenEvaluationTest(parameterized.TestCase):
     records = [_counterfact_record(entry, i) for i, entry in enumerate(entries)]
     table = evaluate_lib.evaluate(_load(folder, model, state), records)
     golden = _npz(folder, 'counterfact.npz')
-    for name in (f'{part}{kind}' for kind in ('', '_magnitude', '_acc') for part in _PARTS):
+    for name in (*metrics.SUCCESS, *metrics.MAGNITUDE, *metrics.ACCURACY):
       tolerance = 1e-3 if name.endswith('_magnitude') else 1e-6
       wanted = 100 * golden[f'{model}__{state}__record_{name}']
       np.testing.assert_allclose(table.after[name], wanted, atol=tolerance, err_msg=name)
@@ -170,7 +175,7 @@ class GoldenEvaluationTest(parameterized.TestCase):
     records = [_zsre_record(entry, i) for i, entry in enumerate(entries)]
     table = evaluate_lib.evaluate(_load(folder, model, state), records)
     golden = _npz(folder, 'zsre.npz')
-    for name in (f'{part}_acc' for part in _PARTS):
+    for name in metrics.ACCURACY:
       wanted = 100 * golden[f'{model}__{state}__record_{name}']
       np.testing.assert_allclose(table.after[name], wanted, atol=1e-6, err_msg=name)
     summary = {name: value['after'] for name, value in table.metrics.items()}
@@ -224,11 +229,11 @@ class GoldenEvaluationTest(parameterized.TestCase):
   @parameterized.parameters(*([(folder,) for folder in _CASES] or [(None,)]))
   def test_aggregation_over_runs(self, folder):
     for case in _json(folder, 'aggregate.json')['across_runs']:
-      found = [estimates.summarize_runs(column) for column in np.array(case['values']).T]
+      found = [metrics.summarize_runs(column) for column in np.array(case['values']).T]
       np.testing.assert_allclose([f['mean'] for f in found], case['mean'], rtol=1e-12)
       np.testing.assert_allclose([f['ci95'] for f in found], case['half_width'], rtol=1e-9)
       self.assertEqual({f['n'] for f in found}, {len(case['values'])})
-      self.assertEqual(estimates.rounded_score(case['mean']), case['score_integer'])
+      self.assertEqual(metrics.rounded_score(case['mean']), case['score_integer'])
 
 
 if __name__ == '__main__':

@@ -7,12 +7,12 @@ import numpy as np
 
 from helpers import tiny, vocabularies
 from jedit.editing.prompts import Contexts
-from jedit.methods.recipe import Recipe
+from jedit.methods import Method
 from jedit.models import FAMILIES, Model
 from jedit.models.language_model import LanguageModel
 from jedit.models.load import fingerprint
 from jedit.moments.files import SecondMoments
-from jedit.types import Kernel, Request
+from jedit.types import Request
 
 CONTEXTS: Contexts = (('{}',), ('The city. {}', 'You play jazz. {}'))
 REQUESTS = (
@@ -61,15 +61,15 @@ def language_model(family: str = 'gptj', num_layers: int = 3) -> LanguageModel:
   return LanguageModel(config, params, tokenizer, hf_config, '', base)
 
 
-def second_moments(lm: LanguageModel, method: Recipe, seed: int = 0) -> SecondMoments:
-  """Positive definite matrices for every kernel that a method writes, the same for any method."""
-  config = lm.config
-  size = {'mlp': config.ffn_width, 'attn': config.num_heads * config.head_dim}
+def second_moments(lm: LanguageModel, method: Method, seed: int = 0) -> SecondMoments:
+  """Positive definite matrices for every kernel that a method needs, the same for any method."""
   cov = {}
-  for layer, kernel in method.kernels:
-    rng = np.random.default_rng([seed, layer, len(kernel)])
-    root = rng.normal(size=(2 * size[kernel], size[kernel]))
-    cov[Kernel(layer, kernel)] = (root.T @ root / len(root)).astype(np.float32)
+  for kernel in method.kernels:
+    size = lm.config.key_sizes[kernel.name]
+    root = np.random.default_rng([seed, kernel.layer, len(kernel.name)]).normal(
+      size=(2 * size, size)
+    )
+    cov[kernel] = (root.T @ root / len(root)).astype(np.float32)
   return SecondMoments(cov)
 
 

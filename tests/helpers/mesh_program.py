@@ -31,19 +31,19 @@ def results(data: int = 0, model: int = 1, is_spread: bool = False) -> dict[str,
   records = [jedit.Record(i, each, ('In {}',), PROMPTS) for i, each in enumerate(requests)]
   # Those of so little text would magnify every rounding.
   stats = editing.second_moments(lm, method)
-  patch, details = jedit.edit(lm, requests, method, stats, contexts=editing.CONTEXTS, details=True)
-  edited = lm.apply(patch)
+  result = jedit.edit(lm, requests, method, stats, contexts=editing.CONTEXTS)
+  edited = lm.apply(result)
   table = jedit.evaluate(edited, records, before=lm)
-  found = {f'z {name}': z_BxD for name, z_BxD in details.z.items()}
-  found |= {f'moments {layer}': cov_FxF for (_, layer), cov_FxF in moments.cov.items()}
-  found |= {f'update {path}': update.value() for path, update in patch.updates.items()}
+  found = {f'z {name}': z_BxD for name, z_BxD in result.details.z.items()}
+  found |= {f'moments {kernel}': cov_FxF for kernel, cov_FxF in moments.cov.items()}
+  found |= {f'update {path}': update.value() for path, update in result.patch.updates.items()}
   found |= {f'after {name}': value_N for name, value_N in table.after.items()}
   tuning = jedit.methods.ft_w(layers=(1,), num_epochs=2, batch_size=3)  # 7 requests: no multiple
   tuned = jedit.edit(lm, requests, tuning)
-  found |= {f'tuned {path}': update.value() for path, update in tuned.updates.items()}
+  found |= {f'tuned {path}': update.value() for path, update in tuned.patch.updates.items()}
   found['logits'] = edited.logits(PROMPTS)
   found['text'] = np.array(edited.generate(PROMPTS, max_new_tokens=6))
-  found['reverted'] = edited.revert(patch).logits(PROMPTS) - lm.logits(PROMPTS)
+  found['reverted'] = edited.revert(result).logits(PROMPTS) - lm.logits(PROMPTS)
   return found
 
 

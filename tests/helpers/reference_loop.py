@@ -156,9 +156,7 @@ def optimise(network, placed, objective, texts: Sequence[Text], kl_text: Text) -
     loss = nll + kl + decay
     terms = [term.item() for term in (loss, nll, kl, decay, probability)]
     trace.append([*terms, float(all_top), nll_factor])
-    if objective.stop_loss is not None and loss < objective.stop_loss:
-      break
-    if objective.stop_probability is not None and probability >= objective.stop_probability:
+    if loss < objective.stop_loss or probability >= objective.stop_probability:
       break
     if objective.nll_switch:
       nll_factor = objective.nll_factor * (0.1 if all_top else 1.0)
@@ -241,9 +239,9 @@ class Edited:
   network: Network
   targets: list[list[Target]]
   z: dict[str, np.ndarray]
-  keys: dict[tuple[str, int], np.ndarray]
-  residuals: dict[tuple[str, int], np.ndarray]
-  updates: dict[tuple[str, int], np.ndarray]
+  keys: dict[Kernel, np.ndarray]
+  residuals: dict[Kernel, np.ndarray]
+  updates: dict[Kernel, np.ndarray]
 
 
 def edit(model, words: Words, requests, recipe, cov, contexts, earlier_keys=None) -> Edited:
@@ -252,17 +250,17 @@ def edit(model, words: Words, requests, recipe, cov, contexts, earlier_keys=None
   Args:
     model: a transformers model; it is not changed.
     words: its tokens.
-    requests: objects with prompt, subject and target.
+    requests: objects with prompt, subject and target_new.
     recipe: regions, objective and stages.
     cov: second moments by kernel.
     contexts: groups of templates, the first one '{}'.
-    earlier_keys: by (layer, kernel), keys of earlier edits.
+    earlier_keys: by kernel, keys of earlier edits.
   """
   edited = Edited(Network(model), [], {}, {}, {}, {})
   templates = [template for group in contexts for template in group]
   parts = [(request.prompt, request.subject) for request in requests]
   with_target = [
-    [words.text(t, r.prompt, r.subject, r.target) for t in templates] for r in requests
+    [words.text(t, r.prompt, r.subject, r.target_new) for t in templates] for r in requests
   ]
   with_contexts = [[words.text(t, *part) for t in templates] for part in parts]
   bare = [words.text('{}', *part) for part in parts]
@@ -300,9 +298,9 @@ def write(edited: Edited, region, with_contexts, bare, groups, cov, earlier_keys
 
   for index, layer in enumerate(region.layers):
     layers_left = len(region.layers) - index
-    share = {'even': layers_left, 'sqrt': layers_left**0.5}[region.spread]
-    before = {w.kernel: read_keys(layer, w.kernel) for w in region.writes}
-    for w in region.writes:
+    share = {'even': layers_left, 'sqrt': layers_left**0.5}[region.schedule]
+    before = {w.kernel: read_keys(layer, w.kernel) for w in region.updates}
+    for w in region.updates:
       key, bare_key = before[w.kernel] if region.keys_together else read_keys(layer, w.kernel)
       value = network.read(bare, region.token, region.layers[-1], w.compare)
       if region.compared_on == 'contexts':

@@ -9,7 +9,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from jedit.models import encoding
+from jedit.models.tokenizer import load_tokenizer
 
 SHARED = pathlib.Path(os.environ.get('JEDIT_SHARED', pathlib.Path(__file__).parents[3] / 'shared'))
 TEXT = (
@@ -127,7 +127,7 @@ def real(test, name):
     except ImportError:
       test.skipTest('needs the package sentencepiece')
   if name not in _cache:
-    _cache[name] = encoding.load_tokenizer(folder)
+    _cache[name] = load_tokenizer(folder)
   return _cache[name]
 
 

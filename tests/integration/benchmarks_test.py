@@ -15,7 +15,8 @@ import pytest
 
 from jedit.editing.prompts import EditRows
 from jedit.models import Model
-from jedit.models.encoding import Encoded, load_tokenizer
+from jedit.models.encoding import Encoded
+from jedit.models.tokenizer import load_tokenizer
 from jedit.testbeds.tokenizer import save_tokenizer, train_tokenizer
 from jedit.types import Request, UserError
 
@@ -55,7 +56,6 @@ EDIT = EditRows(
   request=Request('{} is', 'it', 'so'),
   with_target=(_text(7, 2, num_target=2), _text(10, 5, num_target=2)),
   without_target=(_text(5, 2), _text(8, 5)),
-  bare=_text(5, 2),
   kl=_text(4, 1),
 )
 
@@ -204,7 +204,7 @@ def test_errors_of_a_process_arrive():
       "no implementation 'torch'; choose from engine",
     ),
     ('targets', ['--implementations=baseline'], "'engine' is missing"),
-    ('targets', ['--implementations=engine', '--num_edits=1000000'], 'ask for fewer'),
+    ('targets', ['--implementations=engine', '--num_edits=1000000'], 'select fewer'),
     ('generation', ['--implementations=engine', '--shortest=9', '--longest=8'], 'above --longest'),
   ],
 )

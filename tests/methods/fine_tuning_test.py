@@ -1,4 +1,4 @@
-"""Fine-tuning agrees with a plain PyTorch loop, and what any editor promises holds for it."""
+"""Fine-tuning agrees with a plain PyTorch loop, and keeps the promises of every method."""
 
 import dataclasses
 import functools
@@ -10,8 +10,8 @@ import pytest
 from flax import traverse_util
 
 from helpers import editing, tiny
-from jedit.methods import ft, ft_l, ft_w
-from jedit.methods.fine_tune import FineTuning, fine_tune
+from jedit.editing.edit import Separate, Sequential, edit
+from jedit.methods import FineTuning, ft, ft_l, ft_w
 from jedit.models.language_model import LanguageModel
 from jedit.models.load import fingerprint
 from jedit.models.patch import Patch
@@ -48,9 +48,13 @@ def _model(family='gptj') -> LanguageModel:
   return editing.language_model(family, num_layers=3)
 
 
+def _fine_tune(lm, requests, method, **settings) -> Patch:
+  return edit(lm, requests, method, **settings).patch
+
+
 @functools.cache
 def _patch(method: FineTuning, family: str = 'gptj') -> Patch:
-  return fine_tune(_model(family), REQUESTS, method)
+  return _fine_tune(_model(family), REQUESTS, method)
 
 
 # Of each module, where it is in PyTorch; all weights of a block are found by the block's name.
@@ -87,7 +91,7 @@ def _torch_fine_tune(torch, model, lm, method: FineTuning) -> tuple[list[float],
       rows = []
       for request in REQUESTS[first : first + method.batch_size]:
         prompt = lm.tokenizer(request.text)['input_ids']
-        ids = lm.tokenizer(f'{request.text} {request.target}')['input_ids']
+        ids = lm.tokenizer(f'{request.text} {request.target_new}')['input_ids']
         assert ids[: len(prompt)] == prompt
         target = torch.tensor(ids[len(prompt) :])
         if method.loss_position == 'released':
@@ -153,9 +157,9 @@ def test_weights_are_those_of_a_plain_torch_loop(case, tmp_path):
 
 def test_released_and_paper_are_the_same_for_targets_of_one_token():
   lm = _model()
-  requests = [dataclasses.replace(request, target='a') for request in REQUESTS[:3]]
-  released = fine_tune(lm, requests, FT)
-  assert fine_tune(lm, requests, dataclasses.replace(FT, loss_position='paper')).id == released.id
+  requests = [dataclasses.replace(request, target_new='a') for request in REQUESTS[:3]]
+  released = _fine_tune(lm, requests, FT)
+  assert _fine_tune(lm, requests, dataclasses.replace(FT, loss_position='paper')).id == released.id
   assert _patch(dataclasses.replace(FT, loss_position='paper')).id != _patch(FT).id
 
 
@@ -174,7 +178,7 @@ def test_a_patch_names_what_was_trained_and_nothing_else(family, parameters, pat
   if paths is None:
     paths = list(traverse_util.flatten_dict(lm.params['block_0'], sep='/'))
   expected = {f'block_{layer}/{path}' for layer in (0, 2) for path in paths}
-  patch = fine_tune(lm, REQUESTS, method)
+  patch = _fine_tune(lm, REQUESTS, method)
   assert patch.updates.keys() == expected
   for path, update in patch.updates.items():
     assert np.abs(update.value()).max() > 0, path
@@ -191,7 +195,7 @@ def test_the_model_stays_and_revert_restores_its_bits():
 
 
 def test_a_repeated_run_gives_the_same_bits():
-  assert fine_tune(_model(), REQUESTS, FT_W, seed=1).id == _patch(FT_W).id
+  assert _fine_tune(_model(), REQUESTS, FT_W, seed=1).id == _patch(FT_W).id
 
 
 def test_the_loss_falls_and_the_targets_become_probable():
@@ -200,7 +204,7 @@ def test_the_loss_falls_and_the_targets_become_probable():
   losses = patch.provenance['epoch_losses']
   assert len(losses) == 30 and losses[-1] < losses[0] / 2
   assert all(later < sooner for sooner, later in zip(losses, losses[4::4], strict=False))
-  first = [lm.tokenizer(f' {request.target}')['input_ids'][0] for request in REQUESTS]
+  first = [lm.tokenizer(f' {request.target_new}')['input_ids'][0] for request in REQUESTS]
 
   def mean_logp(model):
     logp_NxV = jax.nn.log_softmax(model.logits(editing.texts(REQUESTS)))
@@ -220,7 +224,7 @@ def test_no_weight_passes_the_bound():
 
 def test_a_second_patch_starts_from_the_first():
   lm, first = _model(), _patch(FT_W)
-  second = fine_tune(lm.apply(first), REQUESTS, FT_W)
+  second = _fine_tune(lm.apply(first), REQUESTS, FT_W)
   assert second.provenance['patches_before'] == [first.id]
   assert second.provenance['epoch_losses'][0] < first.provenance['epoch_losses'][-1]
 
@@ -232,12 +236,12 @@ def test_weights_of_a_bfloat16_model_are_trained_in_float32():
     lm, config=model.config, base=model.params, params={}, fingerprint=fingerprint(model)
   )
   method = dataclasses.replace(FT, learning_rate=1e-6, num_epochs=1, batch_size=64)
-  change = fine_tune(lm, REQUESTS, method).updates['block_0/mlp/down/kernel'].value()
+  change = _fine_tune(lm, REQUESTS, method).updates['block_0/mlp/down/kernel'].value()
   # One Adam step moves a weight by the learning rate; bfloat16 holds steps of 5e-4 at 0.2.
   assert np.median(np.abs(change)) == pytest.approx(1e-6, rel=0.02)
 
 
-def test_provenance_says_where_a_patch_comes_from(tmp_path):
+def test_the_provenance_is_kept_in_the_file(tmp_path):
   patch = _patch(FT_L)
   patch.save(tmp_path / 'patch.safetensors')
   found = Patch.load(tmp_path / 'patch.safetensors').provenance
@@ -254,7 +258,7 @@ def test_a_loss_that_is_not_finite_names_its_record():
   embedding = lm.params['embed']['embedding'].at[token].set(np.nan)
   lm = dataclasses.replace(lm, base={**lm.base, 'embed': {'embedding': embedding}}, params={})
   with pytest.raises(UserError, match=r"The loss of record 15 \('Zoë works in' -> 'a city .* in "):
-    fine_tune(lm, REQUESTS, FT_W)
+    _fine_tune(lm, REQUESTS, FT_W)
 
 
 @pytest.mark.filterwarnings('ignore:overflow')  # 1e39 is no float32
@@ -262,12 +266,12 @@ def test_a_learning_rate_without_sense_is_an_error():
   with pytest.raises(
     UserError, match='record 14 .*and of 2 others in its batch.* not finite in epo'
   ):
-    fine_tune(_model(), REQUESTS, dataclasses.replace(FT_W, learning_rate=1e38))
+    _fine_tune(_model(), REQUESTS, dataclasses.replace(FT_W, learning_rate=1e38))
   with pytest.raises(
     UserError, match='The change of block_1/.* is not finite; lower learning_rate'
   ):
     method = dataclasses.replace(FT_W, learning_rate=1e39, num_epochs=1)
-    fine_tune(_model(), REQUESTS[:1], method)
+    _fine_tune(_model(), REQUESTS[:1], method)
 
 
 @pytest.mark.parametrize(
@@ -297,9 +301,9 @@ def test_more_mistakes_are_sentences():
   with pytest.raises(UserError, match='norm_bound is 0.0; give a number above 0'):
     ft_l(layers=(0,), norm_bound=0.0)
   with pytest.raises(UserError, match='There is nothing to edit'):
-    fine_tune(_model(), [], FT_W)
+    _fine_tune(_model(), [], FT_W)
   with pytest.raises(UserError, match=r'layers is \(1, 3\), but the model has layers 0 to 2'):
-    fine_tune(_model(), REQUESTS, ft_w(layers=(1, 3)))
+    _fine_tune(_model(), REQUESTS, ft_w(layers=(1, 3)))
 
 
 def test_decay_follows_the_law_of_the_paper_or_is_off():
@@ -312,4 +316,14 @@ def test_decay_follows_the_law_of_the_paper_or_is_off():
 
 def test_no_second_moments_are_needed():
   for method in (FT_W, FT, FT_L):
-    assert method.kernels == method.layers == method.sites == ()
+    assert method.kernels == ()
+
+
+def test_batches_are_trained_apart_or_in_a_row():
+  lm, method = _model(), dataclasses.replace(FT_W, num_epochs=2)
+  separate = edit(lm, REQUESTS, method, batching=Separate(4))
+  sequential = edit(lm, REQUESTS, method, batching=Sequential(4))
+  first, second = _fine_tune(lm, REQUESTS[:4], method), _fine_tune(lm, REQUESTS[4:], method)
+  assert [batch.patch.id for batch in separate.batches] == [first.id, second.id]
+  assert sequential.batches[0].patch.id == first.id
+  assert sequential.batches[1].patch.id == _fine_tune(lm.apply(first), REQUESTS[4:], method).id

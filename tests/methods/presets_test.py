@@ -1,15 +1,15 @@
 """Presets have the published figures, and docs/presets.md shows them."""
 
+import math
 import pathlib
 import runpy
 
 import pytest
 
 import jedit
-from jedit.methods import presets
-from jedit.methods.fine_tune import FineTuning
+from jedit.methods import FineTuning, presets
 from jedit.models.checkpoints import CHECKPOINTS
-from jedit.solvers.solve import EqualityConstrained, NullSpace, RankOne
+from jedit.solvers import EqualityConstrained, NullSpace, RankOne
 
 DOCS = pathlib.Path(__file__).parents[2] / 'docs' / 'presets.md'
 
@@ -127,10 +127,10 @@ def _figures(recipe):
     also = f'null {solvers[0].threshold:g}, ridge {solvers[0].ridge:g}'.replace('0.', '.')
   elif isinstance(solvers[0], RankOne) and not solvers[0].uses_cov:
     also = 'no C'
-  if objective.stop_probability is None:
+  if objective.stop_probability == math.inf:
     stop = f'loss {objective.stop_loss:g}'
   else:
-    assert objective.stop_loss is None
+    assert objective.stop_loss == -math.inf
     stop = f'prob {objective.stop_probability:g}'
   return {
     'layers': [region.layers for region in recipe.regions],

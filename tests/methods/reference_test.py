@@ -20,6 +20,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 import jedit
 from helpers.editing import relative
+from helpers.solving import solve
 from jedit import methods
 from jedit.editing.target import TRACE_COLUMNS
 from jedit.methods.recipe import Recipe
@@ -104,27 +105,27 @@ class Case:
 CASES = {
   'memit': Case('gptj', methods.memit(**MEMIT)),
   'memit_other_groups': Case('gptj', methods.memit(**MEMIT), contexts=OTHER_GROUPS),
-  'memit_sqrt': Case('gptj', methods.memit(**MEMIT, spread='sqrt')),
+  'memit_sqrt': Case('gptj', methods.memit(**MEMIT, schedule='sqrt')),
   'memit_one_layer': Case('gptj', methods.memit(**{**MEMIT, 'layers': (3,)})),
   'llama_memit': Case('llama', methods.memit(**MEMIT)),
   'emmet': Case('gptj', methods.emmet(**EMMET)),
-  'emmet_sqrt': Case('llama', methods.emmet(**EMMET, spread='sqrt')),
+  'emmet_sqrt': Case('llama', methods.emmet(**EMMET, schedule='sqrt')),
   'emmet_paper': Case('gptj', methods.emmet(**{**EMMET, 'key_ridge': 0.0})),
   'emmet_cov_ridge': Case('llama', methods.emmet(**EMMET, cov_ridge=0.3, cov_weight=0.7)),
   'alphaedit': Case('gptj', methods.alphaedit(**ALPHAEDIT)),
-  'llama_alphaedit': Case('llama', methods.alphaedit(**ALPHAEDIT, spread='sqrt')),
+  'llama_alphaedit': Case('llama', methods.alphaedit(**ALPHAEDIT, schedule='sqrt')),
   'rome': Case('gptj', methods.rome(**ROME), num_edits=1),
   'r_rome': Case('gptj', methods.r_rome(**ROME), num_edits=1),
   'rome_without_cov': Case('gptj', methods.rome(**ROME, use_cov=False), num_edits=1),
   'pmet': Case('gptj', methods.pmet(**PMET)),
-  'pmet_even': Case('gptj', methods.pmet(**PMET, spread='even')),
+  'pmet_even': Case('gptj', methods.pmet(**PMET, schedule='even')),
   'pmet_both': Case('gptj', methods.pmet(**PMET, **BOTH)),
   'pmet_both_together': Case('gptj', methods.pmet(**PMET, **TOGETHER)),
   'pmet_paper': Case('llama', methods.pmet(**PMET, nll_switch=False)),
   'llama_pmet_both': Case('llama', methods.pmet(**PMET, nll_switch=False, **BOTH)),
   'llama_pmet_both_together': Case('llama', methods.pmet(**PMET, nll_switch=False, **TOGETHER)),
   'jeep': Case('gptj', methods.jeep(**JEEP)),
-  'jeep_even': Case('gptj', methods.jeep(**JEEP, spread_low='even')),
+  'jeep_even': Case('gptj', methods.jeep(**JEEP, schedule_low='even')),
   'jeep_without_step_2': Case('gptj', methods.jeep(**JEEP, write=('high',))),
   'jeep_without_step_3': Case('gptj', methods.jeep(**JEEP, write=('low',))),
   'jeep_separate': Case('gptj', methods.jeep(**JEEP, is_joint=False)),
@@ -142,7 +143,7 @@ every_case = pytest.mark.parametrize('name', CASES)
 
 def _words(family):
   templates = [t for groups in (CONTEXTS, OTHER_GROUPS) for group in groups for t in group]
-  templates += [text for r in REQUESTS for text in (r.prompt, r.subject, r.target)]
+  templates += [text for r in REQUESTS for text in (r.prompt, r.subject, r.target_new)]
   found = {word for t in (*templates, *TEXTS, '{} is a') for word in t.split()} - {'{}'}
   vocab = {word: i for i, word in enumerate(['<s>', *sorted(found)])}
   return reference_loop.Words(vocab, bos=family == 'llama')
@@ -182,26 +183,24 @@ def _both_models(family):
 
 def _moments(lm, method):
   """Positive definite matrices, float64, the same for every method."""
-  size = {'mlp': lm.config.ffn_width, 'attn': lm.config.num_heads * lm.config.head_dim}
   cov = {}
-  for layer, kernel in method.kernels:
-    root = np.random.default_rng([layer, len(kernel)]).normal(size=(2 * size[kernel], size[kernel]))
+  for kernel in method.updated:
+    size = lm.config.key_sizes[kernel.name]
+    root = np.random.default_rng([kernel.layer, len(kernel.name)]).normal(size=(2 * size, size))
     cov[kernel] = root.T @ root / len(root)
   return cov
 
 
 @functools.cache
 def _edited(name):
-  """Details and logits by the package, result and logits by the plain loop."""
+  """Result and logits by the package, result and logits by the plain loop."""
   case = CASES[name]
   words, model, lm = _both_models(case.family)
   cov, requests = _moments(lm, case.method), REQUESTS[: case.num_edits]
-  stats = jedit.SecondMoments(cov)
-  patch, details = jedit.edit(
-    lm, requests, case.method, stats, contexts=case.contexts, details=True
-  )
+  moments = jedit.SecondMoments(cov)
+  result = jedit.edit(lm, requests, case.method, moments, contexts=case.contexts)
   plain = reference_loop.edit(model, words, requests, case.method, cov, case.contexts)
-  return details, lm.apply(patch).logits(TEXTS), plain, _plain_logits(plain, words)
+  return result, lm.apply(result).logits(TEXTS), plain, _plain_logits(plain, words)
 
 
 def _plain_logits(plain, words):
@@ -216,7 +215,8 @@ def _relative_by_row(ours, theirs):
 
 @every_case
 def test_targets_are_those_of_the_plain_loop(name):
-  details, _, plain, _ = _edited(name)
+  result, _, plain, _ = _edited(name)
+  details = result.details
   assert len(details.targets) == len(plain.targets)
   for ours, theirs in zip(details.targets, plain.targets, strict=True):
     assert list(ours.num_steps) == [len(target.trace) for target in theirs]
@@ -233,14 +233,15 @@ def test_targets_are_those_of_the_plain_loop(name):
 
 
 @every_case
-def test_what_is_written_is_that_of_the_plain_loop(name):
-  details, _, plain, _ = _edited(name)
+def test_updates_are_those_of_the_plain_loop(name):
+  result, _, plain, _ = _edited(name)
+  details = result.details
   assert details.keys.keys() == plain.keys.keys()
-  assert len(details.updates) == len(plain.updates)
+  assert len(result.patch.updates) == len(plain.updates)
   for kernel, update_FxD in plain.updates.items():
     assert _relative_by_row(details.keys[kernel], plain.keys[kernel]) < WRITTEN
     assert relative(details.residuals[kernel], plain.residuals[kernel]) < WRITTEN
-    ours = details.updates['/'.join(kernel_path(kernel))].value()
+    ours = result.patch.updates['/'.join(kernel_path(kernel))].value()
     assert relative(ours, update_FxD) < WRITTEN
 
 
@@ -251,7 +252,7 @@ def test_edited_logits_are_those_of_the_plain_loop(name):
 
 
 def test_variants_are_told_apart():
-  """Every variant changes what the edited model says, by far more than the tolerance."""
+  """Every variant changes the edited model's logits by far more than the tolerance."""
   for one, other in itertools.combinations(CASES, 2):
     if CASES[one].family != CASES[other].family:
       continue
@@ -286,47 +287,47 @@ def test_cases_meet_every_rule():
 def test_a_later_batch_preserves_the_keys_of_an_earlier_one():
   """AlphaEdit in two batches: the second is solved with the keys of the first."""
   case = CASES['alphaedit']
-  details, _, plain, _ = _edited('alphaedit')
+  alone, _, plain, _ = _edited('alphaedit')
   words, _, lm = _both_models(case.family)
   cov = _moments(lm, case.method)
-  edited = lm.apply(jedit.Patch(details.updates))
-  _, ours = jedit.edit(
-    edited,
-    LATER_REQUESTS,
+  first, second = jedit.edit(
+    lm,
+    [*REQUESTS, *LATER_REQUESTS],
     case.method,
     jedit.SecondMoments(cov),
     contexts=CONTEXTS,
-    earlier_keys=details.keys,
-    details=True,
-  )
+    batching=jedit.Sequential(len(REQUESTS), accumulate_keys=True),
+  ).batches
+  for path, update in first.patch.updates.items():
+    assert relative(update.value(), alone.patch.updates[path].value()) < WRITTEN
   model = plain.network.model
-  theirs, alone = (
+  theirs, without = (
     reference_loop.edit(model, words, LATER_REQUESTS, case.method, cov, CONTEXTS, earlier)
     for earlier in (plain.keys, None)
   )
   for kernel, update_FxD in theirs.updates.items():
-    update = ours.updates['/'.join(kernel_path(kernel))].value()
+    update = second.patch.updates['/'.join(kernel_path(kernel))].value()
     assert relative(update, update_FxD) < WRITTEN
-    assert relative(update_FxD, alone.updates[kernel]) > 20 * WRITTEN
+    assert relative(update_FxD, without.updates[kernel]) > 20 * WRITTEN
 
 
 def _written_with(name, solver):
-  """Updates of a case when another solver writes it."""
+  """Updates of a case with another solver."""
   case = CASES[name]
   (region,) = case.method.regions
   method = dataclasses.replace(case.method, regions=(dataclasses.replace(region, solver=solver),))
   _, _, lm = _both_models(case.family)
-  stats = jedit.SecondMoments(_moments(lm, method))
+  moments = jedit.SecondMoments(_moments(lm, method))
   requests = REQUESTS[: case.num_edits]
-  return jedit.edit(lm, requests, method, stats, contexts=case.contexts).updates
+  return jedit.edit(lm, requests, method, moments, contexts=case.contexts).patch.updates
 
 
 def test_r_rome_is_emmet_without_ridge_for_one_edit():
-  details, _, _, _ = _edited('r_rome')
+  result, _, _, _ = _edited('r_rome')
   updates = _written_with('r_rome', EqualityConstrained(0.3, 0.0, key_ridge=0.0))
-  assert updates.keys() == details.updates.keys()
+  assert updates.keys() == result.patch.updates.keys()
   for path, update in updates.items():
-    assert relative(update.value(), details.updates[path].value()) < 1e-6  # both are float32
+    assert relative(update.value(), result.patch.updates[path].value()) < 1e-6  # both are float32
 
 
 def test_memit_is_emmet_with_a_ridge_of_one():
@@ -337,11 +338,11 @@ def test_memit_is_emmet_with_a_ridge_of_one():
   for num_edits in (2, 7, 40):
     key_BxF = rng.normal(size=(num_edits, 12))
     for cov_weight in (0.1, 1.0, 20.0):
-      memit = LeastSquares(cov_weight)(cov_FxF, key_BxF, key_BxF)
-      emmet = EqualityConstrained(cov_weight, 0.0, key_ridge=1.0)(cov_FxF, key_BxF, key_BxF)
+      memit = solve(LeastSquares(cov_weight), cov_FxF, key_BxF)
+      emmet = solve(EqualityConstrained(cov_weight, 0.0, key_ridge=1.0), cov_FxF, key_BxF)
       assert relative(emmet, memit) < 1e-9
-  details, _, _, _ = _edited('memit')
+  result, _, _, _ = _edited('memit')
   updates = _written_with('memit', EqualityConstrained(MEMIT['cov_weight'], 0.0, key_ridge=1.0))
-  for path, update in details.updates.items():
+  for path, update in result.patch.updates.items():
     # Float32 kernels round differently, and higher layers are read through lower ones.
     assert relative(updates[path].value(), update.value()) < 1e-5

@@ -8,6 +8,7 @@ from absl.testing import absltest, parameterized
 
 from helpers import vocabularies as helpers
 from jedit.models import encoding
+from jedit.models.tokenizer import load_tokenizer
 
 
 class SharedDataTest(parameterized.TestCase):
@@ -56,7 +57,7 @@ class SharedDataTest(parameterized.TestCase):
 
   def _check_case(self, folder):
     read = lambda name: json.loads((folder / name).read_text('utf-8'))  # noqa: E731
-    tokenizer = encoding.load_tokenizer(folder / read('hparams.json')['model'])
+    tokenizer = load_tokenizer(folder / read('hparams.json')['model'])
     outputs = np.load(folder / 'outputs.npz')
     where = {delta['name']: delta['where'] for delta in read('plan.json')['deltas']}
     contexts = list(itertools.chain(*read('contexts.json')))
@@ -80,7 +81,7 @@ class SharedDataTest(parameterized.TestCase):
   @parameterized.parameters('gptj_a', 'llama_a')
   def test_golden_evaluation_rows(self, model):
     counterfact = self._read('golden/evaluation/counterfact.npz')
-    tokenizer = encoding.load_tokenizer(helpers.SHARED / 'golden' / 'models' / model)
+    tokenizer = load_tokenizer(helpers.SHARED / 'golden' / 'models' / model)
     for n, record in enumerate(self._read('golden/evaluation/counterfact_records.json')):
       rewrite = record['requested_rewrite']
       texts = [rewrite['prompt'].replace('{}', rewrite['subject'])]

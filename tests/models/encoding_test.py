@@ -1,13 +1,9 @@
 """Positions of subject and object: what holds for any tokenizer, checked against decoding."""
 
 import itertools
-import pathlib
-import shutil
-import tempfile
 
 import hypothesis
 import hypothesis.strategies as st
-import numpy as np
 from absl.testing import absltest, parameterized
 
 from helpers import vocabularies as helpers
@@ -210,44 +206,6 @@ class PositionsTest(parameterized.TestCase):
     tokenizer = helpers.WithoutOffsets(helpers.byte_level(nfc=True))
     with self.assertRaisesRegex(UserError, 'no character offsets'):
       encoding.encode(tokenizer, '{} is', subject='Cafe\u0301')
-
-
-class PadTest(absltest.TestCase):
-  def test_pads_right_with_zeros(self):
-    token_NxT, length_N = encoding.pad([[5, 0], [7, 8, 9]], multiple=4)
-    np.testing.assert_array_equal(token_NxT, [[5, 0, 0, 0], [7, 8, 9, 0]])
-    np.testing.assert_array_equal(length_N, [2, 3])
-    self.assertEqual((token_NxT.dtype, length_N.dtype), (np.int32, np.int32))
-    self.assertEqual(encoding.pad([[1]], length=6)[0].shape, (1, 6))
-    self.assertEqual(encoding.pad([])[0].shape, (0, 0))
-
-  def test_too_long_a_row_is_an_error(self):
-    with self.assertRaisesRegex(ValueError, '3 tokens, more than the 2'):
-      encoding.pad([[1, 2, 3]], length=2)
-
-
-class LoadTokenizerTest(absltest.TestCase):
-  def test_padding_and_truncation_are_off(self):
-    folder = tempfile.mkdtemp()
-    self.addCleanup(shutil.rmtree, folder)
-    helpers.byte_level(bos=True, stored_settings=True).save_pretrained(folder)
-    tokenizer = encoding.load_tokenizer(folder)
-    self.assertIsNone(tokenizer.backend_tokenizer.padding)
-    self.assertIsNone(tokenizer.backend_tokenizer.truncation)
-    self.assertEqual(
-      tokenizer('Paris is')['input_ids'], helpers.byte_level(bos=True)('Paris is')['input_ids']
-    )
-
-  def test_missing_tokenizers_are_named(self):
-    folder = tempfile.mkdtemp()
-    self.addCleanup(shutil.rmtree, folder)
-    with self.assertRaisesRegex(UserError, 'has no tokenizer'):
-      encoding.load_tokenizer(folder)
-    with self.assertRaisesRegex(UserError, 'no model directory'):
-      encoding.load_tokenizer(folder + '/nothing')
-    (pathlib.Path(folder) / 'tokenizer.json').write_text('{"a":')
-    with self.assertRaisesRegex(UserError, 'cannot be read'):
-      encoding.load_tokenizer(folder)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,8 @@ import pytest
 from helpers import tiny
 from jedit.models import generate as generate_module
 from jedit.models.export import save_directory
-from jedit.models.generate import bucket, generate
+from jedit.models.generate import generate
+from jedit.parallel.shapes import bucket
 from jedit.types import UserError
 
 ROWS = [row.tolist()[:length] for row, length in zip(tiny.tokens(5, 11), (3, 11, 1, 6, 8))]
@@ -132,13 +133,6 @@ def test_few_programs_serve_many_shapes():
     rows = [list(range(length))] * 3
     generate(model, rows, max_new_tokens=length, top_k=2, temperature=length / 2)
   assert generate_module._decode._cache_size() == before + 1
-
-
-def test_buckets_hold_their_length_and_waste_little():
-  sizes = sorted({bucket(length) for length in range(1, 400)})
-  assert sizes == [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
-  for length in range(9, 400):
-    assert length <= bucket(length) <= 1.5 * length
 
 
 def test_a_bfloat16_model_with_an_edited_float32_kernel_generates():

@@ -43,7 +43,7 @@ def test_a_cached_model_loads_offline(cache, tmp_path):
   assert Model(path='some/model').directory == snapshot
   _keep(cache, 'some/other', testbeds.testbed_directory('gptj').iterdir(), branch='v1')
   assert Model(path='some/other', revision='v1').directory.name == COMMIT
-  with pytest.raises(UserError, match="some/other at revision 'v2' .* not wholly in the cache"):
+  with pytest.raises(UserError, match="some/other at revision 'v2' .* not fully cached"):
     load('some/other', revision='v2')
 
 
@@ -59,7 +59,7 @@ def test_a_directory_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
 
 
 def test_offline_a_model_that_is_not_there_is_a_sentence():
-  with pytest.raises(UserError, match='no directory some/model.*not wholly in the cache.*HF_HUB_O'):
+  with pytest.raises(UserError, match='no directory some/model.*not fully cached.*HF_HUB_O'):
     load('some/model')
 
 
@@ -71,7 +71,7 @@ def _answer(error):
 @pytest.mark.parametrize(
   ('error', 'words'),
   [
-    (_answer(errors.GatedRepoError), 'accept its licence.*huggingface.co/some/model.*log in'),
+    (_answer(errors.GatedRepoError), 'accepting its licence.*huggingface.co/some/model.*log in'),
     (_answer(errors.RepositoryNotFoundError), 'no model of that id'),
     (_answer(errors.RevisionNotFoundError), "has no revision 'v9'"),
     (OSError(28, 'No space left on device'), 'could not be downloaded .*No space left'),

@@ -15,11 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from helpers import tiny
 from jedit.models import FAMILIES, Model, kernel_path
-from jedit.models.encoding import load_tokenizer
 from jedit.models.export import save_directory
 from jedit.models.language_model import load
 from jedit.models.load import load_directory
 from jedit.models.sites import PLACES, site
+from jedit.models.tokenizer import load_tokenizer
 from jedit.types import Kernel
 
 torch = pytest.importorskip('torch')

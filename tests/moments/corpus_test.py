@@ -124,5 +124,5 @@ def test_a_dataset_that_cannot_be_had_is_a_sentence(monkeypatch):
     read_dataset('some/wiki', 'x')
   rows = datasets.Dataset.from_list([dict(text='a')]).to_iterable_dataset()
   monkeypatch.setattr(datasets, 'load_dataset', lambda *_, **__: rows)
-  with pytest.raises(UserError, match='does not say how many documents it has'):
+  with pytest.raises(UserError, match='does not state its number of documents'):
     read_dataset('some/wiki', streaming=True)

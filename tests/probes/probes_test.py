@@ -214,18 +214,27 @@ def test_noise_falls_on_the_subject_alone(lm):
 def test_windows_are_cut_off_at_the_ends():
   assert windows_of(4, 1) == ((0,), (1,), (2,), (3,))
   assert windows_of(4, 3) == ((0, 1), (0, 1, 2), (1, 2, 3), (2, 3))
+  assert windows_of(4, 2) == ((0,), (0, 1), (1, 2), (2, 3))
+  assert windows_of(5, 4) == ((0, 1), (0, 1, 2), (0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4))
+  # ROME's code: range(max(0, layer - window // 2), min(num_layers, layer - (-window // 2))).
+  for num_layers, width in itertools.product((1, 5, 28), range(1, 12)):
+    expected = tuple(
+      tuple(range(max(0, layer - width // 2), min(num_layers, layer - (-width // 2))))
+      for layer in range(num_layers)
+    )
+    assert windows_of(num_layers, width) == expected
 
 
 @pytest.mark.parametrize(
   ('probe', 'words'),
   [
-    (lambda lm: similarity(lm, []), 'nothing to probe'),
+    (lambda lm: similarity(lm, []), 'has no requests'),
     (lambda lm: contrast(lm, [jedit.Request('{} is', 'A', 'b')]), 'no true object'),
     (lambda lm: contrast(lm, _requests(), words={'none': []}), "'none' is empty"),
-    (lambda lm: contrast(lm, _requests(), words={'rest': ['a']}), "called 'rest'"),
-    (lambda lm: trace(lm, _requests(), [(2,)]), 'no layer 2'),
-    (lambda lm: trace(lm, _requests(), [(1,)], kinds=('head',)), "no output 'head'"),
-    (lambda lm: trace(lm, _requests(), [(1,)], positions=('end',)), "no position 'end'"),
+    (lambda lm: contrast(lm, _requests(), words={'rest': ['a']}), "name 'rest' is reserved"),
+    (lambda lm: trace(lm, _requests(), [(2,)]), 'Layer 2 cannot be traced'),
+    (lambda lm: trace(lm, _requests(), [(1,)], kinds=('head',)), "Unknown output 'head'"),
+    (lambda lm: trace(lm, _requests(), [(1,)], positions=('end',)), "Unknown position 'end'"),
   ],
 )
 def test_mistakes_are_sentences(lm, probe, words):

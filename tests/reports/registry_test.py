@@ -19,9 +19,9 @@ def runs(tmp_path_factory):
   made = tiny_run.make(tmp_path_factory.mktemp('made'))
   toy = metrics.Metric(
     NAME,
-    'mean nats of the <new> object',
     'efficacy',
     lambda scores: float(np.mean(scores.wanted_nll_P)),
+    'mean nats of the <new> object',
     unit='nats & more',
     higher_is_better=False,
     is_headline=True,

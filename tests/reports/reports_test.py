@@ -275,7 +275,7 @@ def test_the_browser_would_tell(tmp_path):
 @pytest.mark.parametrize(
   ('fields', 'words'),
   [
-    (dict(probes='similarity, lens'), "no probe 'lens'"),
+    (dict(probes='similarity, lens'), "Unknown probe 'lens'"),
     (dict(probes=''), 'probe.probes is empty'),
     (dict(window=0), 'probe.window is 0'),
     (dict(words='records.json'), 'holds no sets of words'),

@@ -1,9 +1,14 @@
 """Training a testbed: small and short, but all the way to files that transformers loads."""
 
 import json
+import os
 import pathlib
 import random
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +20,8 @@ from jedit import testbeds
 from jedit.configs import train as train_config
 from jedit.data.records import load_records
 from jedit.models import FAMILIES
-from jedit.models.encoding import pad
 from jedit.models.load import load_directory
+from jedit.parallel.shapes import pad
 from jedit.testbeds import knowledge
 from jedit.testbeds.known_facts import KnownFacts
 from jedit.testbeds.rows import Packer
@@ -31,13 +36,24 @@ def _logits(model, token_NxT):
   return model.head(model(token_NxT)[0])
 
 
-def _tiny(family):
+def tiny(family):
+  """A config of seconds instead of hours."""
   c = train_config.get_config(family)
   c.world.update(num_subjects=160, num_edited=8)
   c.model.update(num_layers=2, width=32, num_heads=2, num_kv_heads=2, ffn_width=64, vocab_size=600)
   c.model.rotary_dim = 8
   c.train.update(num_steps=12, num_rows=8, num_tokens=48, barrier=1, warmup=2, max_measured=200)
   return c
+
+
+# Saves after every step; the argument is the workdir.
+_RUN = """
+import sys
+import train_test
+from jedit.io import checkpoints
+checkpoints._SECONDS_PER_SAVE = checkpoints._WORK_PER_SAVE = 0
+train_test.train(train_test.tiny('gptj'), sys.argv[1])
+"""
 
 
 class TrainTest(parameterized.TestCase):
@@ -49,7 +65,7 @@ class TrainTest(parameterized.TestCase):
   @parameterized.parameters('gptj', 'llama')
   def test_trains_and_writes_a_directory_that_transformers_loads(self, family):
     workdir = self._tempdir()
-    report = train(_tiny(family), workdir)
+    report = train(tiny(family), workdir)
     self.assertLess(report['last_loss'], 6.3)  # ln(600) = 6.4 at the start
     directory = workdir / 'model'
     model, hf_config = load_directory(directory)
@@ -65,10 +81,10 @@ class TrainTest(parameterized.TestCase):
     self.assertEqual(tokenizer.decode(ids, skip_special_tokens=True), 'Anna lives')
     self.assertTrue(np.isfinite(_logits(model, jnp.asarray([ids]))).all())
     with self.assertRaisesRegex(UserError, 'exists already'):
-      train(_tiny(family), workdir)
+      train(tiny(family), workdir)
 
   def test_training_lowers_the_loss_and_repeats(self):
-    config = _tiny('gptj')
+    config = tiny('gptj')
     world = World(**config.world)
     tokenizer = train_tokenizer(world.corpus(300), 600, 'gptj')
     hf_config = hugging_face_config(config.model, tokenizer.get_vocab_size())
@@ -80,9 +96,46 @@ class TrainTest(parameterized.TestCase):
       )
       return fit(model, packer, dict(config.train, num_steps=150), seed=0)
 
-    (first, loss), (again, _) = run(), run()
-    self.assertLess(loss, np.log(600) - 2.0)
-    jax.tree.map(np.testing.assert_array_equal, first, again)
+    first, again = run(), run()
+    self.assertLess(first.loss, np.log(600) - 2.0)
+    jax.tree.map(np.testing.assert_array_equal, first.model.params, again.model.params)
+
+  def test_a_killed_training_goes_on_to_the_same_bits(self):
+    workdir, whole = self._tempdir(), self._tempdir()
+    root = pathlib.Path(__file__).parents[2]
+    path = os.pathsep.join(map(str, (root, root / 'tests', root / 'tests' / 'testbeds')))
+    environment = {**os.environ, 'PYTHONPATH': path}
+    command = [sys.executable, '-c', _RUN, os.fspath(workdir)]
+    store = workdir / 'training.partial'
+    with subprocess.Popen(command, env=environment) as run:
+      while run.poll() is None and not any(store.glob('[3-9]/about.json')):
+        time.sleep(0.01)
+      run.send_signal(signal.SIGKILL)
+    self.assertEqual(run.returncode, -signal.SIGKILL)
+    self.assertFalse((workdir / 'model').exists())
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    self.assertNotIn('training:   8% 1/12', done.stderr, 'the steps before are not repeated')
+    self.assertFalse(store.exists())
+    train(tiny('gptj'), whole)
+    for name in ('model.safetensors', 'tokenizer.json', 'records.json', 'corpus.txt'):
+      ours, theirs = ((folder / 'model' / name).read_bytes() for folder in (workdir, whole))
+      self.assertEqual(ours, theirs, name)
+
+  def test_skipped_rows_are_those_of_batches(self):
+    world = World(**tiny('gptj').world)
+    tokenizer = train_tokenizer(world.corpus(300), 600, 'gptj')
+    packers = [
+      Packer(
+        tokenizer, world.sentences(0), eos='<|endoftext|>', num_tokens=48, text_weight=0.2, seed=0
+      )
+      for _ in range(2)
+    ]
+    packers[0].batch(5)
+    packers[0].batch(3)
+    packers[1].skip(8)
+    first, second = (packer.batch(4) for packer in packers)
+    np.testing.assert_array_equal(first.token_NxT, second.token_NxT)
+    np.testing.assert_array_equal(first.segment_NxT, second.segment_NxT)
 
   def test_answers_weigh_and_pieces_end_with_the_subject(self):
     world = World(num_subjects=160, num_edited=8)
@@ -107,9 +160,9 @@ class TrainTest(parameterized.TestCase):
     self.assertGreater(len(endings & lasts), 5)
 
   def test_unknown_family_and_unknown_testbed(self):
-    config = _tiny('gptj')
+    config = tiny('gptj')
     config.model.family = 'opt'
-    with self.assertRaisesRegex(UserError, "no family 'opt'"):
+    with self.assertRaisesRegex(UserError, "Family 'opt' cannot be trained"):
       train(config, self._tempdir())
     with self.assertRaisesRegex(UserError, 'gptj or llama'):
       testbeds.testbed('gpt2')
@@ -124,24 +177,24 @@ class KnowledgeTest(absltest.TestCase):
     cls.tokenizer = transformers.PreTrainedTokenizerFast(
       tokenizer_object=tokenizer, bos_token='<s>', eos_token='</s>'
     )
-    config = _tiny('llama')
+    config = tiny('llama')
     hf_config = hugging_face_config(config.model, tokenizer.get_vocab_size())
-    cls.config = FAMILIES['llama'].read_config(hf_config, 'float32')
+    sizes = FAMILIES['llama'].read_config(hf_config, 'float32')
     packer = Packer(
       tokenizer, cls.world.sentences(0), eos='</s>', num_tokens=48, text_weight=0.2, seed=0
     )
-    cls.params, _ = fit(cls.config, packer, dict(config.train, num_steps=60), seed=0)
+    cls.model = fit(sizes, packer, dict(config.train, num_steps=60), seed=0).model
 
   def test_known_is_what_greedy_decoding_says(self):
     prompts = random.Random(0).sample(self.world.prompts(), 20)
-    known = knowledge.is_known(self.config, self.params, self.tokenizer, prompts, batch_size=16)
+    known = knowledge.is_known(self.model, self.tokenizer, prompts, batch_size=16)
     for prompt, is_known in zip(prompts, known, strict=True):
       ids = self.tokenizer(prompt.text)['input_ids']
       want = self.tokenizer(f'{prompt.text} {prompt.answer}')['input_ids'][len(ids) :]
       said: list[int] = []
       for _ in want:
         token_1xT, length_1 = pad([ids + said], 32)
-        logits_TxV = _logits(self.config, self.params, jnp.asarray(token_1xT))[0]
+        logits_TxV = _logits(self.model, jnp.asarray(token_1xT))[0]
         said.append(int(logits_TxV[length_1[0] - 1].argmax()))
       self.assertEqual(said == want, bool(is_known), prompt)
 

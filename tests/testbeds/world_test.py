@@ -121,7 +121,7 @@ class WorldTest(parameterized.TestCase):
       World(num_subjects=100_000, num_edited=10)
 
   def test_too_few_neighbors_is_an_error(self):
-    with self.assertRaisesRegex(UserError, 'Nobody but edited subjects'):
+    with self.assertRaisesRegex(UserError, 'Only edited subjects'):
       World(num_subjects=30, num_edited=29).records()
 
 

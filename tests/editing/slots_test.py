@@ -1,0 +1,84 @@
+"""Target optimisation over many edits: batches, slots that are refilled, sizes that fit."""
+
+import types
+
+import jax
+import numpy as np
+
+from helpers import editing
+from helpers.editing import relative
+from jedit.editing import slots
+from jedit.editing.objective import Objective
+from jedit.editing.problem import PlacedDelta, Problem
+from jedit.editing.prompts import encode_edits
+from jedit.editing.region import Delta
+from jedit.editing.slots import choose_batch_size, optimise_targets
+
+
+def _problem(layer, clip_factor, objective):
+  delta = Delta('block', 'block_out', clip_factor, 0.05)
+  return Problem((PlacedDelta(delta, layer, 'subject_last'),), objective)
+
+
+def test_batches_do_not_change_targets():
+  lm = editing.language_model('gptj', num_layers=2)
+  rows = encode_edits(lm.tokenizer, editing.REQUESTS, editing.CONTEXTS)
+  problem = _problem(0, 0.75, Objective(0.5, 5, 0.0625))
+
+  def optimise(rows, batch_size):
+    return optimise_targets(lm.model, rows, problem, batch_size=batch_size)
+
+  whole = optimise(rows, 7)
+  assert np.linalg.norm(whole.delta['block'], axis=-1).min() > 0.1
+  for batch_size in (1, 3):
+    parts = optimise(rows, batch_size)
+    np.testing.assert_array_equal(parts.num_steps, whole.num_steps)
+    np.testing.assert_allclose(parts.delta['block'], whole.delta['block'], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(parts.trace, whole.trace, rtol=0, atol=1e-4)
+  backwards = optimise(rows[::-1], 3)
+  np.testing.assert_allclose(backwards.delta['block'][::-1], whole.delta['block'], atol=1e-4)
+
+
+def test_edits_that_stop_make_room_for_those_that_wait(monkeypatch):
+  """Slots are refilled in the middle of a block, without effect on the results."""
+  lm, objective = editing.language_model('gptj'), Objective(0.5, 12, 0.0625, stop_loss=8.0)
+  problem = _problem(1, 3.0, objective)
+  rows = encode_edits(lm.tokenizer, [*editing.REQUESTS[:4]] * 4, editing.CONTEXTS)
+  entered, enter = [], slots.enter
+
+  def optimise(batch_size):
+    return optimise_targets(lm.model, rows, problem, batch_size=batch_size)
+
+  whole = optimise(16)
+  assert whole.num_steps.min() < whole.num_steps.max() == objective.num_steps
+
+  def counted(*arguments):
+    entered.append(len(arguments[4]))
+    return enter(*arguments)
+
+  monkeypatch.setattr(slots, 'enter', counted)
+  few = optimise(3)
+  assert sum(entered) == 16 and max(entered) == 1
+  np.testing.assert_array_equal(few.num_steps, whole.num_steps)
+  np.testing.assert_allclose(few.trace, whole.trace, rtol=0, atol=5e-4)
+  for i in range(16):
+    assert relative(few.delta['block'][i], whole.delta['block'][i]) < 3e-4
+  again = optimise(3)
+  np.testing.assert_array_equal(again.delta['block'], few.delta['block'])
+
+
+def test_the_batch_fits_the_device(monkeypatch):
+  lm = editing.language_model('gptj')
+  rows = encode_edits(lm.tokenizer, editing.REQUESTS, editing.CONTEXTS)
+
+  def chosen(**stats):
+    platform = 'gpu' if stats else 'cpu'
+    device = types.SimpleNamespace(memory_stats=lambda: stats or None, platform=platform)
+    monkeypatch.setattr(jax, 'local_devices', lambda: [device])
+    return choose_batch_size(lm.config, rows, 1)
+
+  assert chosen() == 32
+  sizes = [chosen(bytes_limit=limit, bytes_in_use=1000) for limit in (1000, 2**22, 2**26, 2**40)]
+  assert sizes[0] == 1 and sizes[-1] == 256
+  assert 1 < sizes[1] < sizes[2] < 256
+  assert all(size & (size - 1) == 0 for size in sizes)

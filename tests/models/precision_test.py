@@ -1,0 +1,169 @@
+"""Dtypes and precision flags of every product, read off lowered programs: a CPU ignores them."""
+
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from helpers import editing, tiny
+from jedit.evals import scoring
+from jedit.models import Model, generate, kernel_path, language_model
+from jedit.models.precision import check_dtype
+from jedit.probes.contrast import _read
+from jedit.testbeds import knowledge
+from jedit.types import Kernel, UserError
+
+# Untied and tied heads, with and without bias.
+HEADS = {
+  'gptj': ('gptj', {}),
+  'gptj_tied': ('gptj', {'tie_word_embeddings': True}),
+  'llama': ('llama', {}),
+  'gpt2': ('gpt2', {}),
+}
+every_head = pytest.mark.parametrize('case', HEADS)
+every_family = pytest.mark.parametrize('family', [*tiny.HF_CONFIGS, *tiny.LLAMA_LIKE])
+TOKENS = np.array([[5, 6, 7, 8, 4], [9, 3, 2, 1, 0]], np.int32)  # 5 is a size of nothing else
+LENGTHS = np.array([5, 3], np.int32)
+
+
+class Product(NamedTuple):
+  """A dot_general of a lowered program: dtypes of operands and result, its shape and flags."""
+
+  left: str
+  right: str
+  out: str
+  shape: tuple[int, ...]
+  is_exact: bool
+
+
+def _products(function, *arguments, **static) -> list[Product]:
+  text = jax.jit(function, static_argnames=tuple(static)).lower(*arguments, **static).as_text()
+  found = []
+  for line in text.splitlines():
+    if 'stablehlo.dot_general' in line:
+      tensors = re.findall(r'tensor<((?:\d+x)*)(\w+)>', line.rpartition(' : ')[2])
+      (_, left), (_, right), (sides, out) = tensors
+      shape = tuple(int(side) for side in sides.split('x')[:-1])
+      found.append(Product(left, right, out, shape, 'precision = [HIGHEST, HIGHEST]' in line))
+  assert found
+  return found
+
+
+def _model(case, dtype):
+  family, fields = HEADS[case]
+  model = tiny.make_model(family, **fields)
+  return model if dtype == 'float32' else tiny.in_dtype(model, dtype)
+
+
+def _hidden(model):
+  values = np.random.default_rng(0).normal(size=(64, model.config.width))
+  return jnp.asarray(values, model.config.dtype)
+
+
+def _exact_logits(model, hidden):
+  """Without the final norm, in float64."""
+  params = jax.tree.map(lambda x: np.asarray(x.astype('float32'), np.float64), model.params)
+  head = params.get('head', {})
+  kernel = head.get('kernel', params['embed']['embedding'].T)
+  bias = head.get('bias', params.get('head_bias', 0.0))
+  return np.asarray(hidden.astype('float32'), np.float64) @ kernel + bias
+
+
+@every_head
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'float32'])
+def test_logits_are_not_rounded(case, dtype):
+  model = _model(case, dtype)
+  hidden = _hidden(model)
+  logits = model.head(hidden, final_norm=False)
+  assert logits.dtype == jnp.float32
+  exact = _exact_logits(model, hidden)
+  # Sums of 32 products; bfloat16 logits of this size are off by up to 0.03.
+  np.testing.assert_allclose(logits, exact, rtol=0, atol=1e-5)
+  ours = jax.nn.log_softmax(logits)
+  theirs = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
+  np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+@every_head
+def test_the_head_multiplies_narrow_operands_into_float32(case):
+  for dtype, flags in (
+    ('bfloat16', ('bf16', 'bf16', 'f32', False)),
+    ('float32', ('f32', 'f32', 'f32', True)),
+  ):
+    model = _model(case, dtype)
+    [product] = _products(Model.head, model, _hidden(model))
+    assert tiny.VOCAB in product.shape
+    assert (*product[:3], product.is_exact) == flags
+
+
+@every_family
+def test_every_product_of_a_float32_model_keeps_all_digits(family):
+  products = _products(Model.__call__, tiny.model(family), TOKENS)
+  assert all(each[:3] == ('f32', 'f32', 'f32') and each.is_exact for each in products)
+
+
+@every_family
+def test_products_of_a_bfloat16_model_are_narrow_but_for_the_scores(family):
+  model = tiny.in_dtype(tiny.model(family), 'bfloat16')
+  products = _products(Model.__call__, model, TOKENS)
+  assert all(each[:2] == ('bf16', 'bf16') and not each.is_exact for each in products)
+  scores = [each for each in products if each.out == 'f32']
+  assert len(scores) == model.config.num_layers
+  assert all(each.shape.count(5) == 2 for each in scores)  # tokens by tokens
+
+
+def test_an_edited_kernel_is_multiplied_in_float32_with_all_digits():
+  model = tiny.in_dtype(tiny.model('gptj'), 'bfloat16')
+  flat, path = traverse_util.flatten_dict(model.params), kernel_path(Kernel(1, 'mlp'))
+  flat[path] = flat[path].astype(jnp.float32)
+  edited = model.replace(params=traverse_util.unflatten_dict(flat))
+  products = _products(Model.__call__, edited, TOKENS)
+  [wide] = [each for each in products if 'f32' in (each.left, each.right)]
+  assert wide[:3] == ('f32', 'f32', 'f32') and wide.is_exact
+
+
+def _readers():
+  """Every jitted function of the package that reads logits, with arguments for a model."""
+  answer_NxCxS = np.ones((2, 2, 3), np.int32)
+  states = jnp.zeros((2, 2, 1, 16), jnp.bfloat16)
+  count = np.int32(2)
+  return {
+    'logits': lambda model: _products(
+      language_model._last_logits.__wrapped__, model, TOKENS, LENGTHS
+    ),
+    'scores': lambda model: _products(
+      scoring._score_batch.__wrapped__, model, TOKENS, LENGTHS, answer_NxCxS
+    ),
+    'texts': lambda model: _products(
+      generate._decode.__wrapped__, model, TOKENS, LENGTHS, LENGTHS, LENGTHS, LENGTHS[:0],
+      count, np.float32(1), num_new=2, top_k=3,
+    ),
+    'knowledge': lambda model: _products(
+      knowledge._answers_right.__wrapped__, model, TOKENS, TOKENS > 5
+    ),
+    'contrast': lambda model: _products(
+      _read.__wrapped__, model, states, TOKENS[:, :2], jnp.zeros((0, 1), jnp.float32)
+    ),
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize('reader', _readers())
+@pytest.mark.parametrize('family', ['gptj', 'gpt2'])
+def test_whoever_reads_logits_reads_float32(reader, family):
+  lm = editing.language_model(family)
+  model = tiny.in_dtype(lm.model, 'bfloat16')
+  products = _readers()[reader](model)
+  read = [each for each in products if lm.config.vocab_size in each.shape]
+  assert read and all(each.out == 'f32' for each in read)
+  assert all(each.is_exact for each in products if each.left == 'f32')
+
+
+def test_dtypes_that_are_not_supported_are_named():
+  check_dtype('bfloat16')
+  for dtype in ('int8', 'float23', 'float64'):
+    with pytest.raises(UserError, match=f"dtype is '{dtype}'; choose one of float32, bfloat16"):
+      check_dtype(dtype)

@@ -1,0 +1,28 @@
+"""Padded lengths are few, and padding keeps every token."""
+
+import numpy as np
+import pytest
+
+from jedit.parallel.shapes import bucket, pad
+
+
+def test_buckets_hold_their_length_and_waste_little():
+  sizes = sorted({bucket(length) for length in range(1, 400)})
+  assert sizes == [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
+  for length in range(9, 400):
+    assert length <= bucket(length) <= 1.5 * length
+
+
+def test_rows_are_padded_on_the_right_with_zeros():
+  token_NxT, length_N = pad([[5, 0], [7, 8, 9]], 4)
+  np.testing.assert_array_equal(token_NxT, [[5, 0, 0, 0], [7, 8, 9, 0]])
+  np.testing.assert_array_equal(length_N, [2, 3])
+  assert (token_NxT.dtype, length_N.dtype) == (np.int32, np.int32)
+  assert pad([[5, 0], [7, 8, 9]])[0].shape == (2, 3)
+  assert pad([[1]], 6)[0].shape == (1, 6)
+  assert pad([])[0].shape == (0, 0)
+
+
+def test_too_long_a_row_is_an_error():
+  with pytest.raises(ValueError, match='3 tokens, more than the 2'):
+    pad([[1, 2, 3]], 2)
