@@ -44,7 +44,7 @@ class Process:
   """
 
   def __init__(self, target: str, *arguments: Any, **environment: str):
-    context = multiprocessing.get_context('spawn')
+    self._target, context = target, multiprocessing.get_context('spawn')
     self._connection, theirs = context.Pipe()
     self._process = context.Process(target=_serve, args=(theirs, target, arguments), daemon=True)
     with _environment(environment):
@@ -62,9 +62,10 @@ class Process:
     try:
       kind, value = self._connection.recv()
     except EOFError as error:
+      self._process.join(timeout=10)
       raise RuntimeError(
-        'The process of an implementation died, most likely for lack of memory; lower the amount '
-        'of work, such as --num_edits, or --target_batch_size.'
+        f'The process of {self._target} died with exit code {self._process.exitcode}; if memory '
+        'ran out (-9), lower the amount of work, such as --num_edits, or --target_batch_size.'
       ) from error
     if kind == 'user error':
       raise UserError(value)

@@ -180,15 +180,15 @@ def table(report: Mapping[str, Any]) -> str:
     f'{report["ceiling_flop_per_second"] / 1e9:,.0f} GFLOP/s; needed are '
     f'{report["needed_flop"] / report["count"] / 1e9:,.3g} GFLOP per {report["unit"][:-1]}',
     '',
-    f'{"":{width}}{"device":{place}}{"precision":11}{"seconds":>9}{"(min .. max)":>20}'
+    f'{"":{width}}{"device":{place}}{"precision":9}{"seconds":>11}{"(min .. max)":>20}'
     f'{report["unit"] + "/s":>10}{"GFLOP/s":>10}{"of ceiling":>12}{"compile s":>11}'
     f'{"programs":>10}{"MB":>8}{"device MB":>11}',
   ]
   for name, result in results.items():
     seconds = result['seconds']
-    low_high = f'({seconds["min"]:.2f} .. {seconds["max"]:.2f})'
+    low_high = f'({seconds["min"]:.3f} .. {seconds["max"]:.3f})'
     lines.append(
-      f'{name:{width}}{result["device"]:{place}}{result["precision"]:11}{seconds["median"]:9.2f}'
+      f'{name:{width}}{result["device"]:{place}}{result["precision"]:9}{seconds["median"]:11.3f}'
       f'{low_high:>20}{result["units_per_second"]:10,.2f}{result["flop_per_second"] / 1e9:10,.1f}'
       f'{100 * result["share_of_ceiling"]:11.1f}%{_or_dash(result["compile_seconds"], 11, 1)}'
       f'{_or_dash(result["num_programs"], 10, 0)}'

@@ -71,8 +71,8 @@ def device_costs(workload: DocumentWorkload, data: int, model: int, num_rows: in
     r'= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(',
     compiled.as_text(),
   ):
-    for kind, sides in re.findall(r'(\w+)\[([\d,]*)\]', shape):
-      count = math.prod(int(side) for side in sides.split(',') if side)
+    for kind, shape_text in re.findall(r'(\w+)\[([\d,]*)\]', shape):
+      count = math.prod(int(size) for size in shape_text.split(',') if size)
       total[name] = total.get(name, 0) + count * _BYTES[kind]
   return {
     'tokens': num_rows * ROW_TOKENS,

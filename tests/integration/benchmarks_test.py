@@ -115,7 +115,7 @@ def test_implementations_do_the_same_work_and_the_figures_are_written(
     assert needed == pytest.approx(report['needed_flop'])
     assert result['peak_bytes']['process'] > 0
     assert (result['device'], result['precision']) == ('cpu', 'float32')
-    assert f'{name} ' in printed and f'({seconds["min"]:.2f} .. {seconds["max"]:.2f})' in printed
+    assert f'{name} ' in printed and f'({seconds["min"]:.3f} .. {seconds["max"]:.3f})' in printed
     if name != 'baseline':
       assert result['compile_seconds'] >= 0 and result['num_programs'] >= 1
       assert result['compile_seconds_by_round'] == [0, 0], 'nothing is compiled while it is timed'
