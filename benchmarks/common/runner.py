@@ -172,7 +172,7 @@ def table(report: Mapping[str, Any]) -> str:
   """The report for people."""
   results = report['implementations']
   width = 2 + max(map(len, results))
-  place = 2 + max(len(result['device']) for result in results.values())
+  place = 2 + max(6, *(len(result['device']) for result in results.values()))
   lines = [
     f'{report["benchmark"]}, preset {report["preset"]}, {report["rounds"]} rounds',
     report['work'],

@@ -47,7 +47,7 @@ class Details:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EditResult:
-  """What an edit returns; `lm.apply` takes it or its patch.
+  """Result of an edit; `lm.apply` takes it or its patch.
 
   Attributes:
     patch: the change of the model, all batches together; None for separate batches, of which each
