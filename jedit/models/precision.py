@@ -12,6 +12,7 @@ Logits rounded to bfloat16 are off by up to 0.1 nats, and the two best of them t
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +50,34 @@ def matmul(x: jax.Array, kernel: jax.Array, at_least: DTypeLike) -> jax.Array:
       is wider.
   """
   dtype = wider(x.dtype, kernel.dtype)
-  return jnp.matmul(
-    x.astype(dtype),
-    kernel.astype(dtype),
-    precision=matmul_precision(dtype),
-    preferred_element_type=wider(dtype, at_least),
-  )
+  x, kernel, out_dtype = x.astype(dtype), kernel.astype(dtype), wider(dtype, at_least)
+  return _product(x, kernel, dtype) if out_dtype == dtype else _widened(x, kernel, out_dtype)
+
+
+def _product(x: jax.Array, kernel: jax.Array, out_dtype: jnp.dtype) -> jax.Array:
+  precision = matmul_precision(x.dtype)
+  return jnp.matmul(x, kernel, precision=precision, preferred_element_type=out_dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _widened(x: jax.Array, kernel: jax.Array, out_dtype: jnp.dtype) -> jax.Array:
+  """`_product` whose gradient multiplies narrow operands as well.
+
+  By itself the wide cotangent would be multiplied with a wide copy of the kernel: 2 GB for the
+  vocabulary of LLaMA 3, at half the speed.
+  """
+  return _product(x, kernel, out_dtype)
+
+
+def _widened_forward(x: jax.Array, kernel: jax.Array, out_dtype: jnp.dtype) -> Any:
+  return _product(x, kernel, out_dtype), (x, kernel)
+
+
+def _widened_backward(out_dtype: jnp.dtype, operands: Any, cotangent: jax.Array) -> Any:
+  del out_dtype
+  dtype = operands[0].dtype
+  _, pullback = jax.vjp(lambda x, kernel: _product(x, kernel, dtype), *operands)
+  return pullback(cotangent.astype(dtype))
+
+
+_widened.defvjp(_widened_forward, _widened_backward)

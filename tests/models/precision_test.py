@@ -100,6 +100,35 @@ def test_the_head_multiplies_narrow_operands_into_float32(case):
     assert (*product[:3], product.is_exact) == flags
 
 
+@every_head
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+def test_gradients_through_the_head_multiply_operands_as_they_are(case, dtype):
+  model = _model(case, dtype)
+  hidden = _hidden(model)
+
+  def loss(hidden, model):
+    return -jax.nn.log_softmax(model.head(hidden, final_norm=False))[:, 3].mean()
+
+  gradient = jax.jit(jax.grad(loss))
+  products = _products(gradient, hidden, model)
+  narrow = {'bfloat16': 'bf16', 'float32': 'f32'}[dtype]
+  assert len(products) == 2
+  assert all(each[:2] == (narrow, narrow) for each in products)
+  assert all(each.is_exact == (dtype == 'float32') for each in products)
+  wide = tiny.in_dtype(model, 'float32')
+  expected = jax.grad(loss)(hidden.astype(jnp.float32), wide)
+  ours = gradient(hidden, model)
+  assert ours.dtype == jnp.dtype(dtype)
+  tolerance = 1e-2 if dtype == 'bfloat16' else 1e-5  # of the largest; bfloat16 has 8 bits
+  assert editing.relative(ours.astype(jnp.float32), expected) < tolerance
+  # So do those of the kernel.
+  kernels = jax.grad(loss, argnums=1)(hidden, model).params
+  wide_kernels = jax.grad(loss, argnums=1)(hidden.astype(jnp.float32), wide).params
+  path = ('embed', 'embedding') if model.config.tie_head else ('head', 'kernel')
+  ours, expected = (tree[path[0]][path[1]].astype(jnp.float32) for tree in (kernels, wide_kernels))
+  assert editing.relative(ours, expected) < tolerance
+
+
 @every_family
 def test_every_product_of_a_float32_model_keeps_all_digits(family):
   products = _products(Model.__call__, tiny.model(family), TOKENS)
