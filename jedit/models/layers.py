@@ -10,7 +10,7 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from jedit.models.config import ModelConfig, Rope, attention_scale
-from jedit.models.precision import matmul, matmul_precision, wider
+from jedit.models.precision import contract, matmul, wider
 from jedit.models.sites import Sites
 
 ACTIVATIONS = {
@@ -239,16 +239,14 @@ def attend(
   num_rows, num_tokens, num_heads, head_dim = query_NxTxHxDh.shape
   kv_heads = key_NxKxSxDh.shape[1]
   dtype = wider(query_NxTxHxDh.dtype, jnp.float32)
-  precision = matmul_precision(query_NxTxHxDh.dtype)
   grouped = query_NxTxHxDh.reshape(num_rows, num_tokens, kv_heads, -1, head_dim)
-  score_NxKxGxTxS = jnp.einsum(
-    'ntkgd,nksd->nkgts', grouped, key_NxKxSxDh, precision=precision, preferred_element_type=dtype
-  )
+  score_NxKxGxTxS = contract('ntkgd,nksd->nkgts', grouped, key_NxKxSxDh)
   score_NxKxGxTxS = jnp.where(
     mask_NxTxS[:, None, None], score_NxKxGxTxS * scale, jnp.finfo(dtype).min
   )
   weight_NxKxGxTxS = jax.nn.softmax(score_NxKxGxTxS, axis=-1).astype(value_NxKxSxDh.dtype)
-  out = jnp.einsum('nkgts,nksd->ntkgd', weight_NxKxGxTxS, value_NxKxSxDh, precision=precision)
+  out = contract('nkgts,nksd->ntkgd', weight_NxKxGxTxS, value_NxKxSxDh)
+  out = out.astype(value_NxKxSxDh.dtype)
   return out.reshape(num_rows, num_tokens, num_heads * head_dim)
 
 
