@@ -85,11 +85,9 @@ def products_of(
     parts = {}
     for name in names:
       key_NxTxF = jnp.where(is_text_NxTx1, seen[name], jnp.zeros_like(seen[name]))
-      key_RxSxF = key_NxTxF.reshape(num_shards, -1, key_NxTxF.shape[-1])
-      if num_shards == 1:
-        parts[name] = panels(key_RxSxF[0])
-      else:  # whole keys on each device: otherwise every panel gathers its own
-        parts[name] = jax.vmap(panels)(over_rows(mesh, key_RxSxF))
+      # Whole keys of its own rows on each device: otherwise every panel gathers them.
+      key_RxSxF = over_rows(mesh, key_NxTxF.reshape(num_shards, -1, key_NxTxF.shape[-1]))
+      parts[name] = panels(key_RxSxF[0]) if num_shards == 1 else jax.vmap(panels)(key_RxSxF)
     return parts
 
   return products
