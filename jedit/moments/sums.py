@@ -215,7 +215,8 @@ def _adding(products: Callable, mesh: Mesh | None) -> jax.stages.Wrapped:
     parts = products(model, token_NxT, segment_NxT, position_NxT)
     new = {
       name: tuple(
-        two_sum(*pair, over_devices(part)) for pair, part in zip(sums[name], panels, strict=True)
+        two_sum(total, lost, over_devices(part))
+        for (total, lost), part in zip(sums[name], panels, strict=True)
       )
       for name, panels in parts.items()
     }
@@ -234,7 +235,7 @@ def _reduce(total: Any, own: Any, *, mesh: Mesh) -> tuple[Any, Any]:
     own_pair = jax.lax.with_sharding_constraint(own_pair, over_parts)  # each owner gets its part
 
     def add_one(pair, one):
-      sum_FxG, lost_FxG = two_sum(*pair, one[0])
+      sum_FxG, lost_FxG = two_sum(pair[0], pair[1], one[0])
       return (sum_FxG, lost_FxG + one[1]), None
 
     pair, _ = jax.lax.scan(add_one, pair, own_pair)
