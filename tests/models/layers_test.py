@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers import tiny
 from jedit.models.layers import attend
 
 
@@ -38,3 +39,22 @@ def test_attention_is_softmax_over_what_the_mask_shows(num_tokens, num_past):
   key = np.concatenate([past_key.swapaxes(1, 2), key], axis=2)
   value = np.concatenate([past_value.swapaxes(1, 2), value], axis=2)
   np.testing.assert_allclose(ours, _expected(query, key, value, mask, 0.3), atol=2e-6)
+
+
+def test_documents_of_long_packed_rows_are_as_if_alone():
+  model = tiny.make_model('gptj', n_positions=600)
+  rng = np.random.default_rng(0)
+  lengths = [300, 150, 120, 20]
+  documents = [rng.integers(0, model.config.vocab_size, length) for length in lengths]
+  token, segment, position = (np.zeros((1, 600), np.int32) for _ in range(3))
+  at = 0
+  for number, document in enumerate(documents, start=1):
+    part = np.s_[0, at : at + len(document)]
+    token[part], segment[part], position[part] = document, number, np.arange(len(document))
+    at += len(document)
+  packed, _ = model(token, segment_NxT=segment, position_NxT=position)
+  at = 0
+  for document in documents:
+    alone, _ = model(document[None])
+    np.testing.assert_allclose(packed[0, at : at + len(document)], alone[0], atol=1e-5)
+    at += len(document)
