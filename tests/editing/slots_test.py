@@ -10,7 +10,7 @@ from helpers.editing import relative
 from jedit.editing import slots
 from jedit.editing.objective import Objective
 from jedit.editing.problem import PlacedDelta, Problem
-from jedit.editing.prompts import encode_edits
+from jedit.editing.prompts import BARE, encode_edits
 from jedit.editing.region import Delta
 from jedit.editing.slots import choose_batch_size, optimise_targets
 
@@ -82,3 +82,23 @@ def test_the_batch_fits_the_device(monkeypatch):
   assert sizes[0] == 1 and sizes[-1] == 256
   assert 1 < sizes[1] < sizes[2] < 256
   assert all(size & (size - 1) == 0 for size in sizes)
+
+
+def test_half_of_the_free_memory_is_left_alone(monkeypatch):
+  """What one edit takes, counted by hand for one row of its target and one for the KL term."""
+  lm = editing.language_model('gptj')  # 3 layers, width 16, F = 24, 2 heads of 8, float32
+  rows = encode_edits(lm.tokenizer, editing.REQUESTS[:1], BARE)
+  [text] = rows[0].with_target
+  past, window = text.subject_last, len(text.ids) - text.subject_last
+  activations = 2 * 4 * ((10 * 16 + 3 * 24) * window + 2 * 16 * past)  # of the two upper blocks
+  logits = 3 * 4 * len(text.target_ids) * lm.config.vocab_size
+  taken = 2 * (activations + logits)
+
+  def chosen(free):
+    device = types.SimpleNamespace(memory_stats=lambda: {'bytes_limit': free}, platform='gpu')
+    monkeypatch.setattr(jax, 'local_devices', lambda: [device])
+    return choose_batch_size(lm.config, rows, 1)
+
+  for size in (2, 8, 64):
+    assert chosen(2 * size * taken) == size
+    assert chosen(2 * size * taken - 1) == size // 2
