@@ -136,13 +136,12 @@ def test_every_product_of_a_float32_model_keeps_all_digits(family):
 
 
 @every_family
-def test_products_of_a_bfloat16_model_are_narrow_but_for_the_scores(family):
+def test_products_of_a_bfloat16_model_multiply_narrow_operands(family):
   model = tiny.in_dtype(tiny.model(family), 'bfloat16')
   products = _products(Model.__call__, model, TOKENS)
   assert all(each[:2] == ('bf16', 'bf16') and not each.is_exact for each in products)
-  scores = [each for each in products if each.out == 'f32']
-  assert len(scores) == model.config.num_layers
-  assert all(each.shape.count(5) == 2 for each in scores)  # tokens by tokens
+  scores = [each for each in products if each.out == 'f32' and each.shape.count(5) == 2]
+  assert len(scores) == model.config.num_layers  # tokens by tokens
 
 
 def test_an_edited_kernel_is_multiplied_in_float32_with_all_digits():
