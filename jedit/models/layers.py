@@ -1,6 +1,5 @@
 """The parts that families share: linear maps, norms, attention, MLP and block."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from jedit.models.config import ModelConfig, attention_scale
-from jedit.models.precision import matmul, matmul_precision, wider
+from jedit.models.precision import contract, matmul, wider
 from jedit.models.rotary import Rotary
 from jedit.models.sites import Sites
 
@@ -224,20 +223,15 @@ def attend(
 def _attend(query_NxTxKxGxDh, key_NxKxSxDh, value_NxKxSxDh, mask_NxTxS, scale, past) -> jax.Array:
   """Attention of some queries, the heads in groups that share keys: [N, T, K, G, Dh]."""
   dtype = wider(query_NxTxKxGxDh.dtype, jnp.float32)
-  product = functools.partial(
-    jnp.einsum,
-    precision=matmul_precision(query_NxTxKxGxDh.dtype),
-    preferred_element_type=dtype,
-  )
-  score = product('ntkgd,nksd->nkgts', query_NxTxKxGxDh, key_NxKxSxDh)
+  score = contract('ntkgd,nksd->nkgts', query_NxTxKxGxDh, key_NxKxSxDh)
   if past is not None:
-    score = jnp.concatenate([product('ntkgd,npkd->nkgtp', query_NxTxKxGxDh, past[0]), score], -1)
+    score = jnp.concatenate([contract('ntkgd,npkd->nkgtp', query_NxTxKxGxDh, past[0]), score], -1)
   score = jnp.where(mask_NxTxS[:, None, None], score * scale, jnp.finfo(dtype).min)
   weight = jax.nn.softmax(score, axis=-1).astype(value_NxKxSxDh.dtype)
   num_past = 0 if past is None else past[0].shape[1]
-  out = product('nkgts,nksd->ntkgd', weight[..., num_past:], value_NxKxSxDh)
+  out = contract('nkgts,nksd->ntkgd', weight[..., num_past:], value_NxKxSxDh)
   if past is not None:
-    out = out + product('nkgtp,npkd->ntkgd', weight[..., :num_past], past[1])
+    out = out + contract('nkgtp,npkd->ntkgd', weight[..., :num_past], past[1])
   return out.astype(value_NxKxSxDh.dtype)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax import struct
 
 from jedit.models.config import Rope
-from jedit.models.precision import matmul_precision
+from jedit.models.precision import matmul
 
 
 @struct.dataclass
@@ -42,9 +42,7 @@ class Rotary:
 
   def __call__(self, x_NxTxHxDh: jax.Array) -> jax.Array:
     dtype = x_NxTxHxDh.dtype
-    swapped = jnp.matmul(
-      x_NxTxHxDh, self.swap_DhxDh.astype(dtype), precision=matmul_precision(dtype)
-    )
+    swapped = matmul(x_NxTxHxDh, self.swap_DhxDh.astype(dtype), dtype)
     return x_NxTxHxDh * self.cos_NxTx1xDh.astype(dtype) + swapped * self.sin_NxTx1xDh.astype(dtype)
 
 

@@ -201,7 +201,7 @@ _SLOW: Table = {
   ('models/precision.py', 'models/precision_test.py'): (
     ("else 'highest'", 'else None'),
     ('wider(dtype, at_least)', 'dtype'),
-    ('pullback(cotangent.astype(dtype))', 'pullback(cotangent * 2)'),
+    ('cotangent.astype(left.dtype)', '2 * cotangent.astype(left.dtype)'),
   ),
   ('models/decoder.py', 'models/decoder_test.py'): (
     ('segment_NxT[:, :, None] ==', 'segment_NxT[:, :, None] >='),
