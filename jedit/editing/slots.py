@@ -15,6 +15,7 @@ from jedit.editing.prompts import EditRows
 from jedit.editing.region import TOKENS
 from jedit.editing.target import TRACE_COLUMNS, Slots, State, enter, run_steps
 from jedit.io.memo import Memo, Stored, digest
+from jedit.io.out_of_memory import halve_once
 from jedit.io.progress import Progress
 from jedit.models import Model, ModelConfig
 from jedit.parallel.memory import free_bytes
@@ -126,18 +127,40 @@ def optimise_targets(
     shapes: as of `cut_blocks`.
 
   Raises:
-    UserError: if a loss or δ is not finite; names the record.
+    UserError: if a loss or δ is not finite, names the record; if half a batch does not fit the
+      memory.
   """
   row_shards = num_row_shards(model)
   if batch_size is None:
     batch_size = choose_batch_size(model.config, rows, problem.first_layer, row_shards)
   if batch_size < 1:
     raise UserError(f'target_batch_size is {batch_size}; give at least 1.')
+  return halve_once(
+    lambda size: _optimise(model, rows, problem, size, memo or Memo(None), key, shapes),
+    batch_size,
+    stage='targets',
+    field='edit.target_batch_size',
+    most=len(rows),
+    least=row_shards,
+  )
+
+
+def _optimise(
+  model: Model,
+  rows: Sequence[EditRows],
+  problem: Problem,
+  batch_size: int,
+  memo: Memo,
+  key: Any,
+  shapes: Sequence[Block] | None,
+) -> Targets:
+  """`optimise_targets` with batches of this size."""
   numbers: Problem = jax.tree.map(np.float32, problem)
+  row_shards = num_row_shards(model)
   blocks = cut_blocks(
     rows, problem.tokens, batch_size, problem.objective.num_steps, row_shards, shapes
   )
-  memo = (memo or Memo(None)).below(digest(key)[:16])
+  memo = memo.below(digest(key)[:16])
   found: list[Mapping[str, np.ndarray]] = []
   with Progress('targets', total=len(rows), unit='edits') as progress:
     for number, block in enumerate(blocks):

@@ -235,6 +235,7 @@ def evaluate(
         unedited=questions,
         generation=generation,
         reencode=settings.evaluation.reencode,
+        tokens_per_batch=settings.evaluation.tokens_per_batch or None,
         store=settings.evaluation.store or workdir / CHUNKS_FILE,
       )
     write_jsonl(workdir / _UNEDITED, _unedited_rows(table, questions))

@@ -16,6 +16,7 @@ import numpy as np
 
 from jedit.io.checkpoints import Checkpoints
 from jedit.io.memo import digest
+from jedit.io.out_of_memory import halve_once
 from jedit.io.progress import Progress, note
 from jedit.io.storage import to_json
 from jedit.models import Model, site
@@ -88,15 +89,48 @@ def statistics(
     corpus = read_corpus(corpus)
   elif not isinstance(corpus, Corpus):
     corpus = Corpus.of(corpus)
+  row_tokens = row_tokens or min(lm.config.max_positions, 512)
+  lm.config.check_length(row_tokens)
+  given, cache = corpus, None if cache is None else pathlib.Path(cache)
+
+  def run(size: int) -> SecondMoments:
+    # Smaller batches have sums of their own; those of the same command as before are kept.
+    suffix = '.partial' if size == batch_tokens else '.half.partial'
+    store = None if cache is None else cache.with_suffix(suffix)
+    options = (layers, kernels, row_tokens, size, max_document_tokens, fast)
+    return _collect(lm, given, *options, cache, store)
+
+  return halve_once(
+    run,
+    batch_tokens,
+    stage='statistics',
+    field='statistics.batch_tokens',
+    most=batch_tokens,
+    least=row_tokens * num_row_shards(lm.params),
+  )
+
+
+def _collect(
+  lm: LanguageModel,
+  corpus: Corpus,
+  layers: Sequence[int],
+  kernels: Sequence[str],
+  row_tokens: int,
+  batch_tokens: int,
+  max_document_tokens: int | None,
+  fast: bool,
+  cache: pathlib.Path | None,
+  store: pathlib.Path | None,
+) -> SecondMoments:
+  """`statistics` with batches of so many tokens, whose sums are stored in `store`."""
   text = PackedText(
     lm.tokenizer,
     corpus,
-    row_tokens=row_tokens or min(lm.config.max_positions, 512),
+    row_tokens=row_tokens,
     batch_tokens=batch_tokens,
     max_document_tokens=max_document_tokens,
     multiple=num_row_shards(lm.params),
   )
-  lm.config.check_length(text.row_tokens)
   max_tokens = _FAST_TOKENS * max(lm.config.key_sizes.values()) if fast else None
   provenance = to_json(
     {
@@ -112,11 +146,12 @@ def statistics(
     }
   )
   missing = [Kernel(layer, name) for layer in sorted(set(layers)) for name in kernels]
-  cache = None if cache is None else pathlib.Path(cache)
   known: dict[Kernel, np.ndarray] = {}
   if cache is not None and cache.is_file():
     found = SecondMoments.load(cache)
     for name, value in provenance.items():
+      if name == 'batch_tokens' and found.provenance.get(name) == batch_tokens // 2:
+        continue  # of a pass that ran out of memory
       if found.provenance.get(name) != value:
         raise UserError(
           f'{cache} holds second moments of other settings: {name} is '
@@ -126,7 +161,6 @@ def statistics(
     missing = [kernel for kernel in missing if kernel not in known]
     if not missing:
       return found
-  store = None if cache is None else cache.with_suffix('.partial')
   moments = accumulate(lm.model, text, missing, store, provenance, max_tokens)
   if cache is not None:
     moments = dataclasses.replace(moments, cov={**known, **moments.cov})
