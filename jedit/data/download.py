@@ -68,30 +68,35 @@ def fetch(
       continue
     storage.write_json(sums, {**kept, name: found})
     return file
-  raise _unreachable(name, file.parent, failures)
+  raise _unreachable([name], _folder(directory), failures)
 
 
-def plan_download(
-  name: str, directory: str | os.PathLike[str] | None = None, mirrors: Sequence[str] = ()
-) -> Download | None:
-  """What `fetch` would download, after asking whether an address has it; None for a local file.
+def plan_downloads(
+  names: Sequence[str],
+  directory: str | os.PathLike[str] | None = None,
+  mirrors: Sequence[str] = (),
+) -> list[Download]:
+  """What `fetch` would download, after asking whether an address has the first of the files.
 
   Raises:
-    UserError: for an unknown name, and where no address has the file.
+    UserError: for an unknown name, and where no address has the first missing file.
   """
-  file = _local(name, directory)
-  if file.is_file():
-    return None
+  missing = [name for name in names if not _local(name, directory).is_file()]
+  if not missing:
+    return []
   failures = []
-  for address in _addresses(name, mirrors):
+  for address in _addresses(missing[0], mirrors):
     try:
       stated = _size(address)
     except _Failure as error:
       failures.append(f'{address}: {error}')
       continue
-    public = FILES[name]
-    return Download(name, file.parent, public.licence, stated or public.num_bytes)
-  raise _unreachable(name, file.parent, failures)
+    sizes = [stated or FILES[missing[0]].num_bytes, *(FILES[n].num_bytes for n in missing[1:])]
+    return [
+      Download(name, _local(name, directory).parent, FILES[name].licence, size)
+      for name, size in zip(missing, sizes, strict=True)
+    ]
+  raise _unreachable(missing, _folder(directory), failures)
 
 
 def _folder(directory: str | os.PathLike[str] | None) -> pathlib.Path:
@@ -109,10 +114,12 @@ def _addresses(name: str, mirrors: Sequence[str]) -> list[str]:
   return [f'{root.rstrip("/")}/{name}' for root in [*mirrors, *roots]]
 
 
-def _unreachable(name: str, folder: pathlib.Path, failures: Sequence[str]) -> UserError:
+def _unreachable(names: Sequence[str], folder: pathlib.Path, failures: Sequence[str]) -> UserError:
+  verb, each = ('is', 'the file') if len(names) == 1 else ('are', 'the files')
+  shown = names[0] if len(names) == 1 else f'{names[0]} and {len(names) - 1} more'
   return UserError(
-    f'{name} is not in {folder} and cannot be downloaded ({"; ".join(failures)}); put the file '
-    'there by hand, or name a mirror in data.mirrors.'
+    f'{shown} {verb} not in {folder} and cannot be downloaded ({"; ".join(failures)}); '
+    f'put {each} there by hand, or name a mirror in data.mirrors.'
   )
 
 
@@ -135,7 +142,7 @@ def _size(address: str) -> int | None:
 
 def _reason(error: Exception) -> str:
   reason = getattr(error.args[0], 'reason', None) if error.args else None
-  return str(reason or error)
+  return str(reason or error).split('): ', 1)[-1]  # without the connection
 
 
 def _download(address: str, file: pathlib.Path, wanted: str | None, least: int | None) -> str:

@@ -86,22 +86,50 @@ def choose_batch_size(
     first_layer: the lowest block with a δ.
     row_shards: devices that share the edits.
   """
-  device = jax.local_devices()[0]
-  free = None if device.platform == 'cpu' else free_bytes(device)
-  if free is None:
-    return _HOST_BATCH * row_shards
   texts = [text for edit in rows for text in edit.with_target]
-  num_prompts = len(rows[0].with_target) + 1  # and the KL row
-  window = max(len(text.ids) - window_start(text, TOKENS) for text in texts)
-  past = max(window_start(text, TOKENS) for text in texts)
-  num_targets = max(len(text.target_ids) for text in texts)
+  per_edit = bytes_per_edit(
+    config,
+    first_layer,
+    num_prompts=len(rows[0].with_target) + 1,  # and the KL row
+    window=max(len(text.ids) - window_start(text, TOKENS) for text in texts),
+    past=max(window_start(text, TOKENS) for text in texts),
+    num_targets=max(len(text.target_ids) for text in texts),
+  )
+  return least_over_processes(fitting_batch(per_edit)) * row_shards
+
+
+def bytes_per_edit(
+  config: ModelConfig,
+  first_layer: int,
+  *,
+  num_prompts: int,
+  window: float,
+  past: float,
+  num_targets: float,
+) -> int:
+  """Bytes that the optimisation of one edit keeps on its device.
+
+  Args:
+    config: sizes and dtype of the model.
+    first_layer: the lowest block with a δ.
+    num_prompts: rows of the edit.
+    window, past, num_targets: tokens of a row from the window on, before it, and predicted.
+  """
   itemsize = jnp.dtype(config.dtype).itemsize
   heads = config.num_kv_heads * config.head_dim
   kept = (10 * config.width + 3 * config.ffn_width) * window + 2 * heads * past
   layers = config.num_layers - first_layer
-  per_edit = num_prompts * (layers * kept * itemsize + 3 * 4 * num_targets * config.vocab_size)
-  fits = free // (2 * per_edit)
-  return 2 ** int(np.log2(least_over_processes(min(max(fits, 1), _LARGEST_BATCH)))) * row_shards
+  return int(num_prompts * (layers * kept * itemsize + 3 * 4 * num_targets * config.vocab_size))
+
+
+def fitting_batch(per_edit: int, reserved: int = 0) -> int:
+  """A power of 2 that fits half of a device's free memory, less what is reserved."""
+  device = jax.local_devices()[0]
+  free = None if device.platform == 'cpu' else free_bytes(device)
+  if free is None:
+    return _HOST_BATCH
+  fits = max((free - reserved) // (2 * per_edit), 1)
+  return 2 ** int(np.log2(min(fits, _LARGEST_BATCH)))
 
 
 def optimise_targets(

@@ -54,6 +54,16 @@ _UNEDITED = 'unedited.jsonl'
 _SAMPLES = 'samples.json'
 
 
+def finished(workdir: Workdir) -> list[str]:
+  """The stages of `jedit.experiments.plan` that the workdir has results of."""
+  files = {
+    'statistics': (STATISTICS_FILE, PATCH_FILE),
+    **dict.fromkeys(('targets', 'keys', 'solve'), (PATCH_FILE,)),
+    'evaluate': (_EVALUATION,),
+  }
+  return [name for name, each in files.items() if any((workdir / f).is_file() for f in each)]
+
+
 def second_moments(
   lm: LanguageModel,
   documents: Corpus | None,

@@ -161,8 +161,8 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
   except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
     raise UserError(
       f'There is no directory {name}; the model {name}{at} of the Hugging Face hub is not fully '
-      'cached, and the hub cannot be reached. Give a directory, or load it once while online '
-      '(without HF_HUB_OFFLINE).'
+      'cached, and the hub cannot be reached; give a directory (model.path in a config), or load '
+      'it once while online (without HF_HUB_OFFLINE).'
     ) from error
   except (errors.HfHubHTTPError, OSError) as error:
     reason = str(error).strip().splitlines()[0]

@@ -55,7 +55,7 @@ def statistics(
     layers: layers of the kernels that a method edits.
     kernels: their names, 'mlp' or 'attn' or both.
     row_tokens: tokens of a packed row; the model's positions, at most 512, when None.
-    batch_tokens: tokens run at once, by all devices together.
+    batch_tokens: tokens run at once, by all devices together; half of them where memory runs out.
     max_document_tokens: longer documents are cut; None cuts at a row.
     fast: stops after 10 tokens for each component of the model's longest key, and says so; draw
       the documents at random.
@@ -91,46 +91,6 @@ def statistics(
     corpus = Corpus.of(corpus)
   row_tokens = row_tokens or min(lm.config.max_positions, 512)
   lm.config.check_length(row_tokens)
-  given, cache = corpus, None if cache is None else pathlib.Path(cache)
-
-  def run(size: int) -> SecondMoments:
-    # Smaller batches have sums of their own; those of the same command as before are kept.
-    suffix = '.partial' if size == batch_tokens else '.half.partial'
-    store = None if cache is None else cache.with_suffix(suffix)
-    options = (layers, kernels, row_tokens, size, max_document_tokens, fast)
-    return _collect(lm, given, *options, cache, store)
-
-  return halve_once(
-    run,
-    batch_tokens,
-    stage='statistics',
-    field='statistics.batch_tokens',
-    most=batch_tokens,
-    least=row_tokens * num_row_shards(lm.params),
-  )
-
-
-def _collect(
-  lm: LanguageModel,
-  corpus: Corpus,
-  layers: Sequence[int],
-  kernels: Sequence[str],
-  row_tokens: int,
-  batch_tokens: int,
-  max_document_tokens: int | None,
-  fast: bool,
-  cache: pathlib.Path | None,
-  store: pathlib.Path | None,
-) -> SecondMoments:
-  """`statistics` with batches of so many tokens, whose sums are stored in `store`."""
-  text = PackedText(
-    lm.tokenizer,
-    corpus,
-    row_tokens=row_tokens,
-    batch_tokens=batch_tokens,
-    max_document_tokens=max_document_tokens,
-    multiple=num_row_shards(lm.params),
-  )
   max_tokens = _FAST_TOKENS * max(lm.config.key_sizes.values()) if fast else None
   provenance = to_json(
     {
@@ -138,7 +98,7 @@ def _collect(
       'patches': [patch.id for patch in lm.patches],
       'dtype': lm.config.dtype,
       **corpus.identity,
-      'row_tokens': text.row_tokens,
+      'row_tokens': row_tokens,
       'batch_tokens': batch_tokens,
       'max_document_tokens': max_document_tokens,
       'max_tokens': max_tokens,
@@ -146,12 +106,13 @@ def _collect(
     }
   )
   missing = [Kernel(layer, name) for layer in sorted(set(layers)) for name in kernels]
+  cache = None if cache is None else pathlib.Path(cache)
   known: dict[Kernel, np.ndarray] = {}
   if cache is not None and cache.is_file():
     found = SecondMoments.load(cache)
     for name, value in provenance.items():
       if name == 'batch_tokens' and found.provenance.get(name) == batch_tokens // 2:
-        continue  # of a pass that ran out of memory
+        continue  # it ran out of memory with these
       if found.provenance.get(name) != value:
         raise UserError(
           f'{cache} holds second moments of other settings: {name} is '
@@ -161,12 +122,37 @@ def _collect(
     missing = [kernel for kernel in missing if kernel not in known]
     if not missing:
       return found
-  moments = accumulate(lm.model, text, missing, store, provenance, max_tokens)
-  if cache is not None:
-    moments = dataclasses.replace(moments, cov={**known, **moments.cov})
-    moments.save(cache)
-    Checkpoints(store).remove()
-  return moments
+
+  documents = corpus
+
+  def run(size: int) -> SecondMoments:
+    text = PackedText(
+      lm.tokenizer,
+      documents,
+      row_tokens=row_tokens,
+      batch_tokens=size,
+      max_document_tokens=max_document_tokens,
+      multiple=num_row_shards(lm.params),
+    )
+    # Other batches have other sums; those of a killed run that ran out of memory are kept.
+    suffix = '.partial' if size == batch_tokens else '.half.partial'
+    store = None if cache is None else cache.with_suffix(suffix)
+    about = {**provenance, 'batch_tokens': size}
+    moments = accumulate(lm.model, text, missing, store, about, max_tokens)
+    if cache is not None:
+      moments = dataclasses.replace(moments, cov={**known, **moments.cov})
+      moments.save(cache)
+      Checkpoints(store).remove()
+    return moments
+
+  return halve_once(
+    run,
+    batch_tokens,
+    stage='statistics',
+    field='statistics.batch_tokens',
+    most=batch_tokens,
+    least=row_tokens * num_row_shards(lm.params),
+  )
 
 
 def accumulate(
