@@ -14,7 +14,8 @@ from jedit.models import ModelConfig
 from jedit.moments.corpus import Corpus
 from jedit.types import Kernel, Record
 
-_TOKENS_PER_WORD = 1.3  # of English in GPT-2's tokenizer
+# GPT-2's tokens per word in 800 records of CounterFact.
+_IN_NAMES, _IN_TEMPLATES, _IN_TEXTS = 1.8, 1.05, 1.4
 _DOCUMENT_TOKENS = 500  # mean of Wikipedia
 _SAMPLE = 256  # records and documents whose lengths are taken
 
@@ -48,21 +49,24 @@ class Lengths:
       others = [*record.paraphrase_prompts, *record.neighborhood_prompts]
       rows.append(
         [
-          *map(_tokens, (before, request.subject, after, request.target_new)),
+          _IN_TEMPLATES * _words(before),
+          _IN_NAMES * _words(request.subject),
+          _IN_TEMPLATES * _words(after),
+          _IN_TEMPLATES * _words(request.target_new),
           1 + len(others),
-          sum(map(_tokens, [request.text, *others])),
+          _IN_TEXTS * sum(map(_words, [request.text, *others])),
           1 if request.target_true is None else 2,
         ]
       )
     return cls(*np.mean(rows, axis=0).tolist())
 
 
-# Means of 800 records of CounterFact in GPT-2's tokens, for a file that is not here yet.
-COUNTERFACT = Lengths(1.4, 3.2, 3.2, 1.0, 13.0, 126.0, 2.0)
+# Their means, for a file that is not here yet.
+COUNTERFACT = Lengths(0.6, 4.0, 3.3, 1.1, 13.0, 123.0, 2.0)
 
 
-def _tokens(text: str) -> float:
-  return _TOKENS_PER_WORD * len(text.split())
+def _words(text: str) -> int:
+  return len(text.split())
 
 
 def statistics_flop(
@@ -74,7 +78,7 @@ def statistics_flop(
   if documents is not None:
     count = len(documents)
     sample = [text for text, _ in zip(documents.read(), range(_SAMPLE), strict=False)]
-    mean = float(np.mean([_tokens(text) for text in sample]))
+    mean = _IN_TEXTS * float(np.mean([_words(text) for text in sample]))
   longest = wanted.max_document_tokens or wanted.row_tokens or min(config.max_positions, 512)
   num_tokens = count * min(mean, longest)
   if wanted.fast:

@@ -163,8 +163,8 @@ def check(
       with problems.noted(label):
         inputs.load_contexts(each.contexts)
   if needs_moments:
-    kernels = {kernel for each in settings.values() for kernel in each.required_method.kernels}
     with problems.noted():
+      kernels = {kernel for each in settings.values() for kernel in each.required_method.kernels}
       _check_moments(found, directory, sorted(kernels))
   if needs_words:
     with problems.noted():

@@ -57,11 +57,17 @@ def test_the_memory_of_gptj(mission):
 
 
 def test_lengths_are_those_of_the_records(made):
-  records = load_records(made / 'records.json')[:1]
+  records = load_records(made / 'records.json')[:1]  # '{} lives in' of a name of two words
+  found = dataclasses.astuple(amounts.Lengths.of(records))
+  np.testing.assert_allclose(found[:5], [0, 2 * 1.8, 2 * 1.05, 1.05, 4])
+  assert found[-1] == 2
+
+
+def test_words_give_about_the_tokens_of_real_records(shared):
+  records = load_records(shared / 'data' / 'counterfact' / 'counterfact.json')
   found = amounts.Lengths.of(records)
-  words = amounts._TOKENS_PER_WORD
-  np.testing.assert_allclose(dataclasses.astuple(found)[:5], [0, 2 * words, 2 * words, words, 4])
-  assert found.num_targets == 2
+  for name, value in dataclasses.asdict(amounts.COUNTERFACT).items():
+    assert getattr(found, name) == pytest.approx(value, rel=0.05, abs=0.1), name
 
 
 def test_a_run_prints_its_plan_first_and_what_is_done(made, finished, capsys):
