@@ -5,7 +5,7 @@ r"""Whole edits, from texts to updates: the engine and the published loop.
 
 PMET without stop rules. Second moments are given to both implementations, since they are collected
 once per model and reused. Needed FLOP are those of targets and keys; the float64 solves are listed
-apart in the JSON file, since their ceiling differs (`jedit/experiments/flop.py`).
+apart in the JSON file, since their ceiling differs (`common/flop.py`).
 """
 
 from common.command_line import Parser

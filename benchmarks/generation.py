@@ -10,7 +10,7 @@ all prompts in one batch, with a cache of keys and values; nothing ends early. I
   transformers  PyTorch, `model.generate(..., use_cache=True)`, prompts padded on the left
 
 Seconds are for all prompts, without compiling. Needed FLOP are products with weight matrices over
-tokens that exist, one prediction per new token (`jedit/experiments/flop.py`). Different rounding may part the
+tokens that exist, one prediction per new token (`common/flop.py`). Different rounding may part the
 texts where two tokens are about as probable: the share of tokens that differ is printed.
 """
 

@@ -5,7 +5,7 @@ r"""Keys and residuals, read while the layers are updated: the engine and the pu
 All edited layers are updated, lowest first, towards targets of two loss evaluations; the seconds
 are those of keys and present values. The engine carries rows upward; the baseline runs the whole
 model on all context rows and on the bare rows for every layer (`implementations/editing_torch.py`).
-Needed FLOP: `jedit/experiments/flop.py`.
+Needed FLOP: `common/flop.py`.
 """
 
 from common.command_line import Parser

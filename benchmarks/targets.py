@@ -12,7 +12,7 @@ and the KL row. Implementations:
               (`implementations/editing_torch.py`)
 
 Seconds are for all edits, without compiling; the engine's include tokenising. The baseline's edits
-are dealt over the rounds and its seconds scaled to all of them. Needed FLOP: `jedit/experiments/flop.py`.
+are dealt over the rounds and its seconds scaled to all of them. Needed FLOP: `common/flop.py`.
 """
 
 from common.command_line import Parser

@@ -314,6 +314,7 @@ def test_moments_that_are_not_finite_name_their_layer():
 def test_without_memory_half_the_batch_is_run_once(tmp_path, monkeypatch, capsys):
   lm, cache = _model(), tmp_path / 'moments.safetensors'
   arguments = dict(layers=(0,), cache=cache, **SETTINGS)
+  whole = statistics(lm, DOCUMENTS, layers=(0,), **SETTINGS)
 
   def run(most):
     def limited(model, text, *rest):
@@ -327,7 +328,6 @@ def test_without_memory_half_the_batch_is_run_once(tmp_path, monkeypatch, capsys
   with pytest.raises(UserError, match='with a batch of 24; lower statistics.batch_tokens'):
     run(0)
   assert not any(tmp_path.iterdir())
-  whole = statistics(lm, DOCUMENTS, layers=(0,), **SETTINGS)
   half = run(24)
   assert 'statistics: out of memory with a batch of 48; once more with 24.' in (
     capsys.readouterr().err
