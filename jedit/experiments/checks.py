@@ -159,7 +159,7 @@ def check(
     if edits:
       with problems.noted(label):
         _check_method(found, name, tokenizer)
-    if each.contexts:
+    if edits and each.contexts:
       with problems.noted(label):
         inputs.load_contexts(each.contexts)
   if needs_moments:
@@ -223,6 +223,8 @@ def _check_method(found: Inputs, name: str, tokenizer: Any) -> None:
   records, num_edits = found.records.get(name), settings.data.num_edits
   count = num_edits if records is None else len(records)
   at_once = count if settings.edit.mode == 'together' else min(settings.edit.edits_per_batch, count)
+  if settings.task == 'stats':  # of whichever edits
+    at_once = 1
   if found.config is not None:
     settings.required_method.check(found.config, at_once)
     if records is not None and tokenizer is not None:

@@ -189,6 +189,16 @@ def test_a_dataset_is_planned_with_size_and_licence(monkeypatch, tmp_path):
     corpus.plan_dataset('own')
 
 
+def test_second_moments_are_those_of_any_number_of_edits(made, tmp_path, monkeypatch):
+  method = dict(name='rome', layers=(1,), num_steps=2)
+  monkeypatch.setattr(tasks.stages, 'second_moments', _refuse)
+  with pytest.raises(UserError, match='No dataset'):  # the stage is reached
+    experiments.run(tiny_run.config(made, task='stats', method=method), tmp_path / 'run')
+  assert 'writes one edit at a time' in _sentence(
+    tiny_run.config(made, method=method), tmp_path / 'other'
+  )
+
+
 def test_a_full_disk_is_named_before_the_run(made, tmp_path, monkeypatch, nothing_loaded):
   free = types.SimpleNamespace(free=10_000)
   monkeypatch.setattr(checks.shutil, 'disk_usage', lambda place: free)
