@@ -67,7 +67,7 @@ class Plan:
     devices: kinds of devices with their numbers.
     mesh: sizes of its axes.
     dtypes: by part of the computation.
-    memory: bytes on a device by use; uses follow each other, so that they do not add up.
+    memory: bytes on a device by use; parameters stay, the other uses follow each other.
     free: bytes free on a device; None where it does not report them.
     rates: measured FLOP/s of matrix products on one device, by dtype.
     stages: in order.

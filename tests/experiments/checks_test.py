@@ -69,9 +69,7 @@ def test_a_model_with_several_faults_is_named_once(made, tmp_path, nothing_loade
   assert '2 things' in message and 'download the weights' in message and 'no tokenizer' in message
 
 
-def test_the_missions_command_offline_names_model_records_and_moments(
-  tmp_path, monkeypatch, nothing_loaded
-):
+def test_gptj_offline_names_model_records_and_moments(tmp_path, monkeypatch, nothing_loaded):
   def lost(*unused):
     raise UserError('The model is not here.')
 

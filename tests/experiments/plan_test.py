@@ -23,8 +23,8 @@ GPTJ = dict(
 )  # fmt: skip
 
 
-@pytest.fixture(scope='module', name='mission')
-def _mission():
+@pytest.fixture(scope='module', name='gptj')
+def _gptj():
   return read_settings(load_config('configs/pmet_gptj.py').to_dict())
 
 
@@ -32,12 +32,12 @@ def _config():
   return FAMILIES['gptj'].read_config(GPTJ, 'bfloat16')
 
 
-def test_the_arithmetic_of_gptj_is_that_of_the_performance_page(mission):
+def test_the_arithmetic_of_gptj_is_that_of_the_performance_page(gptj):
   config = _config()
   assert flop.block_flop(config) == 2 * (4 * 4096**2 + 2 * 4096 * 16384)
-  found = make_plan(mission, config, None, collects=True)
+  found = make_plan(gptj, config, None, collects=True)
   needed = {stage.name: stage.flop for stage in found.stages}
-  edits = mission.data.num_edits
+  edits = gptj.data.num_edits
   assert needed['targets'] / edits == pytest.approx(12.9e12, rel=0.05)
   assert needed['keys'] / edits == pytest.approx(0.30e12, rel=0.05)
   assert needed['evaluate'] / edits == pytest.approx(5.7e12, rel=0.2)
@@ -45,8 +45,8 @@ def test_the_arithmetic_of_gptj_is_that_of_the_performance_page(mission):
   assert needed['solve'] == pytest.approx(9e12, rel=0.05)
 
 
-def test_the_memory_of_gptj(mission):
-  found = make_plan(mission, _config(), None, collects=True)
+def test_the_memory_of_gptj(gptj):
+  found = make_plan(gptj, _config(), None, collects=True)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(_config())))
   assert found.memory['parameters'] == 2 * parameters > 12e9
   assert found.memory['edited kernels'] == 6 * 4 * 4096 * 16384
@@ -82,25 +82,25 @@ def test_a_run_prints_its_plan_first_and_what_is_done(made, finished, capsys):
   assert stages == [[name, 'done'] for name in names]
 
 
-def test_an_accelerator_without_its_plugin_is_noted(mission, monkeypatch):
+def test_an_accelerator_without_its_plugin_is_noted(gptj, monkeypatch):
   monkeypatch.setattr(plan.glob, 'glob', lambda path: [path] * (path == plan._NVIDIA))
   monkeypatch.delenv('JAX_PLATFORMS', raising=False)
-  assert 'has an NVIDIA GPU, which JAX does not use' in str(make_plan(mission, _config(), None))
+  assert 'has an NVIDIA GPU, which JAX does not use' in str(make_plan(gptj, _config(), None))
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  assert not make_plan(mission, _config(), None).notes
+  assert not make_plan(gptj, _config(), None).notes
 
 
-def test_a_device_that_cannot_compute_is_a_sentence(mission, monkeypatch):
+def test_a_device_that_cannot_compute_is_a_sentence(gptj, monkeypatch):
   def fail(*unused):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: all memory is taken.\nmore')
 
   monkeypatch.setattr(plan, '_product_rate', plan._product_rate.__wrapped__)
   monkeypatch.setattr(plan.jax, 'device_put', fail)
   with pytest.raises(UserError, match='is there and cannot compute .*all memory is taken.; end'):
-    make_plan(mission, _config(), None)
+    make_plan(gptj, _config(), None)
 
 
-def test_other_methods_are_evaluated_without_an_estimate(mission):
+def test_other_methods_are_evaluated_without_an_estimate(gptj):
   config = load_config('configs/edit.py:ft_w,gptj-6b')
   found = make_plan(read_settings(config.to_dict()), _config(), None)
   assert [stage.name for stage in found.stages] == ['evaluate']
