@@ -1,6 +1,7 @@
 """The plan of a run: arithmetic and memory of GPT-J as counted elsewhere, and its text."""
 
 import dataclasses
+import pathlib
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from jedit.models import FAMILIES
 from jedit.models.sharding import param_shapes
 from jedit.types import UserError
 
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 GPTJ = dict(
   model_type='gptj', n_layer=28, n_embd=4096, n_head=16, rotary_dim=64, vocab_size=50400,
   n_positions=2048, activation_function='gelu_new', tie_word_embeddings=False,
@@ -25,7 +27,7 @@ GPTJ = dict(
 
 @pytest.fixture(scope='module', name='gptj')
 def _gptj():
-  return read_settings(load_config('configs/pmet_gptj.py').to_dict())
+  return read_settings(load_config(str(CONFIGS / 'pmet_gptj.py')).to_dict())
 
 
 def _config():
@@ -101,7 +103,7 @@ def test_a_device_that_cannot_compute_is_a_sentence(gptj, monkeypatch):
 
 
 def test_other_methods_are_evaluated_without_an_estimate(gptj):
-  config = load_config('configs/edit.py:ft_w,gptj-6b')
+  config = load_config(f'{CONFIGS}/edit.py:ft_w,gptj-6b')
   found = make_plan(read_settings(config.to_dict()), _config(), None)
   assert [stage.name for stage in found.stages] == ['evaluate']
   assert found.notes == ('the time of ft_w itself is not estimated.',)
