@@ -18,7 +18,8 @@ from jedit.models import gpt2, gpt_neox, gptj, llama, mistral, qwen
 from jedit.models.config import Family, ModelConfig
 from jedit.models.layers import Cache, Embed, Linear, View, linear, rotary_tables
 from jedit.models.precision import wider
-from jedit.models.sites import Sites, site
+from jedit.models.sites import Change, Sites, site
+from jedit.types import Kernel
 
 FAMILIES: dict[str, Family] = {
   family.model_type: family
@@ -92,6 +93,7 @@ class Decoder(nn.Module):
     cache: Cache | None = None,
     edits: Mapping[str, Callable] | None = None,
     taps: Iterable[str] = (),
+    changes: Mapping[Kernel, Change] | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Runs blocks `start` to `stop - 1`.
 
@@ -107,6 +109,7 @@ class Decoder(nn.Module):
         blocks return theirs with that token at `attn_cache`.
       edits: by site, a function from the site's value to its new value.
       taps: sites whose values are returned.
+      changes: by kernel, what this pass adds to it.
 
     Returns:
       The residual stream at the input of block `stop` in the activation dtype, and the tapped
@@ -124,7 +127,7 @@ class Decoder(nn.Module):
       hidden_NxTxD = self.embed(given, position_NxT)
     x_NxTxD = hidden_NxTxD.astype(dtype)
     view = self._view(x_NxTxD, position_NxT, segment_NxT, past, cache)
-    sites = Sites(edits, taps)
+    sites = Sites(edits, taps, changes)
     for layer in range(start, stop):
       x_NxTxD = getattr(self, f'block_{layer}')(x_NxTxD, view, sites)
     unseen = sites.taps - sites.seen.keys()

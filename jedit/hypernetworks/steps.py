@@ -1,0 +1,190 @@
+"""Texts of training steps, and one step of either method."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jedit.hypernetworks import malmen, mend
+from jedit.hypernetworks.net import Params
+from jedit.hypernetworks.rows import Losses
+from jedit.hypernetworks.settings import MEND, Plan, Settings
+from jedit.hypernetworks.statistics import Statistics
+from jedit.hypernetworks.texts import (
+  HiddenStates,
+  Texts,
+  denominators,
+  group_size,
+  ids_of,
+  make_texts,
+  num_reads,
+  texts_at_once,
+)
+from jedit.models.encoding import Encoded, Row, encode_many
+from jedit.models.language_model import LanguageModel
+from jedit.parallel.shapes import bucket, round_up
+from jedit.types import Record, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTexts:
+  """Texts of a step in chunks of whole groups; MEND has one chunk.
+
+  Attributes:
+    inner: the edits.
+    outer: a paraphrase of each, with its target.
+    locality: unrelated prompts with their answers.
+    num_groups: updates of MEND, mini-batches of MALMEN, in all chunks together.
+  """
+
+  inner: tuple[Texts, ...]
+  outer: tuple[Texts, ...]
+  locality: tuple[Texts, ...]
+  num_groups: int
+
+
+class Examples:
+  """Records as numbered texts: edits, their paraphrases, and unrelated prompts.
+
+  Args:
+    lm: the model that the texts are tokenised for.
+    records: each with at least one paraphrase and one neighborhood prompt with its answer.
+    settings: of the method.
+
+  Raises:
+    UserError: names the record and the field that it lacks.
+  """
+
+  def __init__(self, lm: LanguageModel, records: Sequence[Record], settings: Settings):
+    rows: list[Row] = []
+
+    def add(row: Row) -> int:
+      rows.append(row)
+      return len(rows) - 1
+
+    self.edits: list[int] = []
+    self.outer: list[list[int]] = []
+    self.locality: list[list[int]] = []
+    for record in records:
+      request = record.request
+      answer = record.neighborhood_target or request.target_true
+      lacking = [
+        name for name in ('paraphrase_prompts', 'neighborhood_prompts') if not getattr(record, name)
+      ]
+      lacking += [] if answer else ['neighborhood_target']
+      if lacking:
+        raise UserError(
+          f'Record {record.case_id} has no {lacking[0]}, and an editor is trained on paraphrases '
+          'and on unrelated prompts with their answers; add it or leave the record out.'
+        )
+      self.edits.append(add(Row(request.prompt, request.subject, request.target_new)))
+      self.outer.append(
+        [add(Row(text, target=request.target_new)) for text in record.paraphrase_prompts]
+      )
+      self.locality.append([add(Row(text, target=answer)) for text in record.neighborhood_prompts])
+    self.texts: list[Encoded] = encode_many(lm.tokenizer, rows, lm.config.position_limit)
+    unrelated = {number for numbers in self.locality for number in numbers}
+    self._reads = [
+      settings.locality_tokens if number in unrelated else 'answer' for number in range(len(rows))
+    ]
+    self._settings, self._model = settings, lm.model
+    tokens = list(map(ids_of, self.texts, self._reads))
+    self._lengths = [len(row) for row in tokens]
+    self._hidden = HiddenStates(lm.model, settings.edited_layers[0], tokens)
+    counts = [len(self.texts[number].target_ids) for number in self.edits]
+    self.tokens_per_edit = float(np.mean(counts))
+
+  def step(self, records: Sequence[int], rng: np.random.Generator) -> StepTexts:
+    """Texts of a step on some records; paraphrase and unrelated prompt are drawn."""
+    return self.texts_of(
+      [self.edits[r] for r in records],
+      [int(rng.choice(self.outer[r])) for r in records],
+      [int(rng.choice(self.locality[r])) for r in records],
+    )
+
+  def texts_of(
+    self,
+    inner: Sequence[int],
+    outer: Sequence[int],
+    locality: Sequence[int],
+    num_groups: int | None = None,
+  ) -> StepTexts:
+    """Arrays of numbered texts, in chunks that fit the devices.
+
+    Args:
+      inner, outer, locality: numbers of texts, group after group.
+      num_groups: None for groups of the method's size, of which the last may hold fewer.
+    """
+    settings = self._settings
+    count = num_groups or -(-len(inner) // group_size(settings))
+    per_chunk = count
+    if settings.name != MEND:
+      length = max(self._lengths[number] for part in (inner, outer, locality) for number in part)
+      at_once = texts_at_once(self._model, settings.edited_layers[0], length)
+      per_chunk = min(count, max(1, at_once // group_size(settings)))
+    parts = [self._chunks(numbers, count, per_chunk) for numbers in (inner, outer, locality)]
+    return StepTexts(*map(tuple, parts), num_groups=round_up(count, per_chunk))
+
+  def _chunks(self, numbers: Sequence[int], count: int, per_chunk: int) -> list[Texts]:
+    """Texts of one kind, `per_chunk` of the `count` groups at a time, all in one shape."""
+    reads, size = self._reads[numbers[0]], -(-len(numbers) // count)
+    texts = [self.texts[number] for number in numbers]
+    each = [num_reads(text, reads) for text in texts]
+    divided = denominators(each, size)
+    # One shape for most steps, since each is compiled.
+    num_tokens = round_up(max(self._lengths[number] for number in numbers), 8)
+    found = []
+    for first in range(0, len(numbers), size * per_chunk):
+      part = slice(first, first + size * per_chunk)
+      found.append(
+        make_texts(
+          self._hidden,
+          numbers[part],
+          texts[part],
+          divided[part],
+          reads=reads,
+          num_tokens=num_tokens,
+          num_reads=num_tokens if reads == 'all' else bucket(max(each), smallest=1),
+          num_rows=size * per_chunk,
+        )
+      )
+    return found
+
+
+def run_step(
+  model: Any,
+  params: Params,
+  statistics: Mapping[str, Statistics],
+  texts: StepTexts,
+  settings: Settings,
+  plan: Plan,
+  trains: bool = True,
+) -> tuple[Any, dict[str, Statistics], Losses]:
+  """Gradient, statistics and losses of a step of the method; see `mend.step`, `malmen.step`."""
+  if settings.name == MEND:
+    [inner], [outer], [locality] = texts.inner, texts.outer, texts.locality
+    return mend.step(
+      model,
+      params,
+      statistics,
+      inner,
+      outer,
+      locality,
+      settings=settings,
+      plan=plan,
+      num_groups=texts.num_groups,
+      trains=trains,
+    )
+  return malmen.step(
+    model,
+    params,
+    statistics,
+    texts.inner,
+    texts.outer,
+    texts.locality,
+    settings,
+    plan,
+    texts.num_groups,
+    trains,
+  )
