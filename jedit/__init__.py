@@ -14,6 +14,7 @@ if TYPE_CHECKING:
   from jedit.editing.result import EditResult
   from jedit.evals.evaluate import evaluate
   from jedit.hypernetworks.editor import Editor
+  from jedit.hypernetworks.train import train_editor
   from jedit.methods.presets import preset
   from jedit.methods.recipe import Recipe
   from jedit.models.language_model import LanguageModel, load
@@ -46,6 +47,7 @@ _HOME = {
   'preset': 'methods.presets',
   'statistics': 'moments.collect',
   'testbed': 'testbeds',
+  'train_editor': 'hypernetworks.train',
 }
 _PACKAGES = ('methods', 'models', 'parallel', 'probes', 'testbeds')
 
@@ -76,6 +78,7 @@ __all__ = [
   'statistics',
   'testbed',
   'testbeds',
+  'train_editor',
 ]
 
 

@@ -118,8 +118,8 @@ def _rows(
       progress.update(len(numbers))
   keys = {k: np.concatenate([key_RxI for key_RxI, _ in each]) for k, each in parts.items()}
   grads = {k: np.concatenate([grad_RxO for _, grad_RxO in each]) for k, each in parts.items()}
-  counts = {net: int(fetch(each.count)) for net, each in statistics.items()}
-  for net, count in counts.items():
+  for net, each in statistics.items():
+    count = int(fetch(each.count))
     if count < 2:
       raise UserError(
         f'The statistics of the net {net} hold {count} rows, and normalising takes at least 2; '
@@ -138,9 +138,8 @@ def _row_chunks(
     for start in range(0, len(key_RxI), size):
       part = [array[start : start + size] for array in (key_RxI, grad_RxO)]
       count = len(part[0])
-      padded = [np.pad(array, ((0, size - count), (0, 0)))[:, None] for array in part]
-      exists_Rx1 = (np.arange(size) < count)[:, None]
-      yield planned, count, {planned.kernel: Rows(*padded, exists_Rx1)}
+      key, grad = (np.pad(array, ((0, size - count), (0, 0)))[:, None] for array in part)
+      yield planned, count, {planned.kernel: Rows(key, grad, (np.arange(size) < count)[:, None])}
 
 
 def _factors(

@@ -98,7 +98,7 @@ class Editor:
         f'{path} is not an editor; give a file of Editor.save, and convert the files of the '
         'released codes with jedit.hypernetworks.convert.'
       )
-    given = {
+    given: dict[str, Any] = {
       name: tuple(value) if isinstance(value, list) else value
       for name, value in facts['settings'].items()
     }

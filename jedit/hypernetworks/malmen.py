@@ -181,7 +181,7 @@ def step(
 
   cotangents, by_ridge = {}, {}
   for kernel, (ridge, value) in solved.items():
-    grad = sum(np.asarray(fetch(grad[kernel]), np.float64) for grad in grads)
+    grad = np.sum([np.asarray(fetch(grad[kernel]), np.float64) for grad in grads], axis=0)
     cotangents[kernel], by_ridge[kernel] = ridge.pull_back(value, grad)
   cotangents = {kernel: each.astype(dtype) for kernel, each in cotangents.items()}
   gradient = dict(_pull_back(params, statistics, rows, cotangents, settings, plan))

@@ -28,6 +28,10 @@ Params = Mapping[
 ]  # by net: 'blocks', 'rate' [M], and for MALMEN 'ridge' [M], its logarithm
 
 
+# The axis C of matrices, vectors and statistics.
+_SPLIT = {'down': 0, 'up': 1, 'bias': 0, 'scale': 1, 'shift': 1, 'mean_C': 0, 'square_C': 0}
+
+
 def positive(x: jax.Array) -> jax.Array:
   """max(x, 0) whose derivative at 0 is 1, as torch.clamp has it."""
   return jnp.where(x >= 0, x, jnp.zeros_like(x))
@@ -37,20 +41,19 @@ def transform(net: Mapping[str, Any], mode: int, row: jax.Array, name: str) -> j
   """The blocks of a net on normalised rows [..., C]; `mode` is the kernel's number in the net."""
   for number in sorted(net['blocks'], key=int):
     block = net['blocks'][number]
-    bias, scale, shift = (
-      None if each is None else each.reshape((1,) * (row.ndim - 1) + (-1,))
-      for each in (
-        block['bias'],
-        block['scale'][mode] if 'scale' in block else None,
-        block['shift'][mode] if 'shift' in block else None,
-      )
-    )
+
+    def vector(name: str, x: jax.Array, block=block) -> jax.Array:
+      value = block[name] if name == 'bias' else block[name][mode]
+      return value.reshape((1,) * (x.ndim - 1) + (-1,))
+
     narrow = jnp.matmul(row, block['down'], precision='highest')
-    x = jnp.matmul(narrow, block['up'], precision='highest') + bias
-    if name == MEND:
-      row = row + positive(x if scale is None else x * scale + shift)
-    else:
-      row = row + (positive(x) if scale is None else positive(x) * scale + shift)
+    x = jnp.matmul(narrow, block['up'], precision='highest')
+    x = x + vector('bias', x)
+    if name != MEND:
+      x = positive(x)
+    if 'scale' in block:
+      x = x * vector('scale', x) + vector('shift', x)
+    row = row + (positive(x) if name == MEND else x)
   return row
 
 
@@ -85,9 +88,7 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
   """Nets over a mesh: the axis C of every matrix and vector over 'model' where it divides."""
 
   def fit(path: Any, leaf: Any) -> NamedSharding:
-    name = getattr(path[-1], 'key', getattr(path[-1], 'name', None))
-    axis = {'down': 0, 'up': 1, 'bias': 0, 'scale': 1, 'shift': 1}.get(name)
-    axis = {'mean_C': 0, 'square_C': 0}.get(name, axis)
+    axis = _SPLIT.get(getattr(path[-1], 'key', getattr(path[-1], 'name', '')))
     axes: list[str | None] = [None] * len(leaf.shape)
     if axis is not None and leaf.shape[axis] % mesh.shape[MODEL] == 0:
       axes[axis] = MODEL

@@ -11,6 +11,7 @@ by hand: with X = (KKᵀ + e^λ 1)⁻¹ D and G = dL/dS,
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jedit.models.sites import Change
@@ -70,11 +71,10 @@ class Ridge:
 
   def _solve(self, rhs: np.ndarray) -> np.ndarray:
     with float64_alone():
-      rhs = jax.device_put(rhs, self._factor.device)
-      return np.asarray(self._factor.solve(rhs))
+      return np.asarray(self._factor.solve(jax.device_put(rhs, self._factor.device)))
 
 
 def as_change(change: Solution, dtype: Any) -> Change:
   """Factors in the dtype of a pass."""
-  left, right = (None if each is None else np.asarray(each, dtype) for each in change)
-  return Change(left, right)
+  left, right = change
+  return Change(jnp.asarray(left, dtype), None if right is None else jnp.asarray(right, dtype))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jedit.hypernetworks.settings import Plan, Settings
-from jedit.hypernetworks.texts import Texts
+from jedit.hypernetworks.texts import Array, Texts
 from jedit.models import Model, kernel_path, site
 from jedit.models.precision import wider
 from jedit.models.sites import KERNEL_INPUT, KERNEL_OUTPUT, Change
@@ -37,9 +37,9 @@ class Rows(NamedTuple):
     exists_NxP: which of them count.
   """
 
-  key_NxPxI: jax.Array
-  grad_NxPxO: jax.Array
-  exists_NxP: jax.Array
+  key_NxPxI: Array
+  grad_NxPxO: Array
+  exists_NxP: Array
 
   @property
   def joined_NxPxC(self) -> jax.Array:

@@ -51,22 +51,17 @@ class Examples:
     lm: the model that the texts are tokenised for.
     records: each with at least one paraphrase and one neighborhood prompt with its answer.
     settings: of the method.
+    seed: of the order in which the paraphrases and prompts of a record are used, one per epoch.
 
   Raises:
     UserError: names the record and the field that it lacks.
   """
 
-  def __init__(self, lm: LanguageModel, records: Sequence[Record], settings: Settings):
-    rows: list[Row] = []
-
-    def add(row: Row) -> int:
-      rows.append(row)
-      return len(rows) - 1
-
-    self.edits: list[int] = []
-    self.outer: list[list[int]] = []
-    self.locality: list[list[int]] = []
-    for record in records:
+  def __init__(
+    self, lm: LanguageModel, records: Sequence[Record], settings: Settings, seed: int = 0
+  ):
+    kinds: list[list[list[Row]]] = [[], [], []]  # edits, paraphrases, unrelated prompts by record
+    for record, draw in zip(records, np.random.default_rng([seed, 2]).spawn(len(records))):
       request = record.request
       answer = record.neighborhood_target or request.target_true
       lacking = [
@@ -78,53 +73,52 @@ class Examples:
           f'Record {record.case_id} has no {lacking[0]}, and an editor is trained on paraphrases '
           'and on unrelated prompts with their answers; add it or leave the record out.'
         )
-      self.edits.append(add(Row(request.prompt, request.subject, request.target_new)))
-      self.outer.append(
-        [add(Row(text, target=request.target_new)) for text in record.paraphrase_prompts]
-      )
-      self.locality.append([add(Row(text, target=answer)) for text in record.neighborhood_prompts])
+      paraphrases = [Row(text, target=request.target_new) for text in record.paraphrase_prompts]
+      unrelated = [Row(text, target=answer) for text in record.neighborhood_prompts]
+      kinds[0].append([Row(request.prompt, request.subject, request.target_new)])
+      kinds[1].append([paraphrases[n] for n in draw.permutation(len(paraphrases))])
+      kinds[2].append([unrelated[n] for n in draw.permutation(len(unrelated))])
+    # The texts of a step in the first epoch have numbers in a row: they run together, once.
+    rows: list[Row] = []
+    self._numbers: list[list[list[int]]] = []
+    for kind in kinds:
+      numbers: list[list[int]] = [[] for _ in records]
+      for variant in range(max(map(len, kind))):
+        for record_number, variants in enumerate(kind):
+          if variant < len(variants):
+            numbers[record_number].append(len(rows))
+            rows.append(variants[variant])
+      self._numbers.append(numbers)
     self.texts: list[Encoded] = encode_many(lm.tokenizer, rows, lm.config.position_limit)
-    unrelated = {number for numbers in self.locality for number in numbers}
-    self._reads = [
-      settings.locality_tokens if number in unrelated else 'answer' for number in range(len(rows))
-    ]
+    first = self._numbers[2][0][0]  # of the unrelated prompts
+    self._reads = ['answer'] * first + [settings.locality_tokens] * (len(rows) - first)
     self._settings, self._model = settings, lm.model
     tokens = list(map(ids_of, self.texts, self._reads))
     self._lengths = [len(row) for row in tokens]
     self._hidden = HiddenStates(lm.model, settings.edited_layers[0], tokens)
-    counts = [len(self.texts[number].target_ids) for number in self.edits]
+    counts = [len(self.texts[number].target_ids) for [number] in self._numbers[0]]
     self.tokens_per_edit = float(np.mean(counts))
 
-  def step(self, records: Sequence[int], rng: np.random.Generator) -> StepTexts:
-    """Texts of a step on some records; paraphrase and unrelated prompt are drawn."""
-    return self.texts_of(
-      [self.edits[r] for r in records],
-      [int(rng.choice(self.outer[r])) for r in records],
-      [int(rng.choice(self.locality[r])) for r in records],
-    )
+  def numbers(self, records: Sequence[int], epoch: int = 0) -> list[list[int]]:
+    """Numbers of the edits of some records, and of the paraphrases and prompts of an epoch."""
+    return [[kind[r][epoch % len(kind[r])] for r in records] for kind in self._numbers]
 
-  def texts_of(
-    self,
-    inner: Sequence[int],
-    outer: Sequence[int],
-    locality: Sequence[int],
-    num_groups: int | None = None,
-  ) -> StepTexts:
+  def texts_of(self, numbers: Sequence[Sequence[int]], num_groups: int | None = None) -> StepTexts:
     """Arrays of numbered texts, in chunks that fit the devices.
 
     Args:
-      inner, outer, locality: numbers of texts, group after group.
+      numbers: of edits, paraphrases and unrelated prompts, group after group.
       num_groups: None for groups of the method's size, of which the last may hold fewer.
     """
     settings = self._settings
-    count = num_groups or -(-len(inner) // group_size(settings))
+    count = num_groups or -(-len(numbers[0]) // group_size(settings))
     per_chunk = count
     if settings.name != MEND:
-      length = max(self._lengths[number] for part in (inner, outer, locality) for number in part)
+      length = max(self._lengths[number] for part in numbers for number in part)
       at_once = texts_at_once(self._model, settings.edited_layers[0], length)
       per_chunk = min(count, max(1, at_once // group_size(settings)))
-    parts = [self._chunks(numbers, count, per_chunk) for numbers in (inner, outer, locality)]
-    return StepTexts(*map(tuple, parts), num_groups=round_up(count, per_chunk))
+    parts = [tuple(self._chunks(each, count, per_chunk)) for each in numbers]
+    return StepTexts(parts[0], parts[1], parts[2], round_up(count, per_chunk))
 
   def _chunks(self, numbers: Sequence[int], count: int, per_chunk: int) -> list[Texts]:
     """Texts of one kind, `per_chunk` of the `count` groups at a time, all in one shape."""

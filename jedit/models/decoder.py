@@ -178,7 +178,9 @@ class Decoder(nn.Module):
       rank_NxTxS = jnp.cumsum(mask_NxTxS[..., ::-1], axis=-1)[..., ::-1]
       mask_NxTxS = mask_NxTxS & (rank_NxTxS <= window)
     rope = self.config.rope
-    cos, sin = (None, None) if rope is None else rotary_tables(rope, position_NxT)
+    cos, sin = None, None
+    if rope is not None:
+      cos, sin = rotary_tables(rope, position_NxT, wider(x_NxTxD.dtype, 'float32'))
     return View(cos_NxTxR=cos, sin_NxTxR=sin, mask_NxTxS=mask_NxTxS, past=layers, cache=cache)
 
 

@@ -76,7 +76,7 @@ class View:
   """What the tokens of a forward pass see, shared by all layers.
 
   Attributes:
-    cos_NxTxR, sin_NxTxR: rotary tables, one angle per rotated pair, float32; None where
+    cos_NxTxR, sin_NxTxR: rotary tables, one angle per rotated pair, float32 or wider; None where
       positions are learned.
     mask_NxTxS: which of the S tokens, the past ones and these T, each of these attends to.
     past: attention keys and values [N, S - T, K, Dh] of earlier tokens by layer, or empty.
@@ -184,19 +184,21 @@ class RMSNorm(nn.Module):
     return y.astype(x.dtype) * scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def rotary_tables(rope: Rope, position_NxT: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cosine and sine of the rotary angles, float32, one per rotated pair: two [N, T, dim/2]."""
-  exponent_R = jnp.arange(0, rope.dim, 2, dtype=jnp.float32) / rope.dim
+def rotary_tables(
+  rope: Rope, position_NxT: jax.Array, dtype: DTypeLike = jnp.float32
+) -> tuple[jax.Array, jax.Array]:
+  """Cosine and sine of the rotary angles, one per rotated pair: two [N, T, dim/2]."""
+  exponent_R = jnp.arange(0, rope.dim, 2, dtype=dtype) / rope.dim
   if rope.kind == 'dynamic':
     # The base grows with the row's length once that exceeds the context of the training.
-    length_N = (position_NxT.max(-1) + 1).astype(jnp.float32)
+    length_N = (position_NxT.max(-1) + 1).astype(dtype)
     length_N = jnp.maximum(length_N, float(rope.original_positions))
     stretch_N = rope.factor * length_N / rope.original_positions - (rope.factor - 1)
     theta_N = rope.theta * stretch_N ** (rope.dim / (rope.dim - 2))
     frequency_NxR = 1.0 / theta_N[:, None] ** exponent_R[None, :]
   else:
     frequency_NxR = _static_frequencies(rope, exponent_R)[None, :]
-  angle_NxTxR = position_NxT.astype(jnp.float32)[..., None] * frequency_NxR[:, None, :]
+  angle_NxTxR = position_NxT.astype(dtype)[..., None] * frequency_NxR[:, None, :]
   return jnp.cos(angle_NxTxR), jnp.sin(angle_NxTxR)
 
 

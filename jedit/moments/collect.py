@@ -191,7 +191,7 @@ def accumulate(
       if max_tokens is not None and at.num_tokens >= max_tokens:
         break
       checkpoints.save_if_due(at.num_batches, total, dataclasses.asdict(at))
-  cov = {}
+  cov: dict[Kernel, np.ndarray] = {}
   for name, readers in names.items():
     cov_FxF = sums.mean(total.pop(name), at.num_tokens)
     if not np.isfinite(cov_FxF).all():

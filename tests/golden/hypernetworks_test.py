@@ -202,10 +202,9 @@ def _stepped(case: Case):
         **{**_fields(method), 'mini_batch_size': case.plan['batches'][0]}
       )
     examples = Examples(case.lm, _padded_records(case, *parts), method)
-    numbers = [examples.edits[: len(parts[0])]]
-    numbers += [[each[0] for each in examples.outer[: len(parts[1])]]]
-    numbers += [[each[0] for each in examples.locality[: len(parts[2])]]]
-    step = examples.texts_of(*numbers, num_groups=count)
+    every = examples.numbers(range(max(map(len, parts))))
+    numbers = [each[: len(part)] for each, part in zip(every, parts, strict=True)]
+    step = examples.texts_of(numbers, num_groups=count)
     plan = method.plan(case.lm.config)
     params, statistics = case.editor.params, dict(case.editor.statistics)
     gradient, moved, losses = run_step(case.lm.model, params, statistics, step, method, plan)
