@@ -15,11 +15,13 @@ from jedit.experiments import inputs, probing, stages, sweep
 from jedit.experiments.config import read_settings, read_training
 from jedit.experiments.schema import Settings
 from jedit.experiments.workdir import SUMMARY_FILE, Workdir
+from jedit.hypernetworks.editor import Editor
 from jedit.io import storage
+from jedit.methods import HyperNetwork
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch
 from jedit.probes.contrast import check_objects
-from jedit.reports import comparison, probes, summary
+from jedit.reports import comparison, editors, probes, summary
 from jedit.reports.published import read_published
 from jedit.solvers import FactorCache
 from jedit.testbeds.train import train
@@ -56,14 +58,16 @@ def _edit_model(
   documents = inputs.load_documents(settings) if method.kernels and factors is None else None
   if settings.contexts:
     inputs.load_contexts(settings.contexts)
+  training = _training_records(lm, settings, workdir)
   workdir.begin(
     {
       'seed': settings.seed,
       'model': inputs.describe_model(lm, settings),
       'data': inputs.describe_data(settings, records),
+      **({} if training is None else {'training': inputs.describe_training(settings, training)}),
     }
   )
-  parts = stages.edit(lm, records, documents, settings, workdir, factors)
+  parts = stages.edit(lm, records, documents, settings, workdir, factors, training)
   records = records[: parts[-1][0].stop]  # a sequence may have stopped early
   _measure(lm, [(part, [patch]) for part, patch in parts], records, settings, workdir)
 
@@ -76,6 +80,47 @@ def _checked_records(lm: LanguageModel, settings: Settings) -> list[Record]:
   method.check(lm.config, at_once)
   check_texts(lm, records)
   return records
+
+
+def _training_records(
+  lm: LanguageModel, settings: Settings, workdir: Workdir
+) -> list[Record] | None:
+  """Records to train an editor on; None for methods without one, and if it is there.
+
+  Raises:
+    UserError: for an editor that is missing, or made for another model or other kernels.
+  """
+  method = settings.required_method
+  if not isinstance(method, HyperNetwork):
+    if settings.editor:
+      raise UserError(f'Method {method.name} edits without an editor; remove editor.')
+    return None
+  file = stages.editor_file(settings, workdir)
+  if file.is_file():
+    Editor.load(file).check(lm, method)
+    return None
+  if settings.editor:
+    raise UserError(f'There is no editor {file}; train one with --config.task=train_editor.')
+  return inputs.load_training(settings)
+
+
+def _train_editor(config: ml_collections.ConfigDict, path: str) -> None:
+  """Trains an editor, whose file is then `editor` of the other tasks."""
+  settings, workdir = _open(config.to_dict(), path)
+  method = settings.required_method
+  if not isinstance(method, HyperNetwork):
+    raise UserError(f'Method {method.name} has no editor to train; choose mend or malmen.')
+  if settings.editor:
+    raise UserError(f'The editor {settings.editor} is trained already; remove editor.')
+  lm = inputs.load_model(settings)
+  training = _training_records(lm, settings, workdir)
+  named = {} if training is None else {'training': inputs.describe_training(settings, training)}
+  workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings), **named})
+  editor = stages.editor(lm, training, settings, workdir)
+  assert editor is not None, 'the method uses one'
+  file = stages.editor_file(settings, workdir)
+  print(editors.write(workdir.path, editor, settings.model.name))
+  print(f'The editor is in {file}.')
 
 
 def _stats(config: ml_collections.ConfigDict, path: str) -> None:
@@ -150,6 +195,7 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
   for name, each in settings.items():
     try:
       _checked_records(lm, each)
+      _training_records(lm, each, opened[name][1])
     except UserError as error:
       raise UserError(f'In the cell {name!r}: {error}') from error
   needy = any(method.kernels for method in methods)
@@ -230,6 +276,7 @@ TASKS: Mapping[str, Callable[[ml_collections.ConfigDict, str], None]] = {
   'edit': _edit,
   'stats': _stats,
   'train': _train,
+  'train_editor': _train_editor,
   'sweep': _sweep,
   'evaluate': _evaluate,
   'probe': _probe,

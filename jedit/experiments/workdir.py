@@ -29,6 +29,8 @@ _SECONDS = 'seconds.json'
 _RESULTS = (
   'statistics.partial',
   'statistics.safetensors',
+  'editor.partial',
+  'editor.safetensors',
   'contexts.json',
   'contexts_rome.json',
   'patch.safetensors',
@@ -51,10 +53,11 @@ FREE = (
   'axis',
   'targets',
   'evaluation.store',
+  'training.file',
   'probe.probes',
 )
 # Parts of the provenance that must match before finished stages are reused.
-_INPUTS = ('model', 'data', 'patches')
+_INPUTS = ('model', 'data', 'patches', 'training')
 
 
 class Workdir:
