@@ -31,8 +31,8 @@ Cell = tuple[str, dict[str, Any]]
 
 # Printed beside published rows of MEND; docs/hypernetworks.md has the evidence.
 MEND_NOTE = (
-  "Published rows of MEND repeat MEMIT's, whose released code writes the last chunk of edits alone: "
-  'the last 16 of 10,000 in chunks of 128, which leaves the model nearly unedited.'
+  "Published rows of MEND repeat MEMIT's, whose released code writes the last chunk of edits "
+  'alone: the last 16 of 10,000 in chunks of 128, which leaves the model nearly unedited.'
 )
 
 
