@@ -111,6 +111,7 @@ class Examples:
       num_groups: None for groups of the method's size, of which the last may hold fewer.
     """
     settings = self._settings
+    self._check_rows(numbers[0])
     count = num_groups or -(-len(numbers[0]) // group_size(settings))
     per_chunk = count
     if settings.name != MEND:
@@ -119,6 +120,19 @@ class Examples:
       per_chunk = min(count, max(1, at_once // group_size(settings)))
     parts = [tuple(self._chunks(each, count, per_chunk)) for each in numbers]
     return StepTexts(parts[0], parts[1], parts[2], round_up(count, per_chunk))
+
+  def _check_rows(self, numbers: Sequence[int]) -> None:
+    """Refuses a mini-batch of a single row, for which the released variance is undefined."""
+    settings, size = self._settings, group_size(self._settings)
+    if settings.statistics != 'released' or settings.cached_tokens != 'answer':
+      return
+    for start in range(0, len(numbers), size):
+      texts = [self.texts[number] for number in numbers[start : start + size]]
+      if sum(len(text.target_ids) for text in texts) < 2:
+        raise UserError(
+          f'The mini-batch of {texts[0].text!r} has a single row, whose variance the released code '
+          "divides by 0; increase mini_batch_size, or choose statistics='exact'."
+        )
 
   def _chunks(self, numbers: Sequence[int], count: int, per_chunk: int) -> list[Texts]:
     """Texts of one kind, `per_chunk` of the `count` groups at a time, all in one shape."""
