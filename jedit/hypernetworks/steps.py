@@ -121,6 +121,10 @@ class Examples:
     parts = [tuple(self._chunks(each, count, per_chunk)) for each in numbers]
     return StepTexts(parts[0], parts[1], parts[2], round_up(count, per_chunk))
 
+  def forget(self) -> None:
+    """Drops the hidden states that are kept, for timing."""
+    self._hidden.forget()
+
   def _check_rows(self, numbers: Sequence[int]) -> None:
     """Refuses a mini-batch of a single row, for which the released variance is undefined."""
     settings, size = self._settings, group_size(self._settings)

@@ -99,6 +99,11 @@ class HiddenStates:
       hidden_NxTxD[n, : len(kept_TxD)] = kept_TxD
     return hidden_NxTxD
 
+  def forget(self) -> None:
+    """Drops what is kept."""
+    if self._kept is not None:
+      self._kept.clear()
+
   def _keep(self, chunk: int) -> None:
     assert self._kept is not None
     start = chunk * _TEXTS_PER_PASS

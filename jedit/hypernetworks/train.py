@@ -175,7 +175,7 @@ class _Training:
     gradient, statistics, losses = run_step(
       self._lm.model, state['params'], state['statistics'], texts, self._settings, self._plan
     )
-    params, moments, norms = _update(
+    params, moments, norms = update(
       state['params'], state['moments'], gradient, settings=self._settings
     )
     norm = self._check(number, chosen, losses, fetch(norms))
@@ -241,7 +241,7 @@ def _kept(params: Any, statistics: Any) -> dict[str, Any]:
 
 
 @functools.partial(jax.jit, static_argnames='settings', donate_argnames=('params', 'moments'))
-def _update(params: Any, moments: Any, gradient: Any, settings: Settings) -> Any:
+def update(params: Any, moments: Any, gradient: Any, settings: Settings) -> Any:
   """An Adam step on the clipped gradient, with learning rates of nets and of step sizes.
 
   Returns:
