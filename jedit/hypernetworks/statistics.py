@@ -10,6 +10,7 @@ from flax import struct
 
 from jedit.hypernetworks.rows import Rows
 from jedit.hypernetworks.settings import MEND, Plan, Settings
+from jedit.hypernetworks.texts import Array
 from jedit.types import Kernel
 
 # Added to the standard deviation; MALMEN adds it to the count as well.
@@ -26,9 +27,9 @@ class Statistics:
     square_C: sum of squared deviations from it.
   """
 
-  count: jax.Array
-  mean_C: jax.Array
-  square_C: jax.Array
+  count: Array
+  mean_C: Array
+  square_C: Array
 
   @classmethod
   def empty(cls, size: int, dtype: Any = jnp.float32) -> 'Statistics':
