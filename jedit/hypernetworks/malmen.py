@@ -175,7 +175,9 @@ def step(
     local.append(locality_N)
   edit_N, locality_N = jnp.concatenate(edit), jnp.concatenate(local)
   total = settings.edit_weight * edit_N.sum() + settings.locality_weight * locality_N.sum()
-  losses = Losses(jnp.concatenate([loss_N for loss_N, _ in parts]), edit_N, locality_N, total)
+  inner_N = jnp.concatenate([loss_N for loss_N, _ in parts])
+  num_rows = jnp.min(jnp.stack([each.count for each in statistics.values()]))
+  losses = Losses(inner_N, edit_N, locality_N, total, num_rows)
   if not trains:
     return None, dict(statistics), losses
 

@@ -130,12 +130,13 @@ def step(
     moved, seen = push_rows(statistics, rows, plan, settings.statistics, num_groups)
   else:
     moved, seen = dict(statistics), fixed(statistics, plan, num_groups)
+  num_rows = jnp.min(jnp.stack([each.count.min() for each in seen.values()]))
 
   def total(params):
     return losses(model, params, seen, rows, outer, locality, settings, plan)
 
   if not trains:
     value, (edit_N, locality_N) = total(params)
-    return None, moved, Losses(inner_N, edit_N, locality_N, value)
+    return None, moved, Losses(inner_N, edit_N, locality_N, value, num_rows)
   (value, (edit_N, locality_N)), gradient = jax.value_and_grad(total, has_aux=True)(params)
-  return gradient, moved, Losses(inner_N, edit_N, locality_N, value)
+  return gradient, moved, Losses(inner_N, edit_N, locality_N, value, num_rows)

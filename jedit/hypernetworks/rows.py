@@ -53,12 +53,14 @@ class Losses(NamedTuple):
   Attributes:
     inner_N, edit_N, locality_N: each text's share.
     total: what the gradient is of.
+    num_rows: fewest rows that running statistics held when they were used.
   """
 
   inner_N: jax.Array
   edit_N: jax.Array
   locality_N: jax.Array
   total: jax.Array
+  num_rows: jax.Array
 
 
 def nll(model: Model, texts: Texts, hidden_NxTxD: jax.Array) -> jax.Array:

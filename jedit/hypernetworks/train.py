@@ -216,8 +216,16 @@ class _Training:
     """The norm of the gradient.
 
     Raises:
-      UserError: names the record whose loss, or the net whose gradient, is not finite.
+      UserError: names the record whose loss, or the net whose gradient, is not finite, and for
+        statistics of a single row.
     """
+    count = int(fetch(losses.num_rows))
+    if count < 2:
+      raise UserError(
+        f'The first update has {count} row for the statistics of a net, and normalising takes 2: '
+        f'{self._records[chosen[0]].request.label} has a single token to predict; increase '
+        'num_edits, or edit a lower layer as well.'
+      )
     for name, part in zip(_LOSSES, losses[:3], strict=False):
       for place in np.flatnonzero(~np.isfinite(fetch(part))):
         record = self._records[chosen[min(int(place), len(chosen) - 1)]]
@@ -247,7 +255,7 @@ def update(params: Any, moments: Any, gradient: Any, settings: Settings) -> Any:
   Returns:
     Nets, moments, and the norm of the gradient before clipping, by net.
   """
-  norms = {net: optax.global_norm(tree) for net, tree in gradient.items()}
+  norms = {net: optax.tree.norm(tree) for net, tree in gradient.items()}
   norm = jnp.sqrt(sum(jnp.square(each) for each in norms.values()))
   factor = jnp.minimum(1.0, settings.clip_norm / (norm + 1e-6))  # as torch clips
   clipped = jax.tree.map(lambda x: x * factor, gradient)

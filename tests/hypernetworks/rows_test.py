@@ -44,7 +44,8 @@ def _with(lm, changed):
 @pytest.mark.parametrize('family', KERNELS)
 def test_rows_sum_to_the_gradient_of_the_kernel(family):
   lm, kernels = editing.language_model(family), KERNELS[family]
-  texts = _texts(lm, 1)
+  first = min(kernel.layer for kernel in kernels)
+  texts = _texts(lm, first)
   loss_N, rows = jax.jit(capture, static_argnums=(1, 3))(lm.model, kernels, texts, 'nonzero')
   flat = traverse_util.flatten_dict(dict(lm.params))
   weights = {kernel_path(kernel): flat[kernel_path(kernel)] for kernel in kernels}
@@ -52,7 +53,7 @@ def test_rows_sum_to_the_gradient_of_the_kernel(family):
   def loss(weights):
     model = _with(lm, weights)
     hidden_NxTxD, _ = model(
-      hidden_NxTxD=texts.hidden_NxTxD, start=1, position_NxT=texts.position_NxT
+      hidden_NxTxD=texts.hidden_NxTxD, start=first, position_NxT=texts.position_NxT
     )
     return nll(model, texts, hidden_NxTxD).sum()
 

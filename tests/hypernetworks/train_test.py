@@ -19,7 +19,7 @@ from jedit.types import Record, UserError
 
 MALMEN = dict(layers=(1, 2), rank=4, num_edits=4, mini_batch_size=2, initial_rate=1e-2,
               learning_rate=3e-3, num_steps=6)  # fmt: skip
-MEND = dict(layers=(2,), rank=4, accumulate=2, learning_rate=3e-3, rate_learning_rate=1e-3,
+MEND = dict(layers=(1, 2), rank=4, accumulate=2, learning_rate=3e-3, rate_learning_rate=1e-3,
             num_steps=6, num_validation=2, validation_interval=2, patience=4)  # fmt: skip
 
 
@@ -226,6 +226,18 @@ def test_a_mini_batch_of_one_row_is_refused_where_its_variance_is_undefined():
     jedit.train_editor(lm, single, method)
   assert jedit.train_editor(lm, single, malmen(num_edits=2, mini_batch_size=1, statistics='exact',
                                                num_steps=1))  # fmt: skip
+
+
+def test_a_first_update_of_a_single_row_is_refused():
+  lm = editing.language_model('gptj')
+  short = [
+    dataclasses.replace(
+      record, request=dataclasses.replace(record.request, target_new='the', target=None)
+    )
+    for record in records()
+  ]
+  with pytest.raises(UserError, match='1 row for the statistics .* edit a lower layer as well'):
+    jedit.train_editor(lm, short, mend(layers=(2,), kernels=('mlp',)))
 
 
 def test_a_training_that_is_not_finite_names_record_and_layer(editors):
