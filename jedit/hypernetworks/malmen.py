@@ -189,5 +189,5 @@ def step(
   gradient = dict(_pull_back(params, statistics, rows, cotangents, settings, plan))
   for net in gradient:
     values = [by_ridge[kernel] for kernel, name, _ in plan if name == net]
-    gradient[net] = {**gradient[net], 'ridge': jnp.asarray(values, gradient[net]['ridge'].dtype)}
+    gradient[net] = {**gradient[net], 'ridge': np.asarray(values, gradient[net]['ridge'].dtype)}
   return gradient, dict(statistics), losses

@@ -18,11 +18,12 @@ from jedit.models import Model
 from jedit.models.encoding import Encoded
 from jedit.models.precision import wider
 from jedit.parallel.memory import free_bytes, free_host_bytes
-from jedit.parallel.mesh import fetch, num_row_shards, place_rows
+from jedit.parallel.mesh import fetch, least_over_processes, num_row_shards, place_rows
 from jedit.parallel.shapes import bucket, pad, round_up
 
 _TEXTS_PER_PASS = 64  # of the blocks below: fixed, since a resumed run must find the same bits
 _MOST_TEXTS = 1024  # of a pass
+_PASS_SHARE = 0.25  # of the free memory of the devices, for a pass
 _KEPT_SHARE = 0.25  # of the free memory of the host, for hidden states
 
 Array = jax.Array | np.ndarray  # made on the host and traced on the device
@@ -82,7 +83,8 @@ class HiddenStates:
   ):
     self.model, self._first, self.rows = model, first, rows
     size = model.config.width * jnp.dtype(model.config.dtype).itemsize
-    fits = sum(map(len, rows)) * size < _KEPT_SHARE * free_host_bytes()
+    room = int(_KEPT_SHARE * least_over_processes(free_host_bytes()))
+    fits = sum(map(len, rows)) * size < room
     self._kept: dict[int, np.ndarray] | None = {} if keeps and fits else None
 
   def __call__(self, numbers: Sequence[int], num_tokens: int) -> Array:
@@ -202,5 +204,6 @@ def texts_at_once(model: Model, first: int, num_tokens: int) -> int:
   per_text = 4 * (num_tokens * (config.num_layers - first) * wide + 4 * config.vocab_size)
   devices = num_row_shards(model)
   free = free_bytes(jax.local_devices()[0])
-  limit = _MOST_TEXTS if free is None else int(0.25 * free * devices / per_text)
-  return 1 << max(0, min(limit, _MOST_TEXTS).bit_length() - 1)
+  limit = _MOST_TEXTS if free is None else int(_PASS_SHARE * free * devices / per_text)
+  limit = least_over_processes(min(limit, _MOST_TEXTS))
+  return 1 << max(0, limit.bit_length() - 1)
