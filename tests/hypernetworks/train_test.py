@@ -15,6 +15,7 @@ import pytest
 import jedit
 from helpers import editing
 from jedit.hypernetworks import train as train_module
+from jedit.io import checkpoints
 from jedit.types import Record, UserError
 
 MALMEN = dict(layers=(1, 2), rank=4, num_edits=4, mini_batch_size=2, initial_rate=1e-2,
@@ -141,24 +142,45 @@ def test_the_paper_subtracts_what_the_released_mend_adds(editors):
     np.testing.assert_array_equal(ours[path].value(), -theirs[path].value())
 
 
+class _Stop(Exception):
+  pass
+
+
 @pytest.mark.parametrize('name', ['malmen', 'mend'])
-def test_a_killed_training_goes_on_to_the_same_bits(editors, name, tmp_path):
-  file = tmp_path / 'editor.safetensors'
-  root = pathlib.Path(__file__).parents[2]
-  path = os.pathsep.join(map(str, (root, root / 'tests', root / 'tests' / 'hypernetworks')))
-  command = [sys.executable, '-c', _RUN, name, os.fspath(tmp_path / 'store'), os.fspath(file)]
-  environment = {**os.environ, 'PYTHONPATH': path}
-  with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as run:
-    while run.poll() is None and not any((tmp_path / 'store').glob('[3-5]/about.json')):
-      time.sleep(0.01)
-    run.send_signal(signal.SIGKILL)
-  assert run.returncode == -signal.SIGKILL and not file.exists()
-  assert any((tmp_path / 'store').iterdir())
-  train_and_save(name, tmp_path / 'store', file)
-  again = jedit.Editor.load(file)
+def test_a_stopped_training_goes_on_to_the_same_bits(editors, name, tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoints, '_SECONDS_PER_SAVE', 0)
+  monkeypatch.setattr(checkpoints, '_WORK_PER_SAVE', 0)
+  step = train_module._Training._step
+
+  def stopping(self, state, number):
+    if number == 5:
+      raise _Stop
+    return step(self, state, number)
+
+  with monkeypatch.context() as patched, pytest.raises(_Stop):
+    patched.setattr(train_module._Training, '_step', stopping)
+    train_and_save(name, tmp_path / 'store', tmp_path / 'editor.safetensors')
+  assert [folder.name for folder in (tmp_path / 'store').iterdir()] == ['4']
+  train_and_save(name, tmp_path / 'store', tmp_path / 'editor.safetensors')
+  again = jedit.Editor.load(tmp_path / 'editor.safetensors')
   assert again.id == editors[name].id
   assert again.provenance['curve'] == editors[name].provenance['curve']
   assert not (tmp_path / 'store').exists()
+
+
+def test_a_killed_training_leaves_nothing_half_written(editors, tmp_path):
+  file = tmp_path / 'editor.safetensors'
+  root = pathlib.Path(__file__).parents[2]
+  path = os.pathsep.join(map(str, (root, root / 'tests', root / 'tests' / 'hypernetworks')))
+  command = [sys.executable, '-c', _RUN, 'malmen', os.fspath(tmp_path / 'store'), os.fspath(file)]
+  environment = {**os.environ, 'PYTHONPATH': path}
+  with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as run:
+    while run.poll() is None and not any((tmp_path / 'store').glob('[1-5]/about.json')):
+      time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+  assert run.returncode == -signal.SIGKILL and not file.exists()
+  train_and_save('malmen', tmp_path / 'store', file)
+  assert jedit.Editor.load(file).id == editors['malmen'].id
 
 
 def test_early_stopping_keeps_the_best_state(monkeypatch):
