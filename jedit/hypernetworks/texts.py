@@ -17,13 +17,16 @@ from jedit.hypernetworks.settings import MEND, Settings
 from jedit.models import Model
 from jedit.models.encoding import Encoded
 from jedit.models.precision import wider
-from jedit.parallel.memory import free_bytes, free_host_bytes
+from jedit.parallel.memory import free_host_bytes
 from jedit.parallel.mesh import fetch, least_over_processes, num_row_shards, place_rows
 from jedit.parallel.shapes import bucket, pad, round_up
+from jedit.solvers.factor import memory
 
 _TEXTS_PER_PASS = 64  # of the blocks below: fixed, since a resumed run must find the same bits
 _MOST_TEXTS = 1024  # of a pass
-_PASS_SHARE = 0.25  # of the free memory of the devices, for a pass
+_PASS_SHARE = (
+  0.25  # of the devices' memory, for a pass; all of it, since a resumed run must cut alike
+)
 _KEPT_SHARE = 0.25  # of the free memory of the host, for hidden states
 
 Array = jax.Array | np.ndarray  # made on the host and traced on the device
@@ -52,10 +55,6 @@ class Texts:
     # Padding takes the last position: dynamic rotary scaling looks at the largest one.
     index_T = jnp.arange(self.hidden_NxTxD.shape[1], dtype=jnp.int32)
     return jnp.minimum(index_T[None], jnp.asarray(self.last_N)[:, None])
-
-  def part(self, rows: slice) -> 'Texts':
-    """Some of the texts."""
-    return jax.tree.map(lambda x: x[rows], self)
 
 
 def ids_of(text: Encoded, reads: str) -> tuple[int, ...]:
@@ -203,7 +202,6 @@ def texts_at_once(model: Model, first: int, num_tokens: int) -> int:
   wide = 8 * config.width + 4 * config.ffn_width + config.num_heads * num_tokens
   per_text = 4 * (num_tokens * (config.num_layers - first) * wide + 4 * config.vocab_size)
   devices = num_row_shards(model)
-  free = free_bytes(jax.local_devices()[0])
-  limit = _MOST_TEXTS if free is None else int(_PASS_SHARE * free * devices / per_text)
+  limit = int(_PASS_SHARE * memory(jax.local_devices()[0]) * devices / per_text)
   limit = least_over_processes(min(limit, _MOST_TEXTS))
   return 1 << max(0, limit.bit_length() - 1)
