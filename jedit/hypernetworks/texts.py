@@ -24,9 +24,7 @@ from jedit.solvers.factor import memory
 
 _TEXTS_PER_PASS = 64  # of the blocks below: fixed, since a resumed run must find the same bits
 _MOST_TEXTS = 1024  # of a pass
-_PASS_SHARE = (
-  0.25  # of the devices' memory, for a pass; all of it, since a resumed run must cut alike
-)
+_PASS_SHARE = 0.25  # of the devices' whole memory, for a pass: free memory changes between runs
 _KEPT_SHARE = 0.25  # of the free memory of the host, for hidden states
 
 Array = jax.Array | np.ndarray  # made on the host and traced on the device
