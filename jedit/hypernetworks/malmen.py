@@ -155,9 +155,13 @@ def step(
     UserError: for an update that is not finite; names its kernel.
   """
   parts = [captured(model, texts, settings, plan) for texts in inner]
+  inner_N = jnp.concatenate([loss_N for loss_N, _ in parts])
   rows = joined([rows for _, rows in parts])
   if trains:
     statistics = pushed(statistics, rows, settings, plan, num_batches)[0]
+  num_rows = jnp.min(jnp.stack([each.count for each in statistics.values()]))
+  if not np.isfinite(fetch(inner_N)).all():  # the caller knows the record
+    return None, dict(statistics), Losses(inner_N, inner_N, inner_N, inner_N.sum(), num_rows)
   shift = fetch(shifted(params, statistics, rows, settings, plan))
   solved = {}
   for kernel, net, mode in plan:
@@ -175,8 +179,6 @@ def step(
     local.append(locality_N)
   edit_N, locality_N = jnp.concatenate(edit), jnp.concatenate(local)
   total = settings.edit_weight * edit_N.sum() + settings.locality_weight * locality_N.sum()
-  inner_N = jnp.concatenate([loss_N for loss_N, _ in parts])
-  num_rows = jnp.min(jnp.stack([each.count for each in statistics.values()]))
   losses = Losses(inner_N, edit_N, locality_N, total, num_rows)
   if not trains:
     return None, dict(statistics), losses

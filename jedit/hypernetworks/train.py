@@ -147,7 +147,8 @@ class _Training:
     )
 
   def _begin(self) -> dict[str, Any]:
-    return place_nets(self._mesh, self._initial())
+    state = place_nets(self._mesh, self._initial())
+    return {**state, 'best': _kept(state['params'], state['statistics'])}
 
   def _initial(self) -> dict[str, Any]:
     params, statistics = init(self._lm.config, self._settings, jax.random.key(self._seed))
@@ -175,10 +176,11 @@ class _Training:
     gradient, statistics, losses = run_step(
       self._lm.model, state['params'], state['statistics'], texts, self._settings, self._plan
     )
+    self._check_losses(number, chosen, losses)
     params, moments, norms = update(
       state['params'], state['moments'], gradient, settings=self._settings
     )
-    norm = self._check(number, chosen, losses, fetch(norms))
+    norm = self._check_norms(number, chosen, fetch(norms))
     values = [float(fetch(part).sum()) for part in losses[:3]]
     values = [value / texts.num_groups for value in values]
     new = {**state, 'params': params, 'statistics': statistics, 'moments': moments}
@@ -210,15 +212,8 @@ class _Training:
       total += float(fetch(losses.total)) * len(part)
     return total / len(held)
 
-  def _check(
-    self, number: int, chosen: Sequence[int], losses: Losses, norms: dict[str, Any]
-  ) -> float:
-    """The norm of the gradient.
-
-    Raises:
-      UserError: names the record whose loss, or the net whose gradient, is not finite, and for
-        statistics of a single row.
-    """
+  def _check_losses(self, number: int, chosen: Sequence[int], losses: Losses) -> None:
+    """Raises UserError for statistics of a single row; names the record of a loss not finite."""
     count = int(fetch(losses.num_rows))
     if count < 2:
       raise UserError(
@@ -233,6 +228,9 @@ class _Training:
           f'The {name} loss of {record.request.label} is not finite in step {number} of the '
           'training; lower learning_rate or rate_learning_rate, or leave the record out.'
         )
+
+  def _check_norms(self, number: int, chosen: Sequence[int], norms: dict[str, Any]) -> float:
+    """The norm of the gradient; raises UserError and names the layers if it is not finite."""
     for net, norm in norms.items():
       if not np.isfinite(norm):
         layers = ', '.join(str(kernel) for kernel, name, _ in self._plan if name == net)
