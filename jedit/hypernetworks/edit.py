@@ -125,6 +125,11 @@ def _rows(
         f'The statistics of the net {net} hold {count} rows, and normalising takes at least 2; '
         'train the editor, or edit more records with update_statistics.'
       )
+    if not np.isfinite(fetch(each.square_C)).all():
+      raise UserError(
+        f'The statistics of the net {net} are not finite: a mini-batch of these edits has a single '
+        "row, whose variance the released code divides by 0; choose statistics='exact'."
+      )
   return keys, grads, statistics
 
 

@@ -127,9 +127,15 @@ def test_moving_statistics_and_released_denominators_are_choices(editors):
     next(
       iter(jedit.edit(lm, requests, malmen(**fields), editor=editor).patch.updates.values())
     ).norm()
-    for fields in ({}, dict(denominator='released'), dict(update_statistics=True))
+    for fields in (
+      {},
+      dict(denominator='released'),
+      dict(update_statistics=True, statistics='exact'),
+    )
   ]
   assert len({round(norm, 6) for norm in norms}) == 3
+  with pytest.raises(UserError, match="single row, whose variance .* choose statistics='exact'"):
+    jedit.edit(lm, requests, malmen(update_statistics=True), editor=editor)
 
 
 def test_the_paper_subtracts_what_the_released_mend_adds(editors):
