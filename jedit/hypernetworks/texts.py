@@ -19,7 +19,7 @@ from jedit.models.encoding import Encoded
 from jedit.models.precision import wider
 from jedit.parallel.memory import free_host_bytes
 from jedit.parallel.mesh import fetch, least_over_processes, num_row_shards, place_rows
-from jedit.parallel.shapes import bucket, pad, round_up
+from jedit.parallel.shapes import bucket, pad
 from jedit.solvers.factor import memory
 
 _TEXTS_PER_PASS = 64  # of the blocks below: fixed, since a resumed run must find the same bits
@@ -146,11 +146,10 @@ def make_texts(
     denominators: by text, what each of its weights is divided by.
     reads: 'answer' or 'all' predictions.
     num_tokens, num_reads: T and Q.
-    num_rows: N; more rows than texts have no weight. None rounds up to the shards of the rows.
+    num_rows: N, whole groups; more rows than texts have no weight. None takes those of the texts.
   """
   model = hidden.model
-  shards = num_row_shards(model)
-  num_rows = round_up(len(texts) if num_rows is None else num_rows, shards)
+  num_rows = num_rows or len(texts)
   read_at_NxQ = np.zeros((num_rows, num_reads), np.int32)
   label_NxQ = np.zeros((num_rows, num_reads), np.int32)
   weight_NxQ = np.zeros((num_rows, num_reads), wider(model.config.dtype, 'float32'))
