@@ -19,7 +19,8 @@ class Rotary:
   """The turn of every token of a forward pass, shared by all layers.
 
   Attributes:
-    cos_NxTx1xDh, sin_NxTx1xDh: of each unit's angle, float32 or wider; 1 and 0 for units that pass through.
+    cos_NxTx1xDh, sin_NxTx1xDh: of each unit's angle, float32 or wider; 1 and 0 for units that pass
+      through.
     swap_DhxDh: R, with one 1 or -1 in each row and column of a rotated unit.
   """
 
