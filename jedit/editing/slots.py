@@ -12,9 +12,10 @@ import numpy as np
 from jedit.editing.blocks import Block, cut_blocks, row_batch, window_start
 from jedit.editing.problem import Problem
 from jedit.editing.prompts import EditRows
-from jedit.editing.region import TOKENS
+from jedit.editing.region import TOKENS, KernelUpdate
 from jedit.editing.target import TRACE_COLUMNS, Slots, State, enter, run_steps
 from jedit.io.memo import Memo, Stored, digest
+from jedit.io.out_of_memory import halve_once
 from jedit.io.progress import Progress
 from jedit.models import Model, ModelConfig
 from jedit.parallel.memory import free_bytes
@@ -33,20 +34,28 @@ class Targets:
 
   Attributes:
     delta, init, z: by δ, [B, D] float32: the change, the value before, their sum.
+    joint: by δ, [B, D] float32: the value of its place with every δ in the network.
     num_steps: [B], loss evaluations (optimiser steps are one fewer).
     trace: [B, evaluations, 7] (`jedit.editing.target.TRACE_COLUMNS`), NaN behind an edit's end.
     num_programs: step programs that were run, one per shape.
+    batch_size: edits that were optimised at once, at most; in bfloat16 it decides the rounding.
   """
 
   delta: dict[str, np.ndarray]
   init: dict[str, np.ndarray]
+  joint: dict[str, np.ndarray]
   num_steps: np.ndarray
   trace: np.ndarray
   num_programs: int
+  batch_size: int
 
   @property
   def z(self) -> dict[str, np.ndarray]:
     return {name: self.init[name] + self.delta[name] for name in self.delta}
+
+  def wanted(self, update: KernelUpdate) -> np.ndarray:
+    """The value [B, D] that an update writes."""
+    return (self.joint if update.target == 'joint' else self.z)[update.delta]
 
   def reached(self) -> dict[str, Any]:
     """Means over the edits at their last evaluation."""
@@ -57,6 +66,7 @@ class Targets:
       'nll': float(last_Bx7[:, TRACE_COLUMNS.index('nll')].mean()),
       'probability': float(last_Bx7[:, TRACE_COLUMNS.index('probability')].mean()),
       'programs': self.num_programs,
+      'target_batch_size': self.batch_size,
     }
 
   def part(self, edits: Sequence[int]) -> 'Targets':
@@ -65,9 +75,11 @@ class Targets:
     return Targets(
       delta={name: delta_BxD[chosen] for name, delta_BxD in self.delta.items()},
       init={name: init_BxD[chosen] for name, init_BxD in self.init.items()},
+      joint={name: joint_BxD[chosen] for name, joint_BxD in self.joint.items()},
       num_steps=self.num_steps[chosen],
       trace=self.trace[chosen],
       num_programs=self.num_programs,
+      batch_size=self.batch_size,
     )
 
 
@@ -85,22 +97,50 @@ def choose_batch_size(
     first_layer: the lowest block with a δ.
     row_shards: devices that share the edits.
   """
-  device = jax.local_devices()[0]
-  free = None if device.platform == 'cpu' else free_bytes(device)
-  if free is None:
-    return _HOST_BATCH * row_shards
   texts = [text for edit in rows for text in edit.with_target]
-  num_prompts = len(rows[0].with_target) + 1  # and the KL row
-  window = max(len(text.ids) - window_start(text, TOKENS) for text in texts)
-  past = max(window_start(text, TOKENS) for text in texts)
-  num_targets = max(len(text.target_ids) for text in texts)
+  per_edit = bytes_per_edit(
+    config,
+    first_layer,
+    num_prompts=len(rows[0].with_target) + 1,  # and the KL row
+    window=max(len(text.ids) - window_start(text, TOKENS) for text in texts),
+    past=max(window_start(text, TOKENS) for text in texts),
+    num_targets=max(len(text.target_ids) for text in texts),
+  )
+  return least_over_processes(fitting_batch(per_edit)) * row_shards
+
+
+def bytes_per_edit(
+  config: ModelConfig,
+  first_layer: int,
+  *,
+  num_prompts: int,
+  window: float,
+  past: float,
+  num_targets: float,
+) -> int:
+  """Bytes that the optimisation of one edit keeps on its device.
+
+  Args:
+    config: sizes and dtype of the model.
+    first_layer: the lowest block with a δ.
+    num_prompts: rows of the edit.
+    window, past, num_targets: tokens of a row from the window on, before it, and predicted.
+  """
   itemsize = jnp.dtype(config.dtype).itemsize
   heads = config.num_kv_heads * config.head_dim
   kept = (10 * config.width + 3 * config.ffn_width) * window + 2 * heads * past
   layers = config.num_layers - first_layer
-  per_edit = num_prompts * (layers * kept * itemsize + 3 * 4 * num_targets * config.vocab_size)
-  fits = free // (2 * per_edit)
-  return 2 ** int(np.log2(least_over_processes(min(max(fits, 1), _LARGEST_BATCH)))) * row_shards
+  return int(num_prompts * (layers * kept * itemsize + 3 * 4 * num_targets * config.vocab_size))
+
+
+def fitting_batch(per_edit: int, reserved: int = 0) -> int:
+  """A power of 2 that fits half of a device's free memory, less what is reserved."""
+  device = jax.local_devices()[0]
+  free = None if device.platform == 'cpu' else free_bytes(device)
+  if free is None:
+    return _HOST_BATCH
+  fits = max((free - reserved) // (2 * per_edit), 1)
+  return 2 ** int(np.log2(min(fits, _LARGEST_BATCH)))
 
 
 def optimise_targets(
@@ -120,24 +160,50 @@ def optimise_targets(
     rows: texts of the edits.
     problem: the deltas and their objective.
     batch_size: edits optimised at once, at least 1; bounds memory. None takes what fits the
-      device.
+      device, or what an earlier run of the same `key` took.
     memo: keeps finished blocks.
     key: everything that the blocks depend on besides their rows.
     shapes: as of `cut_blocks`.
 
   Raises:
-    UserError: if a loss or δ is not finite; names the record.
+    UserError: if a loss or δ is not finite, names the record; if half a batch does not fit the
+      memory.
   """
   row_shards = num_row_shards(model)
+  memo = (memo or Memo(None)).below(digest(key)[:16])
   if batch_size is None:
-    batch_size = choose_batch_size(model.config, rows, problem.first_layer, row_shards)
+    stored = memo.get('batch_size', key)
+    if stored is None:
+      size = choose_batch_size(model.config, rows, problem.first_layer, row_shards)
+      stored = memo.put('batch_size', key, Stored({'batch_size': np.array(size)}))
+    batch_size = int(stored.tensors['batch_size'])
   if batch_size < 1:
     raise UserError(f'target_batch_size is {batch_size}; give at least 1.')
+  return halve_once(
+    lambda size: _optimise(model, rows, problem, size, memo, key, shapes),
+    batch_size,
+    stage='targets',
+    field='edit.target_batch_size',
+    most=len(rows),
+    least=row_shards,
+  )
+
+
+def _optimise(
+  model: Model,
+  rows: Sequence[EditRows],
+  problem: Problem,
+  batch_size: int,
+  memo: Memo,
+  key: Any,
+  shapes: Sequence[Block] | None,
+) -> Targets:
+  """`optimise_targets` with batches of this size."""
   numbers: Problem = jax.tree.map(np.float32, problem)
+  row_shards = num_row_shards(model)
   blocks = cut_blocks(
     rows, problem.tokens, batch_size, problem.objective.num_steps, row_shards, shapes
   )
-  memo = (memo or Memo(None)).below(digest(key)[:16])
   found: list[Mapping[str, np.ndarray]] = []
   with Progress('targets', total=len(rows), unit='edits') as progress:
     for number, block in enumerate(blocks):
@@ -163,9 +229,11 @@ def optimise_targets(
   return Targets(
     delta={name: collect(f'delta/{name}') for name in names},
     init={name: collect(f'init/{name}') for name in names},
+    joint={name: collect(f'joint/{name}') for name in names},
     num_steps=collect('num_steps'),
     trace=collect('trace'),
     num_programs=len({dataclasses.replace(block, indices=()) for block in blocks}),
+    batch_size=batch_size,
   )
 
 
@@ -214,6 +282,7 @@ def _result(found: Mapping[str, Any], slot: int) -> dict[str, np.ndarray]:
   result = {'num_steps': state.num_evals_B[slot], 'trace': state.trace_BxEx7[slot]}
   for name in state.delta_BxD:
     result[f'delta/{name}'] = state.delta_BxD[name][slot]
+    result[f'joint/{name}'] = state.joint_BxD[name][slot]
     result[f'init/{name}'] = found['init'][name][slot]
   return {name: np.asarray(value) for name, value in result.items()}
 

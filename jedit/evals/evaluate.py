@@ -13,9 +13,11 @@ from jedit.evals import metrics, zsre_reference
 from jedit.evals.chunks import Chunk, ChunkResult, EvalOptions, Store
 from jedit.evals.generation import Generation, generate_texts
 from jedit.evals.metrics import PartScores, UneditedScores, Values
-from jedit.evals.scoring import Scores, plan_batches, score_plan
+from jedit.evals.scoring import Scores, default_tokens, plan_batches, score_plan
 from jedit.evals.table import Table
+from jedit.io.out_of_memory import halve_once
 from jedit.io.progress import Progress
+from jedit.models import ModelConfig
 from jedit.models.encoding import Row, encode_many
 from jedit.types import Record, UserError
 
@@ -85,6 +87,7 @@ def evaluate_apart(
   unedited: Sequence[tuple[str, str]] = (),
   generation: Generation | None = None,
   reencode: bool = False,
+  tokens_per_batch: int | None = None,
   store: str | os.PathLike[str] | None = None,
 ) -> Table:
   """Measures separate edits of one model, each on its own records, as one table.
@@ -96,7 +99,7 @@ def evaluate_apart(
     records: as in `evaluate`.
     before: the model before the edits.
     unedited: as in `evaluate`; each edited model is measured on its share, in order.
-    generation, reencode, store: as in `evaluate`.
+    generation, reencode, tokens_per_batch, store: as in `evaluate`.
 
   Returns:
     The table, as if one model had been measured on all records.
@@ -104,7 +107,7 @@ def evaluate_apart(
   Raises:
     UserError: as `evaluate`.
   """
-  options = EvalOptions(generation, reencode)
+  options = EvalOptions(generation, reencode, tokens_per_batch)
   return _measure(before, parts, records, before, unedited, options, store)
 
 
@@ -117,8 +120,28 @@ def _measure(
   options: EvalOptions,
   store: str | os.PathLike[str] | None,
 ) -> Table:
-  """Runs all chunks missing from the store and joins the results."""
+  """`_measure_all`, if necessary with smaller batches."""
   _check(records)
+  size = options.tokens_per_batch or default_tokens()
+
+  def run(tokens: int) -> Table:
+    chosen = options if tokens == size else dataclasses.replace(options, tokens_per_batch=tokens)
+    return _measure_all(lm, parts, records, before, unedited, chosen, store)
+
+  field = 'evaluation.tokens_per_batch'
+  return halve_once(run, size, stage='evaluate', field=field, most=size)
+
+
+def _measure_all(
+  lm: LanguageModel,
+  parts: Sequence[tuple[slice, Sequence[Patch]]],
+  records: Sequence[Record],
+  before: LanguageModel | None,
+  unedited: Sequence[tuple[str, str]],
+  options: EvalOptions,
+  store: str | os.PathLike[str] | None,
+) -> Table:
+  """Runs all chunks missing from the store and joins the results."""
   sizes = len(records), len(unedited)
   by_part = [] if before is None else [*_chunks('before', before, [(slice(None), ())], *sizes)]
   by_part += _chunks('after', lm, parts, *sizes)
@@ -154,12 +177,12 @@ def _measure(
   )
 
 
-def check_texts(lm: LanguageModel, records: Sequence[Record]) -> None:
+def check_texts(tokenizer: Any, config: ModelConfig, records: Sequence[Record]) -> None:
   """Raises UserError, before any work, for records that `evaluate` refuses."""
   _check(records)
-  limit = lm.config.position_limit
+  limit = config.position_limit
   if limit is not None:
-    encode_many(lm.tokenizer, _chunk_rows(records, ()).rows, limit)
+    encode_many(tokenizer, _chunk_rows(records, ()).rows, limit)
 
 
 def _notes(records: Sequence[Record], options: EvalOptions) -> tuple[str, ...]:

@@ -5,10 +5,11 @@ import hashlib
 import itertools
 import pathlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jedit.data.download import FILES, fetch
+from jedit.data.download import default_directory, fetch
+from jedit.data.public import FILES, archives_of
 from jedit.data.records import load_records, select
 from jedit.editing.prompts import Contexts, check_contexts
 from jedit.evals.generation import Generation
@@ -16,6 +17,7 @@ from jedit.evals.references import load_references
 from jedit.evals.texts import TfIdf
 from jedit.experiments.schema import Data, Model, Settings
 from jedit.io import storage
+from jedit.models.checkpoints import CHECKPOINTS
 from jedit.models.language_model import LanguageModel, load
 from jedit.models.patch import Patch
 from jedit.moments.corpus import Corpus, read_corpus, read_dataset
@@ -23,9 +25,12 @@ from jedit.moments.files import is_archive
 from jedit.parallel.mesh import make_mesh
 from jedit.testbeds.known_facts import KnownFacts
 from jedit.testbeds.world import Prompt, World
-from jedit.types import Record, UserError
+from jedit.types import Kernel, Record, UserError
 
 PATCH_FILE = 'patch.safetensors'
+# Text for second moments of public checkpoints without published ones: the papers' kind, of a
+# later dump; its card states the licences CC BY-SA 3.0 and GFDL.
+DATASET = ('wikimedia/wikipedia', '20231101.en')
 
 Question = tuple[str, str]  # a prompt and its known answer
 
@@ -34,6 +39,53 @@ def load_model(settings: Settings) -> LanguageModel:
   """The unpatched model, on all devices."""
   mesh = make_mesh(settings.mesh.data, settings.mesh.model)
   return load(settings.model.directory, dtype=settings.model.dtype, mesh=mesh)
+
+
+def with_default_moments(
+  settings: Settings, directory: pathlib.Path | None, kernels: Iterable[Kernel]
+) -> Settings:
+  """The settings with a source of second moments where they name none.
+
+  That is corpus.txt of the model, or of a public checkpoint the published second moments of its
+  MLPs, or a dataset.
+
+  Args:
+    settings: of the run.
+    directory: of the model, if it is here.
+    kernels: whose second moments are needed.
+  """
+  kernels, wanted, name = tuple(kernels), settings.statistics, settings.model.name
+  has_text = directory is not None and (directory / 'corpus.txt').is_file()
+  has_file = is_archive(wanted.file) if wanted.file else False
+  if wanted.corpus or wanted.dataset or has_text or has_file or not kernels:
+    return settings
+  if name not in CHECKPOINTS or (wanted.file and pathlib.Path(wanted.file).is_file()):
+    return settings
+  names = archives_of(name, (kernel.layer for kernel in kernels))
+  if names and not wanted.file and all(kernel.name == 'mlp' for kernel in kernels):
+    folder = public_directory(settings.data) / names[0]
+    found = dataclasses.replace(wanted, file=str(folder.parent))
+  else:
+    found = dataclasses.replace(wanted, dataset=DATASET[0], dataset_config=DATASET[1])
+  return dataclasses.replace(settings, statistics=found)
+
+
+def published_moments(settings: Settings, kernels: Iterable[Kernel]) -> tuple[str, ...]:
+  """Names of the public archives that `with_default_moments` has chosen; none otherwise."""
+  names = archives_of(settings.model.name, (kernel.layer for kernel in kernels))
+  folder = public_directory(settings.data)
+  is_chosen = names and settings.statistics.file == str((folder / names[0]).parent)
+  return names if is_chosen else ()
+
+
+def public_directory(data: Data) -> pathlib.Path:
+  """The directory of public files."""
+  return pathlib.Path(data.directory) if data.directory else default_directory()
+
+
+def mirrors_of(data: Data) -> list[str]:
+  """Addresses to try before the public ones."""
+  return [mirror.strip() for mirror in data.mirrors.split(',') if mirror.strip()]
 
 
 def load_selection(settings: Settings) -> list[Record]:
@@ -75,8 +127,7 @@ def public_file(name: str, data: Data) -> pathlib.Path:
   path = pathlib.Path(name)
   if path.is_file() or name not in FILES:
     return path
-  mirrors = [mirror.strip() for mirror in data.mirrors.split(',') if mirror.strip()]
-  return fetch(name, data.directory or None, mirrors=mirrors)
+  return fetch(name, data.directory or None, mirrors=mirrors_of(data))
 
 
 def load_generation(
@@ -146,8 +197,8 @@ def load_documents(settings: Settings) -> Corpus | None:
     return None
   else:
     raise UserError(
-      f'{beside.parent} has no corpus.txt; give a text file in statistics.corpus, or second '
-      'moments in statistics.file.'
+      f'{beside.parent} has no corpus.txt; give a text file in statistics.corpus, a dataset of the '
+      f'hub in statistics.dataset (such as {DATASET[0]}), or second moments in statistics.file.'
     )
   return corpus.draw(wanted.max_documents, wanted.seed).part(*wanted.divided)
 

@@ -1,4 +1,4 @@
-"""A pass for second moments on fake devices that saves after every batch and stops after a few.
+"""A pass for second moments on fake devices that saves whenever it can and stops after a few.
 
 python moments_program.py STORE OUT NUM_BATCHES DEVICES DATA MODEL [COORDINATOR PROCESSES ID]
 
@@ -45,12 +45,14 @@ def main(store, out, num_batches, devices, data, model_devices, *processes) -> N
   import synthetic_keys
 
   from jedit.io import checkpoints
+  from jedit.moments import sums
   from jedit.moments.collect import accumulate
   from jedit.parallel import mesh
 
   if processes:
     mesh.initialise(processes[0], int(processes[1]), int(processes[2]))
   checkpoints._SECONDS_PER_SAVE = checkpoints._WORK_PER_SAVE = 0
+  sums.BATCHES_PER_REDUCTION = 3
   on = model(mesh.make_mesh(int(data), int(model_devices)))
   try:
     found = accumulate(
