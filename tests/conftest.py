@@ -16,7 +16,7 @@ if importlib.metadata.version('jaxlib').startswith('0.10.'):
   os.environ.setdefault('XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false')
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='jedit-programs-')
-  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 os.environ['HF_HUB_OFFLINE'] = '1'
 
