@@ -20,7 +20,7 @@ from jedit.types import Record, UserError
 
 MALMEN = dict(layers=(1, 2), rank=4, num_edits=4, mini_batch_size=2, initial_rate=1e-2,
               learning_rate=3e-3, num_steps=6)  # fmt: skip
-MEND = dict(layers=(1, 2), rank=4, accumulate=2, learning_rate=3e-3, rate_learning_rate=1e-3,
+MEND = dict(layers=(1,), rank=4, accumulate=2, learning_rate=3e-3, rate_learning_rate=1e-3,
             num_steps=6, num_validation=2, validation_interval=2, patience=4)  # fmt: skip
 
 
