@@ -71,7 +71,8 @@ def evaluate(
       identical results.
 
   Raises:
-    UserError: for no records, records of both kinds, or a text that cannot be scored.
+    UserError: for no records, records of both kinds, a text that cannot be scored, or a
+      probability that is not a number.
   """
   options = EvalOptions(generation, reencode, tokens_per_batch)
   return _measure(lm, [(slice(None), ())], records, before, unedited, options, store)
@@ -154,12 +155,12 @@ def _measure(
   )
 
 
-def check_texts(lm: LanguageModel, records: Sequence[Record]) -> None:
-  """Raises UserError, before any work, for records that `evaluate` refuses."""
+def check_texts(
+  lm: LanguageModel, records: Sequence[Record], unedited: Sequence[tuple[str, str]] = ()
+) -> None:
+  """Raises UserError, before any work, for records and prompts that `evaluate` refuses."""
   _check(records)
-  limit = lm.config.position_limit
-  if limit is not None:
-    encode_many(lm.tokenizer, _chunk_rows(records, ()).rows, limit)
+  encode_many(lm.tokenizer, _chunk_rows(records, unedited).rows, lm.config.position_limit)
 
 
 def _notes(records: Sequence[Record], options: EvalOptions) -> tuple[str, ...]:
@@ -216,13 +217,21 @@ def _run(
   """Measures one chunk."""
   chosen = records[chunk.records]
   texts = _chunk_rows(chosen, unedited[chunk.unedited])
+  encoded = encode_many(lm.tokenizer, texts.rows, lm.config.position_limit)
   plan = plan_batches(
-    encode_many(lm.tokenizer, texts.rows, lm.config.position_limit),
+    encoded,
     lm.config.vocab_size,
     tokens_per_batch=options.tokens_per_batch,
     shapes=shapes,
   )
   scores = score_plan(lm.model, plan, on_batch=progress.update)
+  bad = np.flatnonzero(np.isnan(scores.nll_N))
+  if len(bad):
+    raise UserError(
+      f'The probabilities of {len(bad)} texts {chunk.state} the edit are not numbers, the first '
+      f'that of {encoded[bad[0]].text!r}; edit with a lower learning rate, or load the model in '
+      'float32.'
+    )
   if options.reencode and not _compares(chosen):
     again = zsre_reference.token_accuracy(lm, texts.rows)
     scores = dataclasses.replace(scores, is_top_NxT=again)

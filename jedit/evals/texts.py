@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from jedit.io import storage
+from jedit.io import schema, storage
 from jedit.types import UserError
 
 _WORD = re.compile(r'\b\w\w+\b')
@@ -148,7 +148,7 @@ class TfIdf:
     Raises:
       UserError: for files that cannot be read or do not match.
     """
-    columns = storage.read_json(vocabulary)
+    columns = schema.read_json(vocabulary)
     if not isinstance(columns, dict) or not all(type(c) is int for c in columns.values()):
       raise UserError(f'{vocabulary} must map words to columns; give a tfidf_vocab.json.')
     try:

@@ -27,7 +27,7 @@ RENAMED: Mapping[str, str] = {
 
 # Tasks with a subset of the fields; all other tasks read all fields but these tasks' own.
 _FIELDS: Mapping[str, tuple[str, ...]] = {
-  'probe': ('task', 'seed', 'model', 'mesh', 'data', 'patches', 'probe'),
+  'probe': ('task', 'seed', 'model', 'mesh', 'data', 'patches', 'patches_anywhere', 'probe'),
   'compare': ('task', 'workdirs'),
 }
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import os
 import pathlib
 import random
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from jedit.evals.generation import Generation
 from jedit.evals.references import load_references
 from jedit.evals.texts import TfIdf
 from jedit.experiments.schema import Data, Model, Settings
-from jedit.io import storage
+from jedit.io import schema, sealed
 from jedit.models.language_model import LanguageModel, load
 from jedit.models.patch import Patch
 from jedit.moments.corpus import Corpus, read_corpus, read_dataset
@@ -26,6 +27,20 @@ from jedit.testbeds.world import Prompt, World
 from jedit.types import Record, UserError
 
 PATCH_FILE = 'patch.safetensors'
+CONTEXTS = 'jedit contexts 1'  # format
+_Groups = list[list[schema.Text]]
+
+
+class _TrainedOn(schema.Fields):
+  records: str
+  world: dict[str, Any]
+
+
+class _Knowledge(schema.Fields):
+  """The part of a testbed's knowledge.json that names its facts."""
+
+  config: _TrainedOn
+
 
 Question = tuple[str, str]  # a prompt and its known answer
 
@@ -152,18 +167,19 @@ def load_documents(settings: Settings) -> Corpus | None:
   return corpus.draw(wanted.max_documents, wanted.seed).part(*wanted.divided)
 
 
-def load_contexts(path: str) -> Contexts:
-  """The groups of templates in a contexts.json.
+def load_contexts(path: str | os.PathLike[str], key: Any = None) -> Contexts:
+  """The groups of templates in a contexts.json of a run, or in a JSON list of lists.
+
+  Args:
+    path: the file.
+    key: what it must be made of; None takes any, and files that jedit did not write.
 
   Raises:
-    UserError: for a file of another form.
+    UserError: for a file of another form or key.
   """
-  groups = storage.read_json(path)
-  if not isinstance(groups, list) or not all(
-    isinstance(group, list) and all(isinstance(text, str) for text in group) for group in groups
-  ):
-    raise UserError(f'{path} holds no contexts; give a JSON list of lists of templates.')
-  return check_contexts(groups)
+  if key is None and not sealed.is_sealed_json(pathlib.Path(path)):
+    return check_contexts(schema.read_json(path, _Groups))
+  return check_contexts(sealed.read_json(path, CONTEXTS, key, dict[str, _Groups])['contexts'])
 
 
 def load_patches(settings: Settings, workdir: pathlib.Path) -> list[Patch]:
@@ -209,10 +225,10 @@ def _taught(model: Model, data: Data) -> list[Prompt] | None:
   made_by = model.directory / 'knowledge.json'
   if data.records or not made_by.is_file():
     return None
-  config = storage.read_json(made_by)['config']
-  if config['records']:
+  made = schema.read_json(made_by, _Knowledge).config
+  if made.records:
     return KnownFacts(load_records(model.directory / 'records.json')).prompts()
-  return World(**config['world']).prompts()
+  return schema.check(World, made.world, f'{made_by}', strict=False).prompts()
 
 
 def describe_model(lm: LanguageModel, settings: Settings) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from jedit.evals.estimates import summarize_values
 from jedit.experiments.schema import Probe
-from jedit.io import storage
+from jedit.io import schema
 from jedit.io.storage import to_json
 from jedit.models.language_model import LanguageModel
 from jedit.probes import contrast, similarity, trace, windows_of
@@ -28,7 +28,7 @@ def load_words(path: str) -> dict[str, list[str]]:
   """
   if not path:
     return {}
-  sets = storage.read_json(path)
+  sets = schema.read_json(path)
   if not isinstance(sets, dict) or not all(
     isinstance(words, list) and words and all(isinstance(word, str) and word for word in words)
     for words in sets.values()

@@ -321,6 +321,7 @@ class Settings:
     targets: directory of optimised targets, shared between runs; empty keeps them in the workdir.
     patches: for `evaluate`, `export` and `probe`: patch files or workdirs, separated by commas.
       Empty takes the patch of the workdir; a probe then takes the unedited model.
+    patches_anywhere: allow patches of another model, or in another order than they were made in.
     workdirs: of finished runs, for `compare`, separated by commas.
   """
 
@@ -338,6 +339,7 @@ class Settings:
   export: Export = Export()
   probe: Probe = Probe()
   patches: str = ''
+  patches_anywhere: bool = False
   workdirs: str = ''
 
   @property

@@ -25,10 +25,16 @@ from jedit.evals.samples import Sample, sample_texts
 from jedit.evals.table import Table
 from jedit.experiments import probing
 from jedit.experiments.damage import DamageMonitor
-from jedit.experiments.inputs import PATCH_FILE, Question, load_contexts, load_generation
+from jedit.experiments.inputs import (
+  CONTEXTS,
+  PATCH_FILE,
+  Question,
+  load_contexts,
+  load_generation,
+)
 from jedit.experiments.schema import PROBES, Settings
 from jedit.experiments.workdir import Workdir
-from jedit.io import storage
+from jedit.io import sealed, storage
 from jedit.io.jsonl import read_jsonl, write_jsonl
 from jedit.io.progress import Progress
 from jedit.io.storage import to_json
@@ -39,7 +45,7 @@ from jedit.moments.collect import statistics
 from jedit.moments.corpus import Corpus
 from jedit.moments.files import SecondMoments, read_moments
 from jedit.solvers import FactorCache
-from jedit.types import Record, UserError
+from jedit.types import Record
 
 STATISTICS_FILE = 'statistics.safetensors'
 DAMAGE_FILE = 'damage.jsonl'
@@ -52,6 +58,10 @@ _EVALUATION = 'evaluation.json'
 _RECORDS = 'records.jsonl'
 _UNEDITED = 'unedited.jsonl'
 _SAMPLES = 'samples.json'
+_RECORD_ROWS, _UNEDITED_ROWS, _NOTES, _TEXTS, _PROBE, _EXPORT = (
+  f'jedit {name} 1'
+  for name in ('records', 'unedited', 'evaluation notes', 'samples', 'probe', 'export')
+)  # formats
 
 
 def second_moments(
@@ -71,9 +81,9 @@ def second_moments(
   wanted = settings.statistics
   layers = sorted({kernel.layer for kernel in needed})
   names = sorted({kernel.name for kernel in needed})
-  with workdir.stage('statistics'):
-    if documents is None:
-      return read_moments(wanted.file, lm, layers, names)
+
+  def collect(cache: str | pathlib.Path) -> SecondMoments:
+    assert documents is not None, 'without them the moments are read'
     return statistics(
       lm,
       documents,
@@ -83,8 +93,20 @@ def second_moments(
       batch_tokens=wanted.batch_tokens,
       max_document_tokens=wanted.max_document_tokens or None,
       fast=wanted.fast,
-      cache=wanted.file or workdir / STATISTICS_FILE,
+      cache=cache,
     )
+
+  with workdir.stage('statistics'):
+    if documents is None:
+      return read_moments(wanted.file, lm, layers, names)
+    if wanted.file:
+      return collect(wanted.file)
+    own = workdir / STATISTICS_FILE
+    found = sealed.kept(own, collect)
+    if found is None:
+      storage.remove(own)
+      found = collect(own)
+    return found
 
 
 def shared_files(settings: Settings, workdir: Workdir) -> dict[str, Any]:
@@ -112,12 +134,14 @@ def contexts(
   if not settings.contexts and prefixes_of(settings.required_method) is None:
     return BARE
   file = workdir / name
-  if file.is_file():
-    return load_contexts(str(file))
+  given = load_contexts(settings.contexts) if settings.contexts else None
+  key = [lm.fingerprint, prefixes_of(settings.required_method), settings.seed, given]
+  stored = sealed.kept(file, load_contexts, key)
+  if stored is not None:
+    return stored
   with workdir.stage('contexts'):
-    given = load_contexts(settings.contexts) if settings.contexts else None
     found = contexts_of(lm, settings.required_method, settings.seed, given)
-  storage.write_json(file, found)
+  sealed.write_json(file, CONTEXTS, {'contexts': found}, key)
   return found
 
 
@@ -154,9 +178,10 @@ def edit(
     factors: factorised second moments, shared by the cells of a sweep.
   """
   file, batching, method = workdir / PATCH_FILE, settings.edit.batching, settings.required_method
-  if file.is_file():
-    patch = Patch.load(file)
-    return [(slice(0, patch.provenance['num_edits']), patch)]
+  key = workdir.key(lm.fingerprint, records)
+  stored = sealed.kept(file, Patch.load, key)
+  if stored is not None:
+    return [(slice(0, stored.provenance['num_edits']), stored)]
   if factors is None:
     moments = second_moments(lm, documents, [method], settings, workdir)
   else:
@@ -168,7 +193,7 @@ def edit(
   with workdir.stage('edit'), _batch_progress(batching, len(records)) as progress:
     monitor = None
     if isinstance(batching, Sequential):
-      monitor = DamageMonitor(workdir / DAMAGE_FILE, lm, records, settings.edit)
+      monitor = DamageMonitor(workdir / DAMAGE_FILE, lm, records, settings.edit, key)
     for batch in edit_stream(
       lm,
       [record.request for record in records],
@@ -197,7 +222,7 @@ def edit(
   patch = patch_of(collect([result for _, result in parts], batching))
   if monitor is not None:
     patch = dataclasses.replace(patch, provenance={**patch.provenance, 'stopped': reason})
-  patch.save(file)
+  patch.save(file, key)
   return [(slice(0, parts[-1][0].stop), patch)]
 
 
@@ -224,8 +249,17 @@ def evaluate(
   are stored in `evaluation.jsonl`, which the cells of a sweep share, so that the unedited model is
   measured once.
   """
-  files = [workdir / name for name in (_RECORDS, _UNEDITED, _EVALUATION)]
-  if not all(file.is_file() for file in files):
+  files = [workdir / name for name in (_EVALUATION, _RECORDS, _UNEDITED)]
+  ids = [[part.indices(len(records)), [each.id for each in patches]] for part, patches in parts]
+  options = dataclasses.replace(settings.evaluation, store='')
+  key = [lm.fingerprint, lm.config.dtype, records, questions, ids, options, settings.seed]
+  sizes = len(records), len(questions)
+  table = (
+    sealed.kept(files[0], _read_table, *files[1:], key, sizes)
+    if all(file.is_file() for file in files)
+    else None
+  )
+  if table is None:
     with workdir.stage('evaluate'):
       generation, notes = load_generation(settings, records)
       table = evaluate_apart(
@@ -237,10 +271,9 @@ def evaluate(
         reencode=settings.evaluation.reencode,
         store=settings.evaluation.store or workdir / CHUNKS_FILE,
       )
-    write_jsonl(workdir / _UNEDITED, _unedited_rows(table, questions))
-    write_jsonl(workdir / _RECORDS, table.to_records())
-    storage.write_json(workdir / _EVALUATION, {'notes': [*table.notes, *notes]})
-  return _read_table(*files)
+    _write_table(*files, table, notes, questions, key)
+    table = _read_table(*files, key, sizes)
+  return table
 
 
 def probe(
@@ -253,17 +286,37 @@ def probe(
 ) -> None:
   """Runs one probe and stores its result; see `probing.measure`."""
   file = workdir / _PROBES / f'{name}.json'
-  if not file.is_file():
+  key = _probe_key(name, lm, records, words, workdir)
+  if sealed.kept(file, sealed.read_json, _PROBE, key) is None:
     requests = [record.request for record in records]
     with workdir.stage(name):
       found = probing.measure(name, lm, requests, settings.probe, words=words, seed=settings.seed)
-    storage.write_json(file, found)
+    sealed.write_json(file, _PROBE, found, key)
 
 
-def finished_probes(workdir: Workdir) -> dict[str, Any]:
-  """Results of the probes of this and earlier runs, by name."""
-  files = {name: workdir / _PROBES / f'{name}.json' for name in PROBES}
-  return {name: storage.read_json(file) for name, file in files.items() if file.is_file()}
+def finished_probes(
+  lm: LanguageModel,
+  records: Sequence[Record],
+  words: Mapping[str, Sequence[str]],
+  workdir: Workdir,
+) -> dict[str, Any]:
+  """Results of the probes of this and earlier runs on the same inputs, by name."""
+  found = {}
+  for name in PROBES:
+    key = _probe_key(name, lm, records, words, workdir)
+    file = workdir / _PROBES / f'{name}.json'
+    found[name] = sealed.kept(file, sealed.read_json, _PROBE, key)
+  return {name: each for name, each in found.items() if each is not None}
+
+
+def _probe_key(
+  name: str,
+  lm: LanguageModel,
+  records: Sequence[Record],
+  words: Mapping[str, Sequence[str]],
+  workdir: Workdir,
+) -> list[Any]:
+  return [name, workdir.key(lm.fingerprint, [each.id for each in lm.patches], records, words)]
 
 
 def _unedited_rows(table: Table, questions: Sequence[Question]) -> list[dict[str, Any]]:
@@ -277,11 +330,31 @@ def _unedited_rows(table: Table, questions: Sequence[Question]) -> list[dict[str
   return rows
 
 
-def _read_table(records: pathlib.Path, unedited: pathlib.Path, evaluation: pathlib.Path) -> Table:
+def _write_table(
+  evaluation: pathlib.Path,
+  records: pathlib.Path,
+  unedited: pathlib.Path,
+  table: Table,
+  notes: Sequence[str],
+  questions: Sequence[Question],
+  key: Any,
+) -> None:
+  write_jsonl(unedited, _UNEDITED_ROWS, _unedited_rows(table, questions), key)
+  write_jsonl(records, _RECORD_ROWS, table.to_records(), key)
+  sealed.write_json(evaluation, _NOTES, {'notes': [*table.notes, *notes]}, key)
+
+
+def _read_table(
+  evaluation: pathlib.Path,
+  records: pathlib.Path,
+  unedited: pathlib.Path,
+  key: Any,
+  sizes: tuple[int, int],
+) -> Table:
   """The table as written: JSON keeps floats exactly, and None stands for nan."""
-  rows = _read_rows(records, ('case_id', 'before', 'after'))
-  questions = _read_rows(unedited, ('before', 'after'))
-  notes = storage.read_json(evaluation)['notes']
+  rows = read_jsonl(records, _RECORD_ROWS, key, sizes[0])
+  questions = read_jsonl(unedited, _UNEDITED_ROWS, key, sizes[1])
+  notes = sealed.read_json(evaluation, _NOTES, key)['notes']
   generated = [
     any(metrics.entry(name).evidence == metrics.TEXTS for name in row['after']) for row in rows
   ]
@@ -294,27 +367,6 @@ def _read_table(records: pathlib.Path, unedited: pathlib.Path, evaluation: pathl
     is_generated_R=np.array(generated) if any(generated) else None,
     notes=tuple(notes),
   )
-
-
-def _read_rows(file: pathlib.Path, fields: Sequence[str]) -> list[dict[str, Any]]:
-  """Result lines with these fields, whose values are numbers or null.
-
-  Raises:
-    UserError: for any other line, with its number.
-  """
-  rows = read_jsonl(file)
-  for number, row in enumerate(rows, start=1):
-    values = [row.get(state) for state in ('before', 'after')]
-    if not all(field in row for field in fields) or not all(
-      isinstance(each, dict)
-      and all(value is None or isinstance(value, int | float) for value in each.values())
-      for each in values
-    ):
-      raise UserError(
-        f'Line {number} of {file} is not a result with {", ".join(fields)}; remove {file.name} to '
-        'evaluate again.'
-      )
-  return rows
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], state: str) -> dict[str, np.ndarray]:
@@ -331,27 +383,38 @@ def samples(
   workdir: Workdir,
 ) -> list[Sample]:
   """Texts about a few edited subjects, before and after."""
-  file = workdir / _SAMPLES
   if not settings.evaluation.samples:
     return []
-  if not file.is_file():
-    with workdir.stage('samples'):
-      texts = sample_texts(
-        edited,
-        records,
-        before=lm,
-        count=settings.evaluation.samples,
-        max_new_tokens=settings.evaluation.new_tokens,
-        seed=settings.seed,
-      )
-    storage.write_json(file, texts)
-  return finished_samples(workdir)
+  file = workdir / _SAMPLES
+  options = settings.evaluation
+  key = [lm.fingerprint, lm.config.dtype, records, [each.id for each in edited.patches]]
+  key += [options.samples, options.new_tokens, settings.seed]
+  stored = sealed.kept(file, read_samples, key)
+  if stored is not None:
+    return stored
+  with workdir.stage('samples'):
+    texts = sample_texts(
+      edited,
+      records,
+      before=lm,
+      count=settings.evaluation.samples,
+      max_new_tokens=settings.evaluation.new_tokens,
+      seed=settings.seed,
+    )
+  sealed.write_json(file, _TEXTS, {'samples': texts}, key)
+  return list(texts)
 
 
 def finished_samples(workdir: Workdir) -> list[Sample]:
-  """The texts stored by `samples`; none without that stage."""
+  """The texts of a finished run; none without that stage."""
   file = workdir / _SAMPLES
-  return [Sample(**text) for text in storage.read_json(file)] if file.is_file() else []
+  return sealed.kept(file, read_samples) or []
+
+
+def read_samples(file: pathlib.Path, key: Any = None) -> list[Sample]:
+  """The texts stored by `samples`."""
+  content = sealed.read_json(file, _TEXTS, key, kind=dict[str, list[Sample]])
+  return content['samples']
 
 
 def export(edited: LanguageModel, settings: Settings, workdir: Workdir) -> dict[str, Any]:
@@ -365,11 +428,11 @@ def export(edited: LanguageModel, settings: Settings, workdir: Workdir) -> dict[
     'model': edited.fingerprint,
     'patches': [each.id for each in edited.patches],
   }
-  done = storage.read_json(file) if file.is_file() else {}
+  done = sealed.kept(file, sealed.read_json, _EXPORT) or {}
   if {name: done.get(name) for name in same} == same and pathlib.Path(path).is_dir():
     return done
   with workdir.stage('export'):
     written = edited.export(path, dtype=wanted.dtype or None)
   made = {**same, 'rounding': written.rounding}
-  storage.write_json(file, made)
+  sealed.write_json(file, _EXPORT, made)
   return to_json(made)

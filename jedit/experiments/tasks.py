@@ -5,6 +5,7 @@ resumes from where it stopped and gives the same numbers.
 """
 
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from jedit.evals.evaluate import check_texts
 from jedit.experiments import inputs, probing, stages, sweep
 from jedit.experiments.config import read_settings, read_training
 from jedit.experiments.schema import Settings
-from jedit.experiments.workdir import SUMMARY_FILE, Workdir
-from jedit.io import storage
+from jedit.experiments.workdir import PROVENANCE, SUMMARY, SUMMARY_FILE, Workdir
+from jedit.io import schema, sealed
+from jedit.io.lock import Lock
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch
 from jedit.probes.contrast import check_objects
@@ -39,7 +41,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> N
   task = config.get('task', 'edit')
   if task not in TASKS:
     raise UserError(f'Unknown task {task!r}; choose one of {", ".join(TASKS)}.')
-  TASKS[task](config, os.fspath(workdir))
+  with _lock(workdir):
+    TASKS[task](config, os.fspath(workdir))
 
 
 def _edit(config: ml_collections.ConfigDict, path: str) -> None:
@@ -102,7 +105,7 @@ def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
   patches = inputs.load_patches(settings, workdir.path)
   lm = inputs.load_model(settings)
   records = inputs.load_selection(settings)
-  _apply(lm, patches)
+  _apply(lm, patches, settings.patches_anywhere)
   workdir.begin(
     {
       'seed': settings.seed,
@@ -119,7 +122,7 @@ def _export(config: ml_collections.ConfigDict, path: str) -> None:
   settings, workdir = _open(config.to_dict(), path)
   patches = inputs.load_patches(settings, workdir.path)
   lm = inputs.load_model(settings)
-  edited = _apply(lm, patches)
+  edited = _apply(lm, patches, settings.patches_anywhere)
   workdir.begin({'model': inputs.describe_model(lm, settings)})
   written = stages.export(edited, settings, workdir)
   print(f'The edited model is in {written["path"]}, stored as {written["dtype"]}.')
@@ -163,13 +166,14 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
     stages.shared_contexts(lm, each, whole)
   summaries = {}
   for number, (name, (cell_settings, workdir)) in enumerate(opened.items(), start=1):
-    if not (workdir / SUMMARY_FILE).is_file():
-      print(f'Cell {number} of {len(cells)}: {name}', flush=True)
-      _edit_model(lm, cell_settings, workdir, factors)
-    summaries[name] = storage.read_json(workdir / SUMMARY_FILE)
-  storage.write_json(whole / sweep.SWEEP_FILE, summaries)
+    with _lock(workdir.path):
+      if _finished_summary(workdir) is None:
+        print(f'Cell {number} of {len(cells)}: {name}', flush=True)
+        _edit_model(lm, cell_settings, workdir, factors)
+      summaries[name] = _finished_summary(workdir)
+  sealed.write_json(whole / sweep.SWEEP_FILE, sweep.SWEEP, summaries)
   title = f'{len(cells)} runs on {first.model.name}'
-  provenance = storage.read_json(whole / 'provenance.json')
+  provenance = sealed.read_json(whole / 'provenance.json', PROVENANCE)
   samples = [stages.finished_samples(workdir) for _, workdir in opened.values()]
   texts = dict(zip(cells, samples, strict=True)) if all(samples) else None
   text = comparison.write(
@@ -198,7 +202,7 @@ def _probe(config: ml_collections.ConfigDict, path: str) -> None:
   records = inputs.load_selection(settings)
   if 'contrast' in settings.probe.names:
     check_objects([record.request for record in records])
-  probed = _apply(lm, patches)
+  probed = _apply(lm, patches, settings.patches_anywhere)
   workdir.begin(
     {
       'seed': settings.seed,
@@ -209,7 +213,7 @@ def _probe(config: ml_collections.ConfigDict, path: str) -> None:
   )
   for name in settings.probe.names:
     stages.probe(name, probed, records, settings, words, workdir)
-  found = stages.finished_probes(workdir)
+  found = stages.finished_probes(probed, records, words, workdir)
   print(probes.write(workdir.path, f'{settings.model.name} from within', found))
 
 
@@ -219,7 +223,7 @@ def _train(config: ml_collections.ConfigDict, path: str) -> None:
   workdir = Workdir(path, complete.to_dict())
   made = workdir / 'model' / 'knowledge.json'
   if made.is_file():
-    knows = storage.read_json(made)
+    knows = schema.read_json(made, dict[str, Any])
     print(f'{made.parent} is trained already: {knows["trained"]}% of trained prompts are right.')
     return
   train(complete, path)
@@ -238,13 +242,24 @@ TASKS: Mapping[str, Callable[[ml_collections.ConfigDict, str], None]] = {
 }
 
 
+def _lock(workdir: str | os.PathLike[str]) -> Lock:
+  """One run at a time has a workdir."""
+  return Lock(pathlib.Path(workdir).absolute() / '.lock', f'The workdir {os.fspath(workdir)}')
+
+
+def _finished_summary(workdir: Workdir) -> dict[str, Any] | None:
+  """The summary of a finished run; None for any other run."""
+  file = workdir / SUMMARY_FILE
+  return sealed.kept(file, sealed.read_json, SUMMARY, workdir.key())
+
+
 def _open(config: Mapping[str, Any], path: str) -> tuple[Settings, Workdir]:
   return read_settings(config), Workdir(path, config)
 
 
-def _apply(lm: LanguageModel, patches: Sequence[Patch]) -> LanguageModel:
+def _apply(lm: LanguageModel, patches: Sequence[Patch], anywhere: bool = False) -> LanguageModel:
   for patch in patches:
-    lm = lm.apply(patch)
+    lm = lm.apply(patch, anywhere=anywhere)
   return lm
 
 
@@ -270,6 +285,6 @@ def _measure(
     edits_per_batch=settings.edit.edits_per_batch,
     seconds=workdir.seconds,
   )
-  storage.write_json(workdir / SUMMARY_FILE, found)
+  sealed.write_json(workdir / SUMMARY_FILE, SUMMARY, found, workdir.key())
   summary.write_page(workdir.path, found, table, records, samples)
   print(summary.as_text(found, table, samples, str(workdir.path)))

@@ -16,7 +16,7 @@ import numpy as np
 import transformers
 
 from jedit.experiments.compile_timer import CompileClock
-from jedit.io import storage
+from jedit.io import sealed
 from jedit.io.progress import Timers
 from jedit.io.storage import to_json
 from jedit.types import UserError
@@ -25,6 +25,9 @@ CONFIG_FILE = 'config.json'
 SUMMARY_FILE = 'summary.json'
 _PROVENANCE = 'provenance.json'
 _SECONDS = 'seconds.json'
+CONFIG, SUMMARY, PROVENANCE, _TIMES = (
+  f'jedit {name} 1' for name in ('config', 'summary', 'provenance', 'seconds')
+)  # formats
 # Results of stages, finished or partial. A workdir without any is free for every config.
 _RESULTS = (
   'statistics.partial',
@@ -80,8 +83,9 @@ class Workdir:
     self._config = to_json(config)
     self._goes_on = self._check_config()
     self._check_writable()
-    stored = storage.read_json(self / _SECONDS) if self._has(_SECONDS) else None
-    self._timers = Timers(stored)
+    file = self / _SECONDS
+    stored = sealed.kept(file, sealed.read_json, _TIMES, None, dict[str, float])
+    self._timers = Timers(stored if self._goes_on else None)
 
   def __truediv__(self, name: str) -> pathlib.Path:
     return self.path / name
@@ -96,14 +100,24 @@ class Workdir:
       UserError: if the workdir's finished stages had other inputs.
     """
     new = to_json(inputs)
-    old = storage.read_json(self / _PROVENANCE) if self._has(_PROVENANCE) else {}
+    file = self / _PROVENANCE
+    old = sealed.read_json(file, PROVENANCE) if self._goes_on and file.is_file() else {}
     for part in _INPUTS:
       if part in new and part in old:
         self._check_same_input(part, old[part], new[part])
     # The provenance of the first result stays.
     added = {part: value for part, value in new.items() if part not in old}
-    storage.write_json(self / _PROVENANCE, {**_environment(), **old, **added})
-    storage.write_json(self / CONFIG_FILE, self._config)
+    sealed.write_json(file, PROVENANCE, {**_environment(), **old, **added})
+    sealed.write_json(self / CONFIG_FILE, CONFIG, self._config)
+
+  def key(self, *inputs: Any) -> list[Any]:
+    """Key of a stage's result: the config without the fields that leave results unchanged.
+
+    Args:
+      inputs: what the stage works with, JSON-able.
+    """
+    fields = {name: each for name, each in flat(self._config).items() if not _is_free(name)}
+    return [fields, *inputs]
 
   @property
   def seconds(self) -> dict[str, float]:
@@ -125,10 +139,7 @@ class Workdir:
     total = self._timers.seconds
     for name, value in seconds.items():
       total[name] = total.get(name, 0.0) + value
-    storage.write_json(self / _SECONDS, total)
-
-  def _has(self, name: str) -> bool:
-    return self._goes_on and (self / name).is_file()
+    sealed.write_json(self / _SECONDS, _TIMES, total)
 
   def _check_config(self) -> bool:
     """True if the workdir has results of this config to resume from."""
@@ -140,9 +151,9 @@ class Workdir:
         f'{self.path} holds {results[0]} but no {CONFIG_FILE}, so the run that made it is unknown; '
         'choose another workdir.'
       )
-    old, new = flat(storage.read_json(self / CONFIG_FILE)), flat(self._config)
+    old, new = flat(sealed.read_json(self / CONFIG_FILE, CONFIG)), flat(self._config)
     for name in [*old, *new]:
-      if not name.startswith(FREE) and old.get(name) != new.get(name):
+      if not _is_free(name) and old.get(name) != new.get(name):
         raise UserError(
           f'{self.path} holds the run of another config: {name} is {_show(old, name)} there and '
           f'{_show(new, name)} here; choose another workdir.'
@@ -181,6 +192,10 @@ def flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     else:
       found[prefix + name] = value
   return found
+
+
+def _is_free(name: str) -> bool:
+  return name.startswith(FREE)
 
 
 def _show(fields: Mapping[str, Any], name: str) -> str:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit.io.checkpoints import Checkpoints
-from jedit.io.memo import digest
 from jedit.io.progress import Progress, note
+from jedit.io.sealed import StaleFile, digest
 from jedit.io.storage import to_json
 from jedit.models import Model, site
 from jedit.models.language_model import LanguageModel
@@ -66,8 +66,9 @@ def statistics(
     The second moments of the wanted kernels, or of all in `cache`.
 
   Raises:
-    UserError: for no text, no layers or kernels, unknown ones, too little memory, values that are
-      not finite, or a cache made of another model, corpus or with other settings.
+    StaleFile: for a cache that is damaged, or of another model, corpus or with other settings.
+    UserError: for no text, no layers or kernels, unknown ones, too little memory, or values that
+      are not finite.
   """
   if sites is not None:
     raise UserError('Kernels are named by `kernels` instead of `sites`; give kernels=("mlp",).')
@@ -118,7 +119,7 @@ def statistics(
     found = SecondMoments.load(cache)
     for name, value in provenance.items():
       if found.provenance.get(name) != value:
-        raise UserError(
+        raise StaleFile(
           f'{cache} holds second moments of other settings: {name} is '
           f'{found.provenance.get(name)!r} there and {value!r} here; choose another file.'
         )

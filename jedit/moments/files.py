@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from jedit.io.storage import read_tensors, write_tensors
+from jedit.io.tensors import read_tensors, write_tensors
 from jedit.models import FAMILIES, kernel_path
 from jedit.models.language_model import LanguageModel
 from jedit.types import Kernel, UserError
 
-_FORMAT = 'jedit-second-moments-1'
+_FORMAT = 'jedit second moments 2'
 _SOURCE = ('corpus', 'archives', 'num_documents', 'parts', 'preset', 'model')  # in the repr
 
 
@@ -80,28 +80,25 @@ class SecondMoments:
   def save(self, path: str | os.PathLike[str]) -> None:
     """Writes a safetensors file with count and provenance in its header."""
     tensors = {f'{name}/{layer}': cov for (layer, name), cov in self.cov.items()}
-    metadata = {
-      'format': _FORMAT,
-      'num_tokens': self.num_tokens,
-      'provenance': dict(self.provenance),
-    }
-    write_tensors(path, tensors, metadata)
+    facts = {'num_tokens': self.num_tokens, 'provenance': dict(self.provenance)}
+    write_tensors(path, _FORMAT, tensors, facts)
 
   @classmethod
   def load(cls, path: str | os.PathLike[str]) -> 'SecondMoments':
     """Reads a file of `save`.
 
     Raises:
-      UserError: if the file is missing or holds something else.
+      StaleFile: if the file is damaged or holds something else.
+      UserError: if it is missing or holds numbers that are not finite.
     """
-    tensors, metadata = read_tensors(path)
-    if metadata.get('format') != _FORMAT:
-      raise UserError(f'{path} holds no second moments; give a file written by SecondMoments.save.')
+    tensors, facts = read_tensors(path, _FORMAT)
     cov = {}
     for name, array in tensors.items():
       kernel, _, layer = name.partition('/')
       cov[Kernel(int(layer), kernel)] = array
-    return cls(cov, metadata['num_tokens'], metadata['provenance'])
+      if not np.isfinite(array).all():
+        raise UserError(f'The second moments {name} in {path} are not finite; collect them again.')
+    return cls(cov, facts['num_tokens'], facts['provenance'])
 
   @classmethod
   def merge(cls, parts: Sequence['SecondMoments']) -> 'SecondMoments':
