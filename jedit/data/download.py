@@ -64,7 +64,7 @@ def fetch(
     raise UserError(f'There is no public file {name!r}; choose one of {", ".join(FILES)}.')
   folder = default_directory() if directory is None else pathlib.Path(directory)
   file, sums = folder / name, folder / _CHECKSUMS
-  kept = schema.read_json(sums) if sums.is_file() else {}
+  kept = schema.read_json(sums, dict[str, str]) if sums.is_file() else {}
   if file.is_file():
     wanted = sha256 or kept.get(name)
     if wanted is not None and pooch.file_hash(os.fspath(file)) != wanted:

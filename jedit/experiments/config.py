@@ -5,6 +5,7 @@ A missing field takes its default; an unknown one is an error.
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from jedit import methods
 from jedit.experiments.schema import Settings
 from jedit.methods import Method
 from jedit.testbeds.settings import Training
-from jedit.types import UserError
+from jedit.types import UserError, is_text
 
 # Former names of fields.
 RENAMED: Mapping[str, str] = {
@@ -82,6 +83,7 @@ def read_method(section: Any) -> Method:
   fields = {name: value for name, value in section.items() if name != 'name'}
   for name, value in fields.items():
     _refuse_renamed(f'method.{name}')
+    check_value(f'method.{name}', value)
     if name.startswith('layers') and not isinstance(value, list | tuple):
       raise UserError(f'method.{name} is {value!r}; give a tuple of layer numbers.')
   return methods.get(section['name'], **fields)
@@ -93,7 +95,10 @@ def read_training(config: Mapping[str, Any]) -> ConfigDict:
   Raises:
     UserError: for unknown fields or values of a wrong type.
   """
-  return ConfigDict(_section_of(_read(Training, 'A config for training', '', config)))
+  settings = _read(Training, 'A config for training', '', config)
+  if settings.seed < 0:
+    raise UserError(f'seed is {settings.seed}; give at least 0.')
+  return ConfigDict(_section_of(settings))
 
 
 def _section_of(values: Any) -> dict[str, Any]:
@@ -137,4 +142,21 @@ def _typed(kind: Any, name: str, value: Any) -> Any:
   if not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool):
     words = {str: 'a string', int: 'a whole number', float: 'a number', bool: 'True or False'}[kind]
     raise UserError(f'The config field {name} is {value!r}; give {words}.')
+  check_value(name, value)
   return value
+
+
+def check_value(name: str, value: Any) -> None:
+  """Raises UserError for numbers out of every range and texts that files cannot hold."""
+  if isinstance(value, Mapping):
+    for key, each in value.items():
+      check_value(f'{name}.{key}', each)
+  elif isinstance(value, list | tuple):
+    for each in value:
+      check_value(name, each)
+  elif isinstance(value, float) and not math.isfinite(value):
+    raise UserError(f'The config field {name} is {value}; give a finite number.')
+  elif isinstance(value, int) and not -(2**31) <= value < 2**31:
+    raise UserError(f'The config field {name} is {value}; give a number below 2**31.')
+  elif isinstance(value, str) and ('\0' in value or not is_text(value)):
+    raise UserError(f'The config field {name} is {value!r}; give text in UTF-8 without NUL.')

@@ -195,7 +195,8 @@ def load_patches(settings: Settings, workdir: pathlib.Path) -> list[Patch]:
     raise UserError(
       f'{workdir} has no {PATCH_FILE}; name a patch or the workdir of an edit in patches.'
     )
-  return [Patch.load(file) for file in files or [workdir / PATCH_FILE]]
+  patches = [Patch.load(file) for file in files or [workdir / PATCH_FILE]]
+  return [patch.anywhere() for patch in patches] if settings.patches_anywhere else patches
 
 
 def unedited_questions(settings: Settings, records: Sequence[Record]) -> list[Question]:

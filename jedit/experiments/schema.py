@@ -21,6 +21,7 @@ from jedit.types import UserError
 _TESTBED = 'testbed-'
 _MODES = ('together', 'separate', 'sequential')
 _SELECTIONS = ('first', 'random')
+_LONGEST_TEXT = 2**20  # tokens
 PROBES = ('similarity', 'contrast', 'tracing')
 
 
@@ -28,6 +29,12 @@ def _at_least(section: str, values: Any, **least: int) -> None:
   for name, bound in least.items():
     if getattr(values, name) < bound:
       raise UserError(f'{section}.{name} is {getattr(values, name)}; give at least {bound}.')
+
+
+def _at_most(section: str, values: Any, **most: int) -> None:
+  for name, bound in most.items():
+    if getattr(values, name) > bound:
+      raise UserError(f'{section}.{name} is {getattr(values, name)}; give at most {bound}.')
 
 
 def _separated(names: str) -> list[str]:
@@ -152,8 +159,15 @@ class Statistics:
 
   def __post_init__(self) -> None:
     _at_least(
-      'statistics', self, max_documents=0, max_document_tokens=0, row_tokens=0, batch_tokens=1
+      'statistics',
+      self,
+      max_documents=0,
+      max_document_tokens=0,
+      row_tokens=0,
+      batch_tokens=1,
+      seed=0,
     )
+    _at_most('statistics', self, row_tokens=_LONGEST_TEXT, batch_tokens=2**26)
     if self.corpus and self.dataset:
       raise UserError('The config has statistics.corpus and statistics.dataset; give one of them.')
     if self.streaming and not self.dataset:
@@ -244,6 +258,7 @@ class Evaluation:
   def __post_init__(self) -> None:
     _at_least('evaluation', self, unedited=0, samples=0, new_tokens=1)
     _at_least('evaluation', self, generation_interval=0, generation_tokens=1)
+    _at_most('evaluation', self, new_tokens=_LONGEST_TEXT, generation_tokens=_LONGEST_TEXT)
     if bool(self.idf) != bool(self.vocabulary):
       raise UserError('evaluation.idf and evaluation.vocabulary go together; give both or none.')
 
@@ -286,6 +301,7 @@ class Probe:
 
   def __post_init__(self) -> None:
     _at_least('probe', self, top_k=1, window=1, noise=0, draws=1)
+    _at_most('probe', self, draws=10_000)
     for name in self.names:
       if name not in PROBES:
         raise UserError(f'Unknown probe {name!r}; choose from {", ".join(PROBES)}.')
@@ -341,6 +357,9 @@ class Settings:
   patches: str = ''
   patches_anywhere: bool = False
   workdirs: str = ''
+
+  def __post_init__(self) -> None:
+    _at_least('config', self, seed=0)
 
   @property
   def required_method(self) -> Method:

@@ -249,16 +249,12 @@ def evaluate(
   are stored in `evaluation.jsonl`, which the cells of a sweep share, so that the unedited model is
   measured once.
   """
-  files = [workdir / name for name in (_EVALUATION, _RECORDS, _UNEDITED)]
+  file = workdir / _EVALUATION
   ids = [[part.indices(len(records)), [each.id for each in patches]] for part, patches in parts]
   options = dataclasses.replace(settings.evaluation, store='')
   key = [lm.fingerprint, lm.config.dtype, records, questions, ids, options, settings.seed]
   sizes = len(records), len(questions)
-  table = (
-    sealed.kept(files[0], _read_table, *files[1:], key, sizes)
-    if all(file.is_file() for file in files)
-    else None
-  )
+  table = sealed.kept(file, _read_table, key, sizes)
   if table is None:
     with workdir.stage('evaluate'):
       generation, notes = load_generation(settings, records)
@@ -271,8 +267,8 @@ def evaluate(
         reencode=settings.evaluation.reencode,
         store=settings.evaluation.store or workdir / CHUNKS_FILE,
       )
-    _write_table(*files, table, notes, questions, key)
-    table = _read_table(*files, key, sizes)
+    _write_table(file, table, notes, questions, key)
+    table = _read_table(file, key, sizes)
   return table
 
 
@@ -331,30 +327,20 @@ def _unedited_rows(table: Table, questions: Sequence[Question]) -> list[dict[str
 
 
 def _write_table(
-  evaluation: pathlib.Path,
-  records: pathlib.Path,
-  unedited: pathlib.Path,
-  table: Table,
-  notes: Sequence[str],
-  questions: Sequence[Question],
-  key: Any,
+  file: pathlib.Path, table: Table, notes: Sequence[str], questions: Sequence[Question], key: Any
 ) -> None:
-  write_jsonl(unedited, _UNEDITED_ROWS, _unedited_rows(table, questions), key)
-  write_jsonl(records, _RECORD_ROWS, table.to_records(), key)
-  sealed.write_json(evaluation, _NOTES, {'notes': [*table.notes, *notes]}, key)
+  """Writes the notes of an evaluation, and beside them, before, the rows."""
+  rows = _unedited_rows(table, questions)
+  write_jsonl(file.with_name(_UNEDITED), _UNEDITED_ROWS, rows, key)
+  write_jsonl(file.with_name(_RECORDS), _RECORD_ROWS, table.to_records(), key)
+  sealed.write_json(file, _NOTES, {'notes': [*table.notes, *notes]}, key)
 
 
-def _read_table(
-  evaluation: pathlib.Path,
-  records: pathlib.Path,
-  unedited: pathlib.Path,
-  key: Any,
-  sizes: tuple[int, int],
-) -> Table:
+def _read_table(file: pathlib.Path, key: Any, sizes: tuple[int, int]) -> Table:
   """The table as written: JSON keeps floats exactly, and None stands for nan."""
-  rows = read_jsonl(records, _RECORD_ROWS, key, sizes[0])
-  questions = read_jsonl(unedited, _UNEDITED_ROWS, key, sizes[1])
-  notes = sealed.read_json(evaluation, _NOTES, key)['notes']
+  notes = sealed.read_json(file, _NOTES, key)['notes']
+  rows = read_jsonl(file.with_name(_RECORDS), _RECORD_ROWS, key, sizes[0])
+  questions = read_jsonl(file.with_name(_UNEDITED), _UNEDITED_ROWS, key, sizes[1])
   generated = [
     any(metrics.entry(name).evidence == metrics.TEXTS for name in row['after']) for row in rows
   ]
@@ -387,7 +373,7 @@ def samples(
     return []
   file = workdir / _SAMPLES
   options = settings.evaluation
-  key = [lm.fingerprint, lm.config.dtype, records, [each.id for each in edited.patches]]
+  key: list[Any] = [lm.fingerprint, lm.config.dtype, records, [p.id for p in edited.patches]]
   key += [options.samples, options.new_tokens, settings.seed]
   stored = sealed.kept(file, read_samples, key)
   if stored is not None:

@@ -151,7 +151,7 @@ def read_runs(
     place = pathlib.Path(workdir)
     label = place.name or place.resolve().name
     if (place / SWEEP_FILE).is_file():
-      cells = sealed.read_json(place / SWEEP_FILE, SWEEP)
+      cells = sealed.read_json(place / SWEEP_FILE, SWEEP)['cells']
       config = _read_config(place)
       shared = {field: config.get(field, '') for field in _SHARED}
       more = {f'{label}: {name}': summary for name, summary in cells.items()}

@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from jedit.editing.prompts import BARE, encode_edits
 from jedit.evals.evaluate import check_texts
 from jedit.experiments import inputs, probing, stages, sweep
 from jedit.experiments.config import read_settings, read_training
@@ -18,6 +19,7 @@ from jedit.experiments.schema import Settings
 from jedit.experiments.workdir import PROVENANCE, SUMMARY, SUMMARY_FILE, Workdir
 from jedit.io import schema, sealed
 from jedit.io.lock import Lock
+from jedit.io.progress import show
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch
 from jedit.probes.contrast import check_objects
@@ -57,8 +59,6 @@ def _edit_model(
   method = settings.required_method
   records = _checked_records(lm, settings)
   documents = inputs.load_documents(settings) if method.kernels and factors is None else None
-  if settings.contexts:
-    inputs.load_contexts(settings.contexts)
   workdir.begin(
     {
       'seed': settings.seed,
@@ -77,7 +77,10 @@ def _checked_records(lm: LanguageModel, settings: Settings) -> list[Record]:
   records = inputs.load_selection(settings)
   at_once = len(records) if edit.mode == 'together' else min(edit.edits_per_batch, len(records))
   method.check(lm.config, at_once)
-  check_texts(lm, records)
+  check_texts(lm, records, inputs.unedited_questions(settings, records))
+  templates = inputs.load_contexts(settings.contexts) if settings.contexts else BARE
+  requests = [record.request for record in records]
+  encode_edits(lm.tokenizer, requests, templates, lm.config.position_limit)
   return records
 
 
@@ -93,7 +96,7 @@ def _stats(config: ml_collections.ConfigDict, path: str) -> None:
   workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings)})
   moments = stages.second_moments(lm, documents, [method], settings, workdir)
   assert moments is not None, 'the method needs them'
-  print(
+  show(
     f'Second moments of {len(moments.cov)} kernels over {moments.num_tokens} tokens are in '
     f'{settings.statistics.file or workdir / stages.STATISTICS_FILE}.'
   )
@@ -105,7 +108,8 @@ def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
   patches = inputs.load_patches(settings, workdir.path)
   lm = inputs.load_model(settings)
   records = inputs.load_selection(settings)
-  _apply(lm, patches, settings.patches_anywhere)
+  check_texts(lm, records, inputs.unedited_questions(settings, records))
+  _apply(lm, patches)
   workdir.begin(
     {
       'seed': settings.seed,
@@ -122,13 +126,13 @@ def _export(config: ml_collections.ConfigDict, path: str) -> None:
   settings, workdir = _open(config.to_dict(), path)
   patches = inputs.load_patches(settings, workdir.path)
   lm = inputs.load_model(settings)
-  edited = _apply(lm, patches, settings.patches_anywhere)
+  edited = _apply(lm, patches)
   workdir.begin({'model': inputs.describe_model(lm, settings)})
   written = stages.export(edited, settings, workdir)
-  print(f'The edited model is in {written["path"]}, stored as {written["dtype"]}.')
+  show(f'The edited model is in {written["path"]}, stored as {written["dtype"]}.')
   lost = [each['update'] for each in written['rounding'].values() if each['update'] is not None]
   if lost:
-    print(f'Rounding to {written["dtype"]} moved the edits by up to {100 * max(lost):.2f}%.')
+    show(f'Rounding to {written["dtype"]} moved the edits by up to {100 * max(lost):.2f}%.')
 
 
 def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
@@ -157,8 +161,6 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
       raise UserError(f'In the cell {name!r}: {error}') from error
   needy = any(method.kernels for method in methods)
   documents = inputs.load_documents(first) if needy else None
-  if first.contexts:
-    inputs.load_contexts(first.contexts)
   whole.begin({'seed': first.seed, 'model': inputs.describe_model(lm, first)})
   moments = stages.second_moments(lm, documents, methods, first, whole)
   factors = None if moments is None else FactorCache(moments)
@@ -168,10 +170,10 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
   for number, (name, (cell_settings, workdir)) in enumerate(opened.items(), start=1):
     with _lock(workdir.path):
       if _finished_summary(workdir) is None:
-        print(f'Cell {number} of {len(cells)}: {name}', flush=True)
+        show(f'Cell {number} of {len(cells)}: {name}')
         _edit_model(lm, cell_settings, workdir, factors)
-      summaries[name] = _finished_summary(workdir)
-  sealed.write_json(whole / sweep.SWEEP_FILE, sweep.SWEEP, summaries)
+      summaries[name] = sealed.read_json(workdir / SUMMARY_FILE, SUMMARY)
+  sealed.write_json(whole / sweep.SWEEP_FILE, sweep.SWEEP, {'cells': summaries})
   title = f'{len(cells)} runs on {first.model.name}'
   provenance = sealed.read_json(whole / 'provenance.json', PROVENANCE)
   samples = [stages.finished_samples(workdir) for _, workdir in opened.values()]
@@ -179,7 +181,7 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
   text = comparison.write(
     whole.path, 'sweep', title, summaries, provenance, published, texts, axis=axis
   )
-  print(f'\n{text}\n\nThe files are in {whole.path}; open report.html there.')
+  show(f'\n{text}\n\nThe files are in {whole.path}; open report.html there.')
 
 
 def _compare(config: ml_collections.ConfigDict, path: str) -> None:
@@ -190,7 +192,7 @@ def _compare(config: ml_collections.ConfigDict, path: str) -> None:
   title = f'{len(summaries)} runs compared'
   provenance = {'workdirs': settings.compared}
   text = comparison.write(workdir.path, 'compare', title, summaries, provenance, configs=configs)
-  print(f'\n{text}\n\nThe files are in {workdir.path}; open report.html there.')
+  show(f'\n{text}\n\nThe files are in {workdir.path}; open report.html there.')
 
 
 def _probe(config: ml_collections.ConfigDict, path: str) -> None:
@@ -202,7 +204,7 @@ def _probe(config: ml_collections.ConfigDict, path: str) -> None:
   records = inputs.load_selection(settings)
   if 'contrast' in settings.probe.names:
     check_objects([record.request for record in records])
-  probed = _apply(lm, patches, settings.patches_anywhere)
+  probed = _apply(lm, patches)
   workdir.begin(
     {
       'seed': settings.seed,
@@ -214,7 +216,7 @@ def _probe(config: ml_collections.ConfigDict, path: str) -> None:
   for name in settings.probe.names:
     stages.probe(name, probed, records, settings, words, workdir)
   found = stages.finished_probes(probed, records, words, workdir)
-  print(probes.write(workdir.path, f'{settings.model.name} from within', found))
+  show(probes.write(workdir.path, f'{settings.model.name} from within', found))
 
 
 def _train(config: ml_collections.ConfigDict, path: str) -> None:
@@ -224,7 +226,7 @@ def _train(config: ml_collections.ConfigDict, path: str) -> None:
   made = workdir / 'model' / 'knowledge.json'
   if made.is_file():
     knows = schema.read_json(made, dict[str, Any])
-    print(f'{made.parent} is trained already: {knows["trained"]}% of trained prompts are right.')
+    show(f'{made.parent} is trained already: {knows["trained"]}% of trained prompts are right.')
     return
   train(complete, path)
   workdir.begin({'seed': complete.seed})
@@ -257,9 +259,9 @@ def _open(config: Mapping[str, Any], path: str) -> tuple[Settings, Workdir]:
   return read_settings(config), Workdir(path, config)
 
 
-def _apply(lm: LanguageModel, patches: Sequence[Patch], anywhere: bool = False) -> LanguageModel:
+def _apply(lm: LanguageModel, patches: Sequence[Patch]) -> LanguageModel:
   for patch in patches:
-    lm = lm.apply(patch, anywhere=anywhere)
+    lm = lm.apply(patch)
   return lm
 
 
@@ -287,4 +289,4 @@ def _measure(
   )
   sealed.write_json(workdir / SUMMARY_FILE, SUMMARY, found, workdir.key())
   summary.write_page(workdir.path, found, table, records, samples)
-  print(summary.as_text(found, table, samples, str(workdir.path)))
+  show(summary.as_text(found, table, samples, str(workdir.path)))

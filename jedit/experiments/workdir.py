@@ -5,6 +5,8 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +21,7 @@ from jedit.experiments.compile_timer import CompileClock
 from jedit.io import sealed
 from jedit.io.progress import Timers
 from jedit.io.storage import to_json
+from jedit.parallel.mesh import is_first_process
 from jedit.types import UserError
 
 CONFIG_FILE = 'config.json'
@@ -45,6 +48,20 @@ _RESULTS = (
   SUMMARY_FILE,
   'model',
 )
+# What runs write besides; files of these names without a config of ours are of somebody else.
+_WRITTEN = (
+  CONFIG_FILE,
+  _PROVENANCE,
+  _SECONDS,
+  'evaluation.json',
+  'unedited.jsonl',
+  'samples.json',
+  'export.json',
+  'report.html',
+  *('cases.*', 'compare.*', 'curves.*', 'metrics.*', 'published.*', 'relations.*', 'seeds.*'),
+  *('shifts.*', 'sweep.*'),
+)
+_TEMPORARY = re.compile(r'\..+\.[0-9a-f]{8}\.tmp')  # of `jedit.io.storage`
 # Fields that may change between two runs in one workdir, because no result depends on them.
 FREE = (
   'task',
@@ -105,6 +122,7 @@ class Workdir:
     for part in _INPUTS:
       if part in new and part in old:
         self._check_same_input(part, old[part], new[part])
+    self._remove_temporary()
     # The provenance of the first result stays.
     added = {part: value for part, value in new.items() if part not in old}
     sealed.write_json(file, PROVENANCE, {**_environment(), **old, **added})
@@ -144,13 +162,15 @@ class Workdir:
   def _check_config(self) -> bool:
     """True if the workdir has results of this config to resume from."""
     results = [name for name in _RESULTS if (self / name).exists()]
+    if not self._is_ours():
+      written = [file.name for name in _WRITTEN for file in self.path.glob(name)]
+      if results or written:
+        raise UserError(
+          f'{self.path} holds {[*results, *written][0]} but no {CONFIG_FILE} of jedit, so it may '
+          'belong to somebody else; choose another workdir.'
+        )
     if not results:
       return False
-    if not (self / CONFIG_FILE).is_file():
-      raise UserError(
-        f'{self.path} holds {results[0]} but no {CONFIG_FILE}, so the run that made it is unknown; '
-        'choose another workdir.'
-      )
     old, new = flat(sealed.read_json(self / CONFIG_FILE, CONFIG)), flat(self._config)
     for name in [*old, *new]:
       if not _is_free(name) and old.get(name) != new.get(name):
@@ -159,6 +179,16 @@ class Workdir:
           f'{_show(new, name)} here; choose another workdir.'
         )
     return True
+
+  def _is_ours(self) -> bool:
+    return sealed.is_sealed_json(self / CONFIG_FILE)
+
+  def _remove_temporary(self) -> None:
+    """Removes what killed runs were writing."""
+    if is_first_process() and self._is_ours():
+      for path in self.path.rglob('.*.tmp'):
+        if _TEMPORARY.fullmatch(path.name):
+          shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
   def _check_writable(self) -> None:
     """Tests for write access now, so that a run does not fail at its first result."""

@@ -14,7 +14,7 @@ from typing import Any
 from jedit.io import sealed, storage
 from jedit.io.lock import Lock
 from jedit.io.progress import note
-from jedit.io.sealed import ZEROS
+from jedit.io.sealed import ZEROS, StaleFile
 from jedit.parallel.mesh import is_first_process, wait_for_all
 from jedit.types import UserError
 
@@ -126,6 +126,8 @@ def read_jsonl(
       1, and for another number of lines.
     UserError: for a file that cannot be read.
   """
+  if not os.path.exists(path):
+    raise StaleFile(f'There is no file {path}; restore it, or make it again.')
   rows: list[dict[str, Any]] = []
   *lines, rest = storage.read_bytes(path).split(b'\n')
   for number, line in enumerate([*lines, *([rest] if rest else [])]):
@@ -169,4 +171,4 @@ def _open_line(line: bytes, number: int, format: str, key: Any) -> dict[str, Any
 
 def _digest(zeroed: bytes, number: int, format: str, key: Any) -> bytes:
   about = [format, None if key is None else sealed.digest(key), number]
-  return sealed.digest_of(json.dumps(about), zeroed)
+  return sealed.digest_of(json.dumps(about).encode(), zeroed)

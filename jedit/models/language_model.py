@@ -76,12 +76,11 @@ class LanguageModel:
   def _repr_html_(self) -> str:
     return f'<pre>{html.escape(repr(self))}</pre>'
 
-  def apply(self, patch: Any, *, anywhere: bool = False) -> 'LanguageModel':
+  def apply(self, patch: Any) -> 'LanguageModel':
     """A model with one more patch.
 
     Args:
-      patch: a `Patch`, or an `EditResult`, which has one.
-      anywhere: allows a patch of another model, or one that was made on top of other patches.
+      patch: a `Patch`, or an `EditResult`, which has one; `Patch.anywhere` allows other models.
 
     Raises:
       UserError: if the patch was made on another model or on top of patches that this one does not
@@ -91,8 +90,7 @@ class LanguageModel:
     applied = [name for each in self.patches for name in each.names]
     if patch.id in applied:
       raise UserError(f'Patch {patch.id} is applied already; revert it first.')
-    if not anywhere:
-      self._check_origin(patch, applied)
+    self._check_origin(patch, applied)
     check_sites(patch.interventions, self.config.num_layers)
     params = patched(self.params, patch.updates)
     return dataclasses.replace(self, patches=(*self.patches, patch), params=params)

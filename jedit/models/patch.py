@@ -160,6 +160,15 @@ class Patch:
     """Ids of the patches that the model had when this one was made."""
     return tuple(self.provenance.get('patches_before', ()))
 
+  def anywhere(self) -> 'Patch':
+    """The same changes for any model of these shapes, on top of any patches."""
+    provenance = {
+      name: value
+      for name, value in self.provenance.items()
+      if name not in ('model', 'patches_before')
+    }
+    return dataclasses.replace(self, provenance=provenance)
+
   def pack(self) -> Stored:
     """Arrays and facts of the file.
 

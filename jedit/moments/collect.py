@@ -25,6 +25,7 @@ from jedit.moments import sums
 from jedit.moments.corpus import Corpus, read_corpus
 from jedit.moments.files import SecondMoments
 from jedit.moments.packing import START, PackedBatch, PackedText, Place, prefetch
+from jedit.parallel.memory import check_fits
 from jedit.parallel.mesh import mesh_of, num_row_shards, place_rows
 from jedit.types import Kernel, UserError
 from jedit.units import format_bytes
@@ -174,6 +175,8 @@ def accumulate(
     _, total, about = saved
     at = _Done(**{**about, 'place': Place(*about['place'])})
   step = sums.adding(products, mesh).lower(model, total, *tokens).compile()
+  size = getattr(step.memory_analysis(), 'temp_size_in_bytes', 0)
+  check_fits('A batch of statistics', size, 'lower statistics.batch_tokens')
   note(f'statistics: {plan}{_activations(step)}')
   ran = None
   with Progress('statistics', None, 'tokens', done=at.num_tokens) as progress:

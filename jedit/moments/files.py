@@ -6,6 +6,7 @@
 import dataclasses
 import html
 import json
+import math
 import os
 import pathlib
 import textwrap
@@ -14,13 +15,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import safetensors
 
+from jedit.io.progress import note
 from jedit.io.tensors import read_tensors, write_tensors
 from jedit.models import FAMILIES, kernel_path
 from jedit.models.language_model import LanguageModel
 from jedit.types import Kernel, UserError
 
 _FORMAT = 'jedit second moments 2'
+_WITHOUT_DIGEST = 'jedit-second-moments-1'
 _SOURCE = ('corpus', 'archives', 'num_documents', 'parts', 'preset', 'model')  # in the repr
 
 
@@ -91,7 +95,7 @@ class SecondMoments:
       StaleFile: if the file is damaged or holds something else.
       UserError: if it is missing or holds numbers that are not finite.
     """
-    tensors, facts = read_tensors(path, _FORMAT)
+    tensors, facts = _read_without_digest(path) or read_tensors(path, _FORMAT)
     cov = {}
     for name, array in tensors.items():
       kernel, _, layer = name.partition('/')
@@ -208,6 +212,19 @@ def read_moments(
   return found
 
 
+def _read_without_digest(path: str | os.PathLike[str]) -> Any:
+  """Arrays and facts of a file of an earlier version; None for any other file."""
+  try:
+    with safetensors.safe_open(os.fspath(path), framework='numpy') as file:
+      facts = json.loads((file.metadata() or {}).get('jedit', '{}'))
+      if facts.get('format') != _WITHOUT_DIGEST:
+        return None
+      note(f'{path} is of an earlier version, without a digest; save it again to have it checked.')
+      return {name: file.get_tensor(name) for name in file.keys()}, facts
+  except (OSError, ValueError, safetensors.SafetensorError):
+    return None
+
+
 def _shorten(text: str) -> str:
   return textwrap.shorten(text, 160, placeholder=' …')
 
@@ -236,20 +253,37 @@ def _find_archive(path: pathlib.Path, module: str) -> pathlib.Path:
   return found[0]
 
 
+def _header(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
+  """Shape of a stored array of real numbers."""
+  with archive.open(f'{name}.npy') as file:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0
+    shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+  if dtype.kind not in 'fiu':
+    raise ValueError(f'{name} has the dtype {dtype}')
+  return shape
+
+
 def _read_archive(file: pathlib.Path, size: int) -> tuple[np.ndarray, int]:
   """C_FxF and the number of tokens."""
   try:
-    with np.load(file, allow_pickle=False) as archive:
-      sum_FxF, count = archive['mom2.mom2'], int(archive['mom2.count'])
-  except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    with zipfile.ZipFile(file) as archive:  # nothing is read that has not the right size
+      shape = _header(archive, 'mom2.mom2')
+      if shape != (size, size):
+        raise UserError(
+          f'{file} has second moments of shape {shape}, the model wants {(size, size)}; give those '
+          'of this model.'
+        )
+      if math.prod(_header(archive, 'mom2.count')) != 1:
+        raise ValueError('mom2.count is not one number')
+    with np.load(file, allow_pickle=False) as arrays:
+      sum_FxF, count = arrays['mom2.mom2'], int(arrays['mom2.count'].item())
+  except UserError:
+    raise
+  except Exception as error:  # zipfile, zlib and numpy raise many kinds
     raise UserError(
       f'{file} is no archive of second moments ({error}); it needs mom2.mom2 and mom2.count.'
     ) from error
-  if sum_FxF.shape != (size, size):
-    raise UserError(
-      f'{file} has second moments of shape {sum_FxF.shape}, the model wants {(size, size)}; give '
-      'those of this model.'
-    )
   diagonal_F = np.diagonal(sum_FxF)
   if count < 1 or not np.isfinite(sum_FxF).all() or (diagonal_F < 0).any():
     raise UserError(
