@@ -91,10 +91,11 @@ class Lock:
       self._make_folders()
       while self._file is None:
         file = open(self.path, 'a+b')
-        if self._is_ours(file):
-          self._file = file
-        else:
-          file.close()
+        try:
+          self._file = file if self._is_ours(file) else None
+        finally:
+          if self._file is None:
+            file.close()
     except OSError as error:
       self._drop_folders()
       raise UserError(

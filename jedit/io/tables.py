@@ -94,9 +94,9 @@ def _words(cell: Cell, plus_minus: str, nothing: str, *, align: bool = False) ->
     return mean if ci95 is None else f'{mean}{plus_minus}{ci95:{width}.{digits}f}'
   if isinstance(cell, float):
     return f'{cell:z.1f}' if math.isfinite(cell) else nothing
-  return nothing if cell is None else visible(str(cell))
+  return nothing if cell is None else str(cell)
 
 
 def _latex(cell: Cell) -> str:
-  words = _words(cell, r' \pm ', '--')
+  words = visible(_words(cell, r' \pm ', '--'))
   return f'${words}$' if isinstance(cell, Mapping) and words != '--' else words

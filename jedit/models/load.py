@@ -158,7 +158,9 @@ def _read_hf_config(path: pathlib.Path) -> dict[str, Any]:
     raise UserError(f'{path} has no config.json; give a directory in Hugging Face format.')
   check_inside(path, ('config.json', *COMPANIONS))
   hf_config = schema.read_json(path / 'config.json')
-  model_type = hf_config.get('model_type') if isinstance(hf_config, dict) else ''
+  if not isinstance(hf_config, dict):
+    raise UserError(f'{path / "config.json"} is not an object; give a Hugging Face config.')
+  model_type = hf_config.get('model_type')
   if not isinstance(model_type, str) or model_type not in FAMILIES:
     supported = ', '.join(sorted(FAMILIES))
     raise UserError(f'{path} has model_type {model_type!r}; supported are {supported}.')

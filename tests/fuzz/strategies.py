@@ -10,11 +10,12 @@ _DEEP = json.loads('[' * 150 + ']' * 150)
 ODD = st.sampled_from(
   [
     None, True, False, 0, -1, 1, 2, 7, 10**9, 2**31, 2**63, -(2**63) - 1, 10**30, 0.5, -0.0,
-    1e-300, 1e300, math.inf, -math.inf, math.nan, '', ' ', 'x', '\n', '\0', '\x1b[31mred\x07', '\ud800',
+    1e-300, 1e300, math.inf, -math.inf, math.nan,
+    '', ' ', 'x', '\n', '\0', '\x1b[31mred\x07', '\ud800',
     '\u202etxt', 'é' * 300, 'x' * 300, 'word ' * 2000, '{}', '{} {}', '{', '{0}', '%s',
-    '$\\frac{1$', '=1+1', '-2+3', '@x', '../x', '..', '.', '/', '/dev/null', '/etc/passwd', '~', 'a,b', '[]',
-    'null', 'float64', 'bfloat16', 'int8', [], {}, [[]], [''], [None], [0], ['x', 1], {'a': 1},
-    {'': {}}, _DEEP, (), (0,), (1, 0), (0, 0), (-1,), (0.5,), ('x',),
+    '$\\frac{1$', '=1+1', '-2+3', '@x', '../x', '..', '.', '/', '/dev/null', '/etc/passwd', '~',
+    'a,b', '[]', 'null', 'float64', 'bfloat16', 'int8', [], {}, [[]], [''], [None], [0], ['x', 1],
+    {'a': 1}, {'': {}}, _DEEP, (), (0,), (1, 0), (0, 0), (-1,), (0.5,), ('x',),
   ]
 )  # fmt: skip
 VALUES = st.one_of(ODD, st.integers(-3, 50), st.text(max_size=8), st.floats(-2, 20))

@@ -1,5 +1,7 @@
 """Hub ids become directories of the cache, and what stands in the way is a sentence."""
 
+import shutil
+
 import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
@@ -27,7 +29,9 @@ def _keep(cache, name, files, branch='main'):
   snapshot = folder / 'snapshots' / COMMIT
   for file in files:
     (snapshot / file.name).parent.mkdir(parents=True, exist_ok=True)
-    (snapshot / file.name).symlink_to(file)
+    (folder / 'blobs').mkdir(exist_ok=True)
+    blob = shutil.copy(file, folder / 'blobs' / f'{branch}-{file.name}')
+    (snapshot / file.name).symlink_to(blob)
   (folder / 'refs').mkdir(exist_ok=True)
   (folder / 'refs' / branch).write_text(COMMIT)
   return snapshot
