@@ -17,6 +17,7 @@ from jedit.evals.scoring import Scores, plan_batches, score_plan
 from jedit.evals.table import Table
 from jedit.io.progress import Progress
 from jedit.models.encoding import Row, encode_many
+from jedit.parallel.memory import check_fits
 from jedit.types import Record, UserError
 
 if TYPE_CHECKING:
@@ -157,10 +158,28 @@ def _measure(
 
 def check_texts(
   lm: LanguageModel, records: Sequence[Record], unedited: Sequence[tuple[str, str]] = ()
-) -> None:
-  """Raises UserError, before any work, for records and prompts that `evaluate` refuses."""
+) -> int:
+  """Checks records and prompts before any work, as `evaluate` does.
+
+  Returns:
+    Tokens of the longest text.
+
+  Raises:
+    UserError: for what `evaluate` refuses, texts whose attention does not fit into memory, and a
+      tokenizer with tokens that the model lacks.
+  """
   _check(records)
-  encode_many(lm.tokenizer, _chunk_rows(records, unedited).rows, lm.config.position_limit)
+  rows = encode_many(lm.tokenizer, _chunk_rows(records, unedited).rows, lm.config.position_limit)
+  longest = max(rows, key=lambda row: len(row.ids))
+  size = 4 * lm.config.num_heads * len(longest.ids) ** 2
+  check_fits(f'A text of {len(longest.ids)} tokens', size, 'shorten it')
+  top = max(max(row.ids) for row in rows)
+  if top >= lm.config.vocab_size:
+    raise UserError(
+      f'The tokenizer gives token {top} and the model has {lm.config.vocab_size}; give the '
+      'tokenizer of this model.'
+    )
+  return len(longest.ids)
 
 
 def _notes(records: Sequence[Record], options: EvalOptions) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from jedit.experiments.workdir import PROVENANCE, SUMMARY, SUMMARY_FILE, Workdir
 from jedit.io import schema, sealed
 from jedit.io.lock import Lock
 from jedit.io.progress import show
+from jedit.models.generate import check_memory
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch
 from jedit.probes.contrast import check_objects
@@ -77,11 +78,23 @@ def _checked_records(lm: LanguageModel, settings: Settings) -> list[Record]:
   records = inputs.load_selection(settings)
   at_once = len(records) if edit.mode == 'together' else min(edit.edits_per_batch, len(records))
   method.check(lm.config, at_once)
-  check_texts(lm, records, inputs.unedited_questions(settings, records))
+  _check_texts(lm, records, settings)
   templates = inputs.load_contexts(settings.contexts) if settings.contexts else BARE
   requests = [record.request for record in records]
   encode_edits(lm.tokenizer, requests, templates, lm.config.position_limit)
   return records
+
+
+def _check_texts(lm: LanguageModel, records: Sequence[Record], settings: Settings) -> None:
+  """Checks every text that will be scored or continued."""
+  wanted = settings.evaluation
+  longest = check_texts(lm, records, inputs.unedited_questions(settings, records))
+  if wanted.samples:
+    lm.config.check_length(longest + wanted.new_tokens)
+    check_memory(lm.config, min(wanted.samples, 64), longest + wanted.new_tokens)
+  if wanted.generation_interval:
+    lm.config.check_length(wanted.generation_tokens)
+    check_memory(lm.config, 64, wanted.generation_tokens)
 
 
 def _stats(config: ml_collections.ConfigDict, path: str) -> None:
@@ -108,7 +121,7 @@ def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
   patches = inputs.load_patches(settings, workdir.path)
   lm = inputs.load_model(settings)
   records = inputs.load_selection(settings)
-  check_texts(lm, records, inputs.unedited_questions(settings, records))
+  _check_texts(lm, records, settings)
   _apply(lm, patches)
   workdir.begin(
     {

@@ -51,6 +51,8 @@ class Checkpoints:
     self._directory, self._key = directory, key
     self._due = time.monotonic() + _SECONDS_PER_SAVE
     others = None if directory is None else next(directory.glob('[0-9]*'), None)
+    if directory is not None and directory.exists() and not directory.is_dir():
+      raise UserError(f'{directory} is not a directory; choose another file for the result.')
     if others is not None and not sealed.is_sealed_json(others.parent / _OWNED):
       raise UserError(
         f'{others} was not made by jedit; move it elsewhere, or choose another file for the result.'

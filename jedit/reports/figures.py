@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
@@ -27,7 +28,7 @@ _STYLE = {
   'axes.grid': True,
   'grid.color': '#dddddd',
   'legend.frameon': False,
-  'text.parse_math': False,  # names with dollars
+  'text.parse_math': False,
   'svg.hashsalt': 'jedit',  # deterministic files
   'svg.fonttype': 'none',
 }
@@ -118,6 +119,8 @@ class Panels:
     for axes in self.axes.flat:
       for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
         handles.setdefault(name, handle)
+    for text in self._figure.findobj(Text):
+      text.set_parse_math(False)  # a name with dollars is not a formula
     with matplotlib.rc_context(_STYLE):
       if len(handles) > 1:
         columns = min(len(handles), 3)
