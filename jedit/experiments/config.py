@@ -6,6 +6,7 @@ A missing field takes its default; an unknown one is an error.
 import dataclasses
 import inspect
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from jedit.experiments.schema import Settings
 from jedit.methods import Method
 from jedit.testbeds.settings import Training
 from jedit.types import UserError, is_text
+
+_LONGEST_NAME = 255  # bytes, as file systems have it
 
 # Former names of fields.
 RENAMED: Mapping[str, str] = {
@@ -160,3 +163,7 @@ def check_value(name: str, value: Any) -> None:
     raise UserError(f'The config field {name} is {value}; give a number below 2**31.')
   elif isinstance(value, str) and ('\0' in value or not is_text(value)):
     raise UserError(f'The config field {name} is {value!r}; give text in UTF-8 without NUL.')
+  elif isinstance(value, str) and any(
+    len(part.encode()) > _LONGEST_NAME for part in re.split('[,/]', value)
+  ):
+    raise UserError(f'The config field {name} has a name of more than {_LONGEST_NAME} bytes.')

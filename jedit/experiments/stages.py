@@ -178,7 +178,8 @@ def edit(
     factors: factorised second moments, shared by the cells of a sweep.
   """
   file, batching, method = workdir / PATCH_FILE, settings.edit.batching, settings.required_method
-  key = workdir.key(lm.fingerprint, records)
+  text = None if documents is None else documents.identity
+  key = workdir.key(lm.fingerprint, records, text)
   stored = sealed.kept(file, Patch.load, key)
   if stored is not None:
     return [(slice(0, stored.provenance['num_edits']), stored)]

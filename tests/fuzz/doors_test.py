@@ -86,7 +86,7 @@ def test_requests(data):
     assert all(isinstance(each, Request | Record) for each in found)
 
 
-@examples(600)
+@examples(100)
 @given(data=st.data())
 def test_model_configs(model_directory, data):
   hf_config = json.loads((model_directory / 'good.json').read_bytes())
