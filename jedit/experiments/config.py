@@ -7,17 +7,22 @@ import dataclasses
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from jedit import methods
 from jedit.experiments.schema import Settings
+from jedit.io import schema
 from jedit.methods import Method
 from jedit.testbeds.settings import Training
 from jedit.types import UserError, is_text
 
+_PLAIN = (
+  *(bool, int, float, str, float | str, int | None, float | None, str | None),
+  *(Sequence[int], Sequence[str]),
+)
 _LONGEST_NAME = 255  # bytes, as file systems have it
 
 # Former names of fields.
@@ -81,15 +86,30 @@ def read_method(section: Any) -> Method:
   Raises:
     UserError: for a section without name, and for fields that `jedit.methods.get` refuses.
   """
-  if not isinstance(section, Mapping) or not isinstance(section.get('name'), str):
+  if (
+    not isinstance(section, Mapping)
+    or not isinstance(section.get('name'), str)
+    or not all(isinstance(name, str) for name in section)
+  ):
     raise UserError(f'method is {section!r}; give a section with a name and its fields.')
   fields = {name: value for name, value in section.items() if name != 'name'}
+  kinds = _method_kinds(section['name'])
   for name, value in fields.items():
     _refuse_renamed(f'method.{name}')
     check_value(f'method.{name}', value)
     if name.startswith('layers') and not isinstance(value, list | tuple):
       raise UserError(f'method.{name} is {value!r}; give a tuple of layer numbers.')
+    if name in kinds:
+      schema.check(kinds[name], value, f'The config field method.{name}')
   return methods.get(section['name'], **fields)
+
+
+def _method_kinds(name: str) -> dict[str, Any]:
+  """Types of the fields of a method, where they are plain."""
+  if name not in methods.METHODS:
+    return {}
+  parameters = inspect.signature(methods.METHODS[name]).parameters.values()
+  return {p.name: p.annotation for p in parameters if p.annotation in _PLAIN}
 
 
 def read_training(config: Mapping[str, Any]) -> ConfigDict:
@@ -121,13 +141,13 @@ def _read(cls: Any, label: str, prefix: str, values: Any) -> Any:
   fields, found = _fields(cls), {}
   for name, value in values.items():
     if name not in fields:
-      _refuse_renamed(prefix + name)
+      _refuse_renamed(f'{prefix}{name}')
       raise UserError(f'{label} has no field {name!r}; it has {", ".join(fields)}.')
     kind = fields[name].type
     if dataclasses.is_dataclass(kind):
       found[name] = _read(kind, f'The config section {name}', f'{name}.', value)
     else:
-      found[name] = _typed(kind, prefix + name, value)
+      found[name] = _typed(kind, f'{prefix}{name}', value)
   return cls(**found)
 
 

@@ -33,6 +33,8 @@ _WANTED = {
   'none_required': 'null',
   'list_type': 'a list',
   'tuple_type': 'a list',
+  'is_instance_of': 'a list',
+  'sequence_type': 'a list',
   'dict_type': 'an object',
   'model_type': 'an object',
   'model_attributes_type': 'an object',
