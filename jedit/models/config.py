@@ -15,7 +15,8 @@ _ACTIVATIONS = (
 )  # fmt: skip
 
 
-_Above0 = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+_Above0 = Annotated[float, pydantic.Field(gt=0, lt=1e30)]
+_Epsilon = Annotated[float, pydantic.Field(gt=0, le=1)]
 _Layers = Annotated[int, pydantic.Field(ge=1, le=10_000)]
 
 
@@ -63,9 +64,9 @@ class HfConfig(Fields):
   # Forms.
   activation_function: str = ''
   hidden_act: str = ''
-  layer_norm_epsilon: _Above0 = 1.0
-  layer_norm_eps: _Above0 = 1.0
-  rms_norm_eps: _Above0 = 1.0
+  layer_norm_epsilon: _Epsilon = 1.0
+  layer_norm_eps: _Epsilon = 1.0
+  rms_norm_eps: _Epsilon = 1.0
   tie_word_embeddings: bool = False
   attention_bias: bool = False
   mlp_bias: bool = False

@@ -284,10 +284,11 @@ def _read_archive(file: pathlib.Path, size: int) -> tuple[np.ndarray, int]:
     raise UserError(
       f'{file} is no archive of second moments ({error}); it needs mom2.mom2 and mom2.count.'
     ) from error
-  diagonal_F = np.diagonal(sum_FxF)
-  if count < 1 or not np.isfinite(sum_FxF).all() or (diagonal_F < 0).any():
+  with np.errstate(all='ignore'):
+    mean_FxF = (sum_FxF / count).astype(np.float32)
+  if count < 1 or not np.isfinite(mean_FxF).all() or (np.diagonal(sum_FxF) < 0).any():
     raise UserError(
       f'{file} holds no sum of second moments: its count is {count}, and every number must be '
       'finite with none negative on the diagonal; download it again.'
     )
-  return (sum_FxF / count).astype(np.float32), count
+  return mean_FxF, count

@@ -192,6 +192,9 @@ def test_curves_are_drawn_over_the_field_that_is_named(made):
     ({'A b': {}, 'A_b': {}}, "Two cells have the directory 'a_b'"),
     ((('A', {}), ('A', {})), "Two cells have the directory 'a'"),
     ((('A', 3),), 'be a pair of a name'),
+    ({'..': {}}, "The cell '..' cannot have a directory of its name"),
+    ({'x' * 300: {}}, 'with letters or digits, of at most 200 bytes'),
+    (((5, {}),), 'be a pair of a name'),
   ],
 )
 def test_mistakes_are_sentences(made, cells, words):

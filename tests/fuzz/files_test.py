@@ -59,7 +59,7 @@ READERS = {
 }
 
 
-@examples(1500)
+@examples(700)
 @given(data=st.data())
 def test_readers(runs, tmp_path_factory, data):
   name = data.draw(st.sampled_from(sorted(READERS)))
@@ -77,7 +77,7 @@ def test_readers(runs, tmp_path_factory, data):
     assert content == (runs[1] / name).read_bytes()
 
 
-@examples(300)
+@examples(150)
 @given(data=st.data())
 def test_memos(tmp_path_factory, data):
   memo = Memo(tmp_path_factory.getbasetemp() / 'memo')
@@ -93,7 +93,7 @@ def test_memos(tmp_path_factory, data):
   assert (found is not None) == (content == good)
 
 
-@examples(300)
+@examples(150)
 @given(data=st.data())
 def test_growing_lines(tmp_path_factory, data):
   file = tmp_path_factory.getbasetemp() / 'rows.jsonl'

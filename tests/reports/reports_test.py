@@ -248,6 +248,15 @@ def test_figures_are_the_same_each_time(tmp_path):
   assert (tmp_path / 'one.svg').read_bytes() == (tmp_path / 'two.svg').read_bytes()
 
 
+def test_names_with_dollars_and_controls_are_drawn_as_they_are(tmp_path):
+  estimate = {'mean': 50.0, 'ci95': 1.0, 'n': 3}
+  names = ['$\\frac{', '$x$ and $', 'a\nb', 'x' * 300, '\x1b[31m']
+  frame = tables.table(['relation', 'records', 'efficacy'], [[n, 3, estimate] for n in names])
+  figures.dots(frame, '$').save(tmp_path / 'dots')
+  drawn = (tmp_path / 'dots.svg').read_text()
+  assert '$x$ and $ (3)' in drawn and 'x' * 40 not in drawn and '\x1b' not in drawn
+
+
 @pytest.mark.parametrize('run', ['probed', 'edited'])
 def test_a_phone_shows_the_page(run, request, tmp_path):
   chromium = browser.find()
