@@ -99,7 +99,7 @@ class Lock:
     except OSError as error:
       self._drop_folders()
       raise UserError(
-        f'{self._label} cannot be locked ({error.strerror or error}); choose a place that is '
+        f'{self._label} cannot be written ({error.strerror or error}); choose a place that is '
         'writable.'
       ) from error
     except UserError:

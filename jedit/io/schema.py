@@ -6,6 +6,7 @@ data (place, kind, value) that sentences can be made of, and its parser, in Rust
 surrogates and JSON nested more than 200 deep.
 """
 
+import dataclasses
 import functools
 import os
 from typing import Annotated, Any
@@ -100,7 +101,9 @@ def check(kind: Any, value: Any, label: str, *, strict: bool = True) -> Any:
 
 @functools.cache
 def _adapter(kind: Any, strict: bool) -> pydantic.TypeAdapter:
-  has_config = isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
+  has_config = dataclasses.is_dataclass(kind) or (
+    isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
+  )
   return pydantic.TypeAdapter(kind, config={'strict': strict} if not has_config else None)
 
 

@@ -76,7 +76,7 @@ def test_a_strange_workdir_is_refused(made, tmp_path):
   with pytest.raises(UserError, match='holds patch.safetensors but no config.json'):
     experiments.run(tiny_run.config(made), tmp_path)
   (tmp_path / 'file').write_text('')
-  assert 'Cannot write' in _sentence_for_file(made, tmp_path / 'file')
+  assert 'cannot be written' in _sentence_for_file(made, tmp_path / 'file')
 
 
 def _sentence_for_file(made, path):

@@ -155,7 +155,7 @@ def _killed(*_):
 
 
 def _summaries(workdir):
-  return json.loads((workdir / 'sweep.json').read_text())
+  return json.loads((workdir / 'sweep.json').read_text())['cells']
 
 
 def test_curves_are_drawn_over_the_field_that_is_named(made):

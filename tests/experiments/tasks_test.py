@@ -163,7 +163,7 @@ def test_moments_from_elsewhere_need_no_text(made, finished, tmp_path):
     config = tiny_run.config(made, statistics__corpus='', statistics__file=str(file))
     settings = read_settings(config.to_dict())
     assert inputs.load_documents(settings) is None
-    lm, workdir = inputs.load_model(settings), Workdir(tmp_path / 'run', {})
+    lm, workdir = inputs.load_model(settings), Workdir(tmp_path / file.name / 'run', {})
     found = stages.second_moments(lm, None, [settings.required_method], settings, workdir)
     for kernel, cov_FxF in moments.cov.items():
       np.testing.assert_allclose(found.cov[kernel], cov_FxF, rtol=1e-6)

@@ -83,7 +83,7 @@ def test_lines_that_are_not_those_written_are_named(tmp_path):
       read_jsonl(path, format, key)
   with pytest.raises(UserError, match='absent.jsonl'):
     read_jsonl(tmp_path / 'absent.jsonl', FORMAT)
-  with pytest.raises(UserError, match='cannot be locked'):
+  with pytest.raises(UserError, match='cannot be written'):
     JsonlWriter(path / 'below' / 'a_file.jsonl', FORMAT)
 
 
