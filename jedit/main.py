@@ -256,7 +256,8 @@ def run() -> None:
     try:
       app.run(main, flags_parser=_parse)
     finally:
-      sys.stdout.flush()
+      if sys.stdout is not None:  # closed by the caller
+        sys.stdout.flush()
   except UserError as error:
     _say(f'jedit: {error}')
     sys.exit(2)
@@ -265,14 +266,21 @@ def run() -> None:
     _say(f'\n{_STOPPED}')
     sys.exit(128 + (error.args[0] if isinstance(error, _Stopped) else signal.SIGINT))
   except BrokenPipeError:  # the reader of the output has left
-    for stream in (sys.stdout, sys.stderr):
-      os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    _drop_output()
     sys.exit(128 + signal.SIGPIPE)
   except OSError as error:
     if error.strerror is None:
       raise
-    _say(f'jedit: Cannot use {error.filename or "a file"} ({error.strerror}); give another path.')
+    what = error.filename or 'a file or the output'
+    _say(f'jedit: Cannot use {what} ({error.strerror}); give another one.')
+    _drop_output()
     sys.exit(2)
+
+
+def _drop_output() -> None:
+  """What Python still holds for a lost output goes nowhere, instead of failing again at the end."""
+  for number in (1, 2):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _say(line: str) -> None:

@@ -16,6 +16,7 @@ from jedit.evals.generation import Generation
 from jedit.evals.references import load_references
 from jedit.evals.texts import TfIdf
 from jedit.experiments.schema import Data, Model, Settings
+from jedit.experiments.workdir import Workdir
 from jedit.io import schema, sealed
 from jedit.models.language_model import LanguageModel, load
 from jedit.models.patch import Patch
@@ -182,20 +183,23 @@ def load_contexts(path: str | os.PathLike[str], key: Any = None) -> Contexts:
   return check_contexts(sealed.read_json(path, CONTEXTS, key, dict[str, _Groups])['contexts'])
 
 
-def load_patches(settings: Settings, workdir: pathlib.Path) -> list[Patch]:
+def load_patches(settings: Settings, workdir: Workdir) -> list[Patch]:
   """The patches named by the config, or the patch of the workdir.
 
   Raises:
-    UserError: without a patch.
+    UserError: without a patch, or with one of another run in the workdir.
   """
   names = [name.strip() for name in settings.patches.split(',') if name.strip()]
   paths = [pathlib.Path(name) for name in names]
   files = [path / PATCH_FILE if path.is_dir() else path for path in paths]
-  if not files and not (workdir / PATCH_FILE).is_file():
+  own = workdir / PATCH_FILE
+  if not files and not own.is_file():
     raise UserError(
-      f'{workdir} has no {PATCH_FILE}; name a patch or the workdir of an edit in patches.'
+      f'{workdir.path} has no {PATCH_FILE}; name a patch or the workdir of an edit in patches.'
     )
-  patches = [Patch.load(file) for file in files or [workdir / PATCH_FILE]]
+  patches = [Patch.load(file) for file in files or [own]]
+  if not files and patches[0].provenance.get('config') != sealed.digest(workdir.key()):
+    raise UserError(f'{own} is of another run; restore it, or make the edit again.')
   return [patch.anywhere() for patch in patches] if settings.patches_anywhere else patches
 
 

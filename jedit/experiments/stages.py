@@ -221,8 +221,10 @@ def edit(
   if isinstance(batching, Separate):
     return [(edits, patch_of(result)) for edits, result in parts]
   patch = patch_of(collect([result for _, result in parts], batching))
+  provenance = {**patch.provenance, 'config': sealed.digest(workdir.key())}
   if monitor is not None:
-    patch = dataclasses.replace(patch, provenance={**patch.provenance, 'stopped': reason})
+    provenance['stopped'] = reason
+  patch = dataclasses.replace(patch, provenance=provenance)
   patch.save(file, key)
   return [(slice(0, parts[-1][0].stop), patch)]
 

@@ -118,7 +118,7 @@ def _stats(config: ml_collections.ConfigDict, path: str) -> None:
 def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
   """Measures existing patches."""
   settings, workdir = _open(config.to_dict(), path)
-  patches = inputs.load_patches(settings, workdir.path)
+  patches = inputs.load_patches(settings, workdir)
   lm = inputs.load_model(settings)
   records = inputs.load_selection(settings)
   _check_texts(lm, records, settings)
@@ -137,7 +137,7 @@ def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
 def _export(config: ml_collections.ConfigDict, path: str) -> None:
   """Writes the edited model as a Hugging Face directory."""
   settings, workdir = _open(config.to_dict(), path)
-  patches = inputs.load_patches(settings, workdir.path)
+  patches = inputs.load_patches(settings, workdir)
   lm = inputs.load_model(settings)
   edited = _apply(lm, patches)
   workdir.begin({'model': inputs.describe_model(lm, settings)})
@@ -212,7 +212,7 @@ def _probe(config: ml_collections.ConfigDict, path: str) -> None:
   """Probes the hidden states between prompts and answers."""
   settings, workdir = _open(config.to_dict(), path)
   words = probing.load_words(settings.probe.words)
-  patches = inputs.load_patches(settings, workdir.path) if settings.patches else []
+  patches = inputs.load_patches(settings, workdir) if settings.patches else []
   lm = inputs.load_model(settings)
   records = inputs.load_selection(settings)
   if 'contrast' in settings.probe.names:

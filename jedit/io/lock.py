@@ -27,6 +27,7 @@ try:
 except ImportError:  # Windows: the watch alone
   fcntl = None  # type: ignore[assignment]
 
+_HEAD = b'{"host": '
 _BEAT = 5.0  # seconds
 _WATCH = 3 * _BEAT  # a host that is alive has touched the file by then
 
@@ -126,6 +127,9 @@ class Lock:
         return False  # its owner has just ended and removed it
     except FileNotFoundError:
       return False
+    file.seek(0)
+    if not _HEAD.startswith(begin := file.read(len(_HEAD))) and begin != _HEAD:
+      raise UserError(f'{self.path} was not made by jedit; remove it, or choose another place.')
     owner = _read_owner(file)
     if owner and owner['host'] != socket.gethostname():
       is_alive = self._is_alive()

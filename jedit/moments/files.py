@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 
 from jedit.io.progress import note
+from jedit.io.sealed import StaleFile
 from jedit.io.tensors import read_tensors, write_tensors
 from jedit.models import FAMILIES, kernel_path
 from jedit.models.language_model import LanguageModel
@@ -99,6 +100,8 @@ class SecondMoments:
     cov = {}
     for name, array in tensors.items():
       kernel, _, layer = name.partition('/')
+      if not layer.isdecimal() or array.ndim != 2 or array.dtype.kind != 'f':
+        raise StaleFile(f'{path} has {name!r}, which is not of a kernel; collect them again.')
       cov[Kernel(int(layer), kernel)] = array
       if not np.isfinite(array).all():
         raise UserError(f'The second moments {name} in {path} are not finite; collect them again.')

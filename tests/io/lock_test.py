@@ -71,6 +71,13 @@ def test_another_host_is_watched(tmp_path, monkeypatch):
     assert path.stat().st_mtime_ns > before, 'an owner touches its lock'
 
 
+def test_a_file_of_somebody_else_stays(tmp_path):
+  (tmp_path / '.lock').write_text('mine')
+  with pytest.raises(UserError, match='.lock was not made by jedit; remove it'):
+    Lock(tmp_path / '.lock', 'x').take()
+  assert (tmp_path / '.lock').read_text() == 'mine'
+
+
 def test_disks_without_locks_fall_back_to_the_process(tmp_path, monkeypatch):
   def refuse(*unused):
     raise OSError(95, 'Operation not supported')
