@@ -45,8 +45,9 @@ class UserError(ValueError):
   """Input that cannot be used; the message is one sentence that says what to change."""
 
   def __init__(self, message: str):
-    """Takes the sentence; reasons of libraries in it lose their line breaks."""
-    super().__init__(re.sub(r'\s*[\r\n]\s*', ' ', message))
+    """Takes the sentence; reasons of libraries lose line breaks, long texts of users the middle."""
+    line = re.sub(r'\s*[\r\n]\s*', ' ', message)
+    super().__init__(line if len(line) <= 2000 else f'{line[:1000]} ... {line[-800:]}')
 
 
 @dataclasses.dataclass(frozen=True)

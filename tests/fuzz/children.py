@@ -11,10 +11,12 @@ from jedit import experiments
 from jedit.io import checkpoints
 from jedit.types import UserError
 
+_SMALL = dict(data__num_edits=2, evaluation__unedited=4, evaluation__samples=1)
+_METHOD = dict(name='memit', layers=(1,), num_steps=3, cov_weight=10.0)
 MODES = {
-  'together': {},
-  'sequence': dict(edit__mode='sequential', edit__edits_per_batch=1, edit__canary=2),
-  'separate': dict(edit__mode='separate', edit__edits_per_batch=2),
+  'together': _SMALL,
+  'sequence': dict(_SMALL, edit__mode='sequential', edit__edits_per_batch=1, edit__canary=2),
+  'separate': dict(_SMALL, edit__mode='separate', edit__edits_per_batch=1),
   'statistics': dict(task='stats', statistics__batch_tokens=64),
 }
 
@@ -36,7 +38,7 @@ def run(made, workdir, mode, seed=0, file_limit=None, begin=0.0):
   if file_limit is not None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
   time.sleep(max(0.0, begin - time.time()))
-  config = tiny_run.config(pathlib.Path(made), seed=seed, **MODES[mode])
+  config = tiny_run.config(pathlib.Path(made), seed=seed, method=_METHOD, **MODES[mode])
   try:
     experiments.run(config, workdir)
   except UserError as error:

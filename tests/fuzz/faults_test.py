@@ -1,5 +1,6 @@
 """Kills, full disks, signals and rivals at random moments: the same bits, or a sentence."""
 
+import functools
 import multiprocessing
 import os
 import pathlib
@@ -30,18 +31,21 @@ def processes():
   return context
 
 
+# The other modes are tried with more effort.
+MODES = tuple(children.MODES)[: 2 if EFFORT < 5 else None]
+
+
 @pytest.fixture(scope='module')
 def whole(made, processes):
-  """By mode: the workdir of an undisturbed run and its seconds."""
-  found = {}
-  for mode in children.MODES:
-    for _ in range(2):  # the first one compiles
-      workdir = made / f'whole-{mode}'
-      shutil.rmtree(workdir, ignore_errors=True)
-      start = time.monotonic()
-      assert _finish(processes, made, workdir, mode) == 0, _log(workdir)
-      found[mode] = workdir, time.monotonic() - start
-  return found
+  """Maps a mode to the workdir of an undisturbed run and its seconds."""
+
+  @functools.cache
+  def find(mode):
+    workdir, start = made / f'whole-{mode}', time.monotonic()
+    assert _finish(processes, made, workdir, mode) == 0, _log(workdir)
+    return workdir, time.monotonic() - start
+
+  return find
 
 
 def _start(processes, *arguments, **options):
@@ -79,9 +83,9 @@ def _rounds(count):
   return range(max(1, round(count * EFFORT)))
 
 
-@pytest.mark.parametrize('mode', children.MODES)
+@pytest.mark.parametrize('mode', MODES)
 def test_kills_end_with_the_same_bits(made, processes, whole, tmp_path, mode):
-  expected, seconds = whole[mode]
+  expected, seconds = whole(mode)
   rng = random.Random(f'{SEED} {mode}')
   workdir = tmp_path / 'killed'
   for _ in _rounds(1):
@@ -100,8 +104,8 @@ def test_kills_end_with_the_same_bits(made, processes, whole, tmp_path, mode):
 
 def test_full_disks_end_in_a_sentence_and_go_on(made, processes, whole, tmp_path):
   rng = random.Random(f'{SEED} disk')
-  for number in _rounds(2):
-    mode = rng.choice(sorted(children.MODES))
+  for number in _rounds(0.4):
+    mode = rng.choice(MODES)
     workdir = tmp_path / f'full-{number}'
     limit = rng.choice([0, 100, 1000, 3000, 10_000, 30_000])
     code = _finish(processes, made, workdir, mode, file_limit=limit)
@@ -109,11 +113,11 @@ def test_full_disks_end_in_a_sentence_and_go_on(made, processes, whole, tmp_path
     COUNTS['full disks'][1] += code == 2
     assert code in (0, 2) and 'Traceback' not in _log(workdir), (code, limit, _log(workdir))
     assert _finish(processes, made, workdir, mode) == 0, _log(workdir)
-    _compare(workdir, whole[mode][0])
+    _compare(workdir, whole(mode)[0])
 
 
 def test_of_two_rivals_one_is_refused(made, processes, whole, tmp_path):
-  for number in _rounds(1):
+  for number in _rounds(0.2):
     workdir, begin = tmp_path / f'shared-{number}', time.time() + 0.5
     rivals = [
       _start(processes, made, workdir, 'together', seed=seed, begin=begin) for seed in (0, 1)
@@ -125,7 +129,7 @@ def test_of_two_rivals_one_is_refused(made, processes, whole, tmp_path):
     COUNTS['rivals'][1] += sorted(codes) == [0, 2]
     assert sorted(codes) == [0, 2], codes
     if codes[0] == 0:
-      _compare(workdir, whole['together'][0])
+      _compare(workdir, whole('together')[0])
 
 
 def test_signals_end_with_their_codes_and_the_sentence(made, tmp_path):
@@ -137,7 +141,7 @@ def test_signals_end_with_their_codes_and_the_sentence(made, tmp_path):
   )
   environment = {**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}'}
   command = [sys.executable, '-m', 'jedit.main', f'--config={file}', f'--workdir={tmp_path}/run']
-  for number in _rounds(2):
+  for number in _rounds(1):
     kind = (signal.SIGINT, signal.SIGTERM)[number % 2]
     with subprocess.Popen(
       command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
