@@ -78,6 +78,16 @@ def test_damaged_files_that_a_user_names_are_refused(made, finished, tmp_path, n
   assert (workdir / name).read_bytes() == before
 
 
+def test_another_patch_in_the_workdir_is_refused_by_the_other_tasks(
+  made, finished, other, tmp_path
+):
+  workdir = _copy(finished, tmp_path)
+  shutil.copy(other / 'patch.safetensors', workdir / 'patch.safetensors')
+  for task in ('evaluate', 'export'):
+    with pytest.raises(UserError, match='patch.safetensors is of another run; restore it'):
+      experiments.run(tiny_run.config(made, task=task), workdir)
+
+
 def test_a_damaged_config_is_refused(made, finished, tmp_path):
   workdir = _copy(finished, tmp_path)
   _flip(workdir / 'config.json')
