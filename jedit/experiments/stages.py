@@ -6,8 +6,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from jedit.editing.contexts import contexts_of, prefixes_of
 from jedit.editing.edit import (
   Batching,
@@ -19,7 +17,6 @@ from jedit.editing.edit import (
 )
 from jedit.editing.prompts import BARE, Contexts
 from jedit.editing.result import Details, EditResult
-from jedit.evals import metrics
 from jedit.evals.evaluate import evaluate_apart
 from jedit.evals.samples import Sample, sample_texts
 from jedit.evals.table import Table
@@ -32,10 +29,10 @@ from jedit.experiments.inputs import (
   load_contexts,
   load_generation,
 )
+from jedit.experiments.results import read_table, write_table
 from jedit.experiments.schema import PROBES, Settings
 from jedit.experiments.workdir import Workdir
 from jedit.io import sealed, storage
-from jedit.io.jsonl import read_jsonl, write_jsonl
 from jedit.io.progress import Progress
 from jedit.io.storage import to_json
 from jedit.methods import Method
@@ -55,13 +52,8 @@ _PROBES = 'probes'
 _TARGETS = 'targets'
 _CONTEXTS = 'contexts.json'
 _EVALUATION = 'evaluation.json'
-_RECORDS = 'records.jsonl'
-_UNEDITED = 'unedited.jsonl'
 _SAMPLES = 'samples.json'
-_RECORD_ROWS, _UNEDITED_ROWS, _NOTES, _TEXTS, _PROBE, _EXPORT = (
-  f'jedit {name} 1'
-  for name in ('records', 'unedited', 'evaluation notes', 'samples', 'probe', 'export')
-)  # formats
+_TEXTS, _PROBE, _EXPORT = 'jedit samples 1', 'jedit probe 1', 'jedit export 1'  # formats
 
 
 def second_moments(
@@ -257,7 +249,7 @@ def evaluate(
   options = dataclasses.replace(settings.evaluation, store='')
   key = [lm.fingerprint, lm.config.dtype, records, questions, ids, options, settings.seed]
   sizes = len(records), len(questions)
-  table = sealed.kept(file, _read_table, key, sizes)
+  table = sealed.kept(file, read_table, key, sizes)
   if table is None:
     with workdir.stage('evaluate'):
       generation, notes = load_generation(settings, records)
@@ -270,8 +262,8 @@ def evaluate(
         reencode=settings.evaluation.reencode,
         store=settings.evaluation.store or workdir / CHUNKS_FILE,
       )
-    _write_table(file, table, notes, questions, key)
-    table = _read_table(file, key, sizes)
+    write_table(file, table, notes, questions, key)
+    table = read_table(file, key, sizes)
   return table
 
 
@@ -316,52 +308,6 @@ def _probe_key(
   workdir: Workdir,
 ) -> list[Any]:
   return [name, workdir.key(lm.fingerprint, [each.id for each in lm.patches], records, words)]
-
-
-def _unedited_rows(table: Table, questions: Sequence[Question]) -> list[dict[str, Any]]:
-  """One row per prompt about an unedited subject, with its values."""
-  rows = []
-  for i, (prompt, answer) in enumerate(questions):
-    row: dict[str, Any] = {'prompt': prompt, 'answer': answer}
-    for state, values in (('before', table.unedited_before), ('after', table.unedited_after)):
-      row[state] = {name: value_N[i] for name, value_N in values.items()}
-    rows.append(row)
-  return rows
-
-
-def _write_table(
-  file: pathlib.Path, table: Table, notes: Sequence[str], questions: Sequence[Question], key: Any
-) -> None:
-  """Writes the notes of an evaluation, and beside them, before, the rows."""
-  rows = _unedited_rows(table, questions)
-  write_jsonl(file.with_name(_UNEDITED), _UNEDITED_ROWS, rows, key)
-  write_jsonl(file.with_name(_RECORDS), _RECORD_ROWS, table.to_records(), key)
-  sealed.write_json(file, _NOTES, {'notes': [*table.notes, *notes]}, key)
-
-
-def _read_table(file: pathlib.Path, key: Any, sizes: tuple[int, int]) -> Table:
-  """The table as written: JSON keeps floats exactly, and None stands for nan."""
-  notes = sealed.read_json(file, _NOTES, key)['notes']
-  rows = read_jsonl(file.with_name(_RECORDS), _RECORD_ROWS, key, sizes[0])
-  questions = read_jsonl(file.with_name(_UNEDITED), _UNEDITED_ROWS, key, sizes[1])
-  generated = [
-    any(metrics.entry(name).evidence == metrics.TEXTS for name in row['after']) for row in rows
-  ]
-  return Table(
-    case_ids=tuple(row['case_id'] for row in rows),
-    after=_columns(rows, 'after'),
-    before=_columns(rows, 'before'),
-    unedited_after=_columns(questions, 'after'),
-    unedited_before=_columns(questions, 'before'),
-    is_generated_R=np.array(generated) if any(generated) else None,
-    notes=tuple(notes),
-  )
-
-
-def _columns(rows: Sequence[Mapping[str, Any]], state: str) -> dict[str, np.ndarray]:
-  """Values by name; a row may lack some."""
-  names = dict.fromkeys(name for row in rows for name in row[state])
-  return {n: np.array([row[state].get(n) for row in rows], np.float64) for n in names}
 
 
 def samples(

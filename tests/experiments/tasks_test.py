@@ -17,7 +17,7 @@ from helpers import tiny_run
 from jedit import experiments
 from jedit.editing import contexts
 from jedit.evals import evaluate
-from jedit.experiments import inputs, stages, tasks
+from jedit.experiments import inputs, results, stages, tasks
 from jedit.experiments.compile_timer import CompileClock
 from jedit.experiments.config import default_config, read_settings
 from jedit.experiments.workdir import Workdir
@@ -294,8 +294,8 @@ def test_the_table_survives_its_files(made, tmp_path):
   values = {'efficacy': np.array([0.1, np.nan]), 'score': np.array([1 / 3, 0.0])}
   table = evaluate.Table((3, 5), values, values, {'unedited_kept': np.array([np.nan, 100.0])})
   file = tmp_path / 'evaluation.json'
-  stages._write_table(file, table, ['how'], [('a', 'b'), ('c', 'd')], 'key')
-  again = stages._read_table(file, 'key', (2, 2))
+  results.write_table(file, table, ['how'], [('a', 'b'), ('c', 'd')], 'key')
+  again = results.read_table(file, 'key', (2, 2))
   assert again.notes == ('how',)
   np.testing.assert_array_equal(again.after['efficacy'], values['efficacy'])
   np.testing.assert_array_equal(again.before['score'], values['score'])
