@@ -53,6 +53,7 @@ def get_config(testbed='gptj'):
     ('JEEP, attention in step 3', cell('jeep', high_kernel='attn')),
     ('JEEP, released form', cell('jeep', form='released')),
     ('JEEP, hidden form', cell('jeep', form='hidden')),
+    ('JEEP, hidden form, joint target', cell('jeep', form='hidden_joint')),
     ('AlphaEdit', cell('alphaedit')),
     ('AlphaEdit, batches of 20', cell('alphaedit') | batches(20, accumulate_keys=True)),
     ('MEMIT, batches of 20', cell('memit') | batches(20)),

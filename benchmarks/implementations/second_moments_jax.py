@@ -17,7 +17,7 @@ from jedit.moments.collect import accumulate
 from jedit.moments.corpus import Corpus
 from jedit.moments.files import SecondMoments
 from jedit.moments.packing import PackedText
-from jedit.moments.sums import adding, num_values, products_of, shapes_of
+from jedit.moments.sums import BATCHES_PER_REDUCTION, MemoryPlan, Sums, products_of
 from jedit.parallel.mesh import make_mesh, place_rows
 from jedit.types import Kernel
 
@@ -64,9 +64,23 @@ def device_costs(workload: DocumentWorkload, data: int, model: int, num_rows: in
   names = tuple(site(layer, KERNEL_INPUT['mlp']) for layer in layers)
   products = products_of(names, stop=layers[-1] + 1, mesh=mesh)
   tokens = place_rows(decoder, [np.zeros((num_rows, ROW_TOKENS), np.int32)] * 3)
-  sums = shapes_of(jax.eval_shape(products, decoder, *tokens), mesh)
-  compiled = adding(products, mesh).lower(decoder, sums, *tokens).compile()
-  total: dict[str, int] = {}
+  sums = Sums(products, decoder, tokens, mesh)
+  compiled = sums.compile()
+  total = _sent(compiled)
+  for reduction in sums.compile_reductions():
+    for name, size in _sent(reduction).items():
+      total[name] = total.get(name, 0) + size / BATCHES_PER_REDUCTION
+  return {
+    'tokens': num_rows * ROW_TOKENS,
+    'flop': compiled.cost_analysis()['flops'],
+    'bytes': total,
+    'sum_bytes': MemoryPlan.of([decoder.config.ffn_width] * len(names), data, model).device,
+  }
+
+
+def _sent(compiled: jax.stages.Compiled) -> dict[str, float]:
+  """Bytes of the collectives of a program, by their kind."""
+  total: dict[str, float] = {}
   for shape, name in re.findall(
     r'= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(',
     compiled.as_text(),
@@ -74,9 +88,4 @@ def device_costs(workload: DocumentWorkload, data: int, model: int, num_rows: in
     for kind, shape_text in re.findall(r'(\w+)\[([\d,]*)\]', shape):
       count = math.prod(int(size) for size in shape_text.split(',') if size)
       total[name] = total.get(name, 0) + count * _BYTES[kind]
-  return {
-    'tokens': num_rows * ROW_TOKENS,
-    'flop': compiled.cost_analysis()['flops'],
-    'bytes': total,
-    'sum_bytes': 8 * len(names) * num_values(decoder.config.ffn_width) // (data * model),
-  }
+  return total

@@ -101,7 +101,8 @@ def edit(
     seed: of every random draw.
     batching: `Together()`, `Separate(edits_per_batch)` or `Sequential(edits_per_batch)`.
     target_batch_size: edits whose targets are optimised at once; bounds memory. None takes what
-      fits the device.
+      fits the device. In bfloat16 it decides the rounding of a target; the patch's provenance has
+      the number that was used.
     store: directory for finished targets and batches; a run that is repeated after a kill goes on
       from them.
     target_store: directory for finished targets that several runs share; None keeps them in

@@ -12,13 +12,14 @@ from jedit.models import AddAt, Intervention, Model, Past
 
 @struct.dataclass
 class Terms:
-  """The parts of one evaluation's loss; scalars per edit."""
+  """The parts of one evaluation's loss, scalars per edit, and by δ the values of their places."""
 
   nll: jax.Array
   kl: jax.Array
   decay: jax.Array
   probability: jax.Array
   is_all_top: jax.Array
+  joint_D: dict[str, jax.Array]
 
 
 def kl_logp(
@@ -39,7 +40,7 @@ def kl_logp(
     for placed in problem.deltas
     if placed.token == 'subject_last'
   }
-  hidden_1xSxD = run_window(model, problem, hidden_SxD[None], past, edits)
+  hidden_1xSxD, _ = run_window(model, problem, hidden_SxD[None], past, edits)
   return jax.nn.log_softmax(model.head(hidden_1xSxD[0, 0]))
 
 
@@ -72,7 +73,9 @@ def loss(
     at_P, value_D = rows.token_at_BxP[placed.token], delta_D[placed.name]
     value_PxD = jnp.broadcast_to(value_D, (len(at_P), len(value_D)))
     edits[placed.site] = AddAt(jnp.asarray(at_P), value_PxD)
-  hidden_PxSxD = run_window(model, problem, window.hidden_BxPxSxD, window.past, edits)
+  hidden_PxSxD, seen = run_window(
+    model, problem, window.hidden_BxPxSxD, window.past, edits, taps=tuple(edits)
+  )
   read_PxJxD = jnp.take_along_axis(hidden_PxSxD, rows.read_at_BxPxJ[..., None], axis=1)
   logits_PxJxV = model.head(read_PxJxD)
   label_PxJx1 = rows.label_BxPxJ[..., None]
@@ -98,6 +101,10 @@ def loss(
     decay=decay,
     probability=jnp.exp(-row_nll_P).mean(),
     is_all_top=jnp.all(is_top_PxJ | ~mask_PxJ),
+    joint_D={
+      placed.name: seen[placed.site][0, rows.token_at_BxP[placed.token][0]].astype(jnp.float32)
+      for placed in problem.deltas
+    },
   )
   return terms.nll + terms.kl + terms.decay, terms
 

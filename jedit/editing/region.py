@@ -15,6 +15,7 @@ DELTA_PLACES = ('attn_out', 'mlp_out', 'block_out')
 KERNELS = ('attn', 'mlp')
 KEY_AVERAGES = ('groups', 'flat')
 COMPARED_ON = ('bare', 'contexts')
+TARGETS = ('own', 'joint')
 
 
 def check_layers(layers: tuple[int, ...], num_layers: int | None = None) -> None:
@@ -72,17 +73,21 @@ class KernelUpdate:
 
   Attributes:
     kernel: 'mlp' (the down projection) or 'attn' (the attention output projection).
-    delta: name of the δ whose target z = v₀ + δ is written.
+    delta: name of the δ whose target z is written.
     compare: the place whose present value is subtracted from z to get the residual.
+    target: z is 'own', v₀ + δ, or 'joint', the value of δ's place at the optimum with every δ of
+      the stage in the network: what lower δ add on their way up is then a part of the target.
   """
 
   kernel: str
   delta: str
   compare: str
+  target: str = 'own'
 
   def __post_init__(self) -> None:
     check_choice('kernel', self.kernel, KERNELS)
     check_choice('compare', self.compare, DELTA_PLACES)
+    check_choice('target', self.target, TARGETS)
 
 
 @dataclasses.dataclass(frozen=True)

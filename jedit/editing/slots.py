@@ -12,7 +12,7 @@ import numpy as np
 from jedit.editing.blocks import Block, cut_blocks, row_batch, window_start
 from jedit.editing.problem import Problem
 from jedit.editing.prompts import EditRows
-from jedit.editing.region import TOKENS
+from jedit.editing.region import TOKENS, KernelUpdate
 from jedit.editing.target import TRACE_COLUMNS, Slots, State, enter, run_steps
 from jedit.io.memo import Memo, Stored
 from jedit.io.progress import Progress
@@ -34,20 +34,28 @@ class Targets:
 
   Attributes:
     delta, init, z: by δ, [B, D] float32: the change, the value before, their sum.
+    joint: by δ, [B, D] float32: the value of its place with every δ in the network.
     num_steps: [B], loss evaluations (optimiser steps are one fewer).
     trace: [B, evaluations, 7] (`jedit.editing.target.TRACE_COLUMNS`), NaN behind an edit's end.
     num_programs: step programs that were run, one per shape.
+    batch_size: edits that were optimised at once, at most; in bfloat16 it decides the rounding.
   """
 
   delta: dict[str, np.ndarray]
   init: dict[str, np.ndarray]
+  joint: dict[str, np.ndarray]
   num_steps: np.ndarray
   trace: np.ndarray
   num_programs: int
+  batch_size: int
 
   @property
   def z(self) -> dict[str, np.ndarray]:
     return {name: self.init[name] + self.delta[name] for name in self.delta}
+
+  def wanted(self, update: KernelUpdate) -> np.ndarray:
+    """The value [B, D] that an update writes."""
+    return (self.joint if update.target == 'joint' else self.z)[update.delta]
 
   def reached(self) -> dict[str, Any]:
     """Means over the edits at their last evaluation."""
@@ -58,6 +66,7 @@ class Targets:
       'nll': float(last_Bx7[:, TRACE_COLUMNS.index('nll')].mean()),
       'probability': float(last_Bx7[:, TRACE_COLUMNS.index('probability')].mean()),
       'programs': self.num_programs,
+      'target_batch_size': self.batch_size,
     }
 
   def part(self, edits: Sequence[int]) -> 'Targets':
@@ -66,9 +75,11 @@ class Targets:
     return Targets(
       delta={name: delta_BxD[chosen] for name, delta_BxD in self.delta.items()},
       init={name: init_BxD[chosen] for name, init_BxD in self.init.items()},
+      joint={name: joint_BxD[chosen] for name, joint_BxD in self.joint.items()},
       num_steps=self.num_steps[chosen],
       trace=self.trace[chosen],
       num_programs=self.num_programs,
+      batch_size=self.batch_size,
     )
 
 
@@ -121,7 +132,7 @@ def optimise_targets(
     rows: texts of the edits.
     problem: the deltas and their objective.
     batch_size: edits optimised at once, at least 1; bounds memory. None takes what fits the
-      device.
+      device, or what an earlier run of the same `key` took.
     memo: keeps finished blocks.
     key: everything that the blocks depend on besides their rows.
     shapes: as of `cut_blocks`.
@@ -130,15 +141,19 @@ def optimise_targets(
     UserError: if a loss or δ is not finite; names the record.
   """
   row_shards = num_row_shards(model)
+  memo = (memo or Memo(None)).below(digest(key)[:16])
   if batch_size is None:
-    batch_size = choose_batch_size(model.config, rows, problem.first_layer, row_shards)
+    stored = memo.get('batch_size', key)
+    if stored is None:
+      size = choose_batch_size(model.config, rows, problem.first_layer, row_shards)
+      stored = memo.put('batch_size', key, Stored({'batch_size': np.array(size)}))
+    batch_size = int(stored.tensors['batch_size'])
   if batch_size < 1:
     raise UserError(f'target_batch_size is {batch_size}; give at least 1.')
   numbers: Problem = jax.tree.map(np.float32, problem)
   blocks = cut_blocks(
     rows, problem.tokens, batch_size, problem.objective.num_steps, row_shards, shapes
   )
-  memo = (memo or Memo(None)).below(digest(key)[:16])
   found: list[Mapping[str, np.ndarray]] = []
   with Progress('targets', total=len(rows), unit='edits') as progress:
     for number, block in enumerate(blocks):
@@ -164,9 +179,11 @@ def optimise_targets(
   return Targets(
     delta={name: collect(f'delta/{name}') for name in names},
     init={name: collect(f'init/{name}') for name in names},
+    joint={name: collect(f'joint/{name}') for name in names},
     num_steps=collect('num_steps'),
     trace=collect('trace'),
     num_programs=len({dataclasses.replace(block, indices=()) for block in blocks}),
+    batch_size=batch_size,
   )
 
 
@@ -215,6 +232,7 @@ def _result(found: Mapping[str, Any], slot: int) -> dict[str, np.ndarray]:
   result = {'num_steps': state.num_evals_B[slot], 'trace': state.trace_BxEx7[slot]}
   for name in state.delta_BxD:
     result[f'delta/{name}'] = state.delta_BxD[name][slot]
+    result[f'joint/{name}'] = state.joint_BxD[name][slot]
     result[f'init/{name}'] = found['init'][name][slot]
   return {name: np.asarray(value) for name, value in result.items()}
 

@@ -28,14 +28,23 @@ TRACE_COLUMNS = ('loss', 'nll', 'kl', 'decay', 'probability', 'all_top', 'nll_fa
 
 @struct.dataclass
 class State:
-  """Progress of the optimisation of each edit of a batch."""
+  """Progress of the optimisation of each edit of a batch.
+
+  Attributes:
+    delta_BxD, moments, nll_factor_B: by δ its value; of the optimiser; present weight.
+    joint_BxD: by δ, the value of its place on the bare prompt at the last evaluation, with every
+      δ in the network.
+    is_done_B, num_evals_B: which have stopped, and evaluations so far.
+    trace_BxEx7: `TRACE_COLUMNS` of every evaluation, NaN behind an edit's last.
+  """
 
   delta_BxD: dict[str, jax.Array]
+  joint_BxD: dict[str, jax.Array]
   moments: Any
   nll_factor_B: jax.Array
   is_done_B: jax.Array
   num_evals_B: jax.Array
-  trace_BxEx7: jax.Array  # `TRACE_COLUMNS` of every evaluation, NaN behind an edit's last
+  trace_BxEx7: jax.Array
 
 
 @struct.dataclass
@@ -91,6 +100,7 @@ def _start(model: Model, problem: Problem, rows: RowBatch, *, window: int, past:
   num_edits, objective = len(kl_start_BxV), problem.objective
   state = State(
     delta_BxD=delta_BxD,
+    joint_BxD=fixed.init_BxD,
     moments=jax.vmap(objective.optimizer(objective.learning_rate).init)(delta_BxD),
     nll_factor_B=jnp.broadcast_to(objective.nll_factor, (num_edits,)),
     is_done_B=jnp.zeros((num_edits,), bool),
@@ -178,6 +188,7 @@ def _step(model: Model, problem: Problem, slots: Slots) -> State:
 
   return State(
     delta_BxD=jax.tree.map(keep, state.delta_BxD, moved),
+    joint_BxD=terms.joint_D,
     moments=jax.tree.map(keep, state.moments, moments),
     nll_factor_B=jnp.where(stays_B, state.nll_factor_B, nll_factor_B),
     is_done_B=stays_B,

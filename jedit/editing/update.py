@@ -9,6 +9,7 @@ from jedit.editing.layerwise import LayerwiseForward
 from jedit.editing.prompts import Contexts, EditRows, position
 from jedit.editing.region import Region
 from jedit.editing.schedule import SCHEDULES
+from jedit.editing.slots import Targets
 from jedit.io.progress import Progress, Timers
 from jedit.models import Model
 from jedit.models.patch import Update, patched
@@ -95,7 +96,7 @@ def update_region(
   region: Region,
   rows: Sequence[EditRows],
   contexts: Contexts,
-  z: Mapping[str, np.ndarray],
+  targets: Targets,
   factors: FactorCache | None,
   timers: Timers,
   earlier_keys: Mapping[Kernel, np.ndarray] | None = None,
@@ -111,7 +112,7 @@ def update_region(
     region: layers, kernels, schedule and solver.
     rows: texts of the edits.
     contexts: groups of prefix templates.
-    z: by δ, targets [B, D].
+    targets: of the region's δ.
     factors: second moments C of the kernels' keys with their factors; None if the solver uses none.
     timers: gets the seconds of 'keys' and 'solve'.
     earlier_keys: by kernel, keys [N, F] of earlier edits that are to be preserved as well.
@@ -150,7 +151,7 @@ def update_region(
         with timers('keys'):
           key_BxF, bare_key_BxF = together.get(kernel) or region_rows.keys(model, kernel)
           value_BxD = region_rows.values(model, last, update.compare)
-        residual_BxD = (z[update.delta].astype(np.float64) - value_BxD) / divisor
+        residual_BxD = (targets.wanted(update).astype(np.float64) - value_BxD) / divisor
         with timers('solve'):
           _check_residual(residual_BxD, kernel, rows)
           try:

@@ -6,7 +6,7 @@ on the window from the δ position on, attending to stored keys and values. The 
 δ position, so its window is one token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -88,10 +88,12 @@ def run_window(
   hidden_NxSxD: jax.Array,
   past: Past,
   edits: Mapping[str, Intervention],
-) -> jax.Array:
-  """The upper blocks over the window, with interventions: hidden states [N, S, D]."""
-  hidden, _ = model(hidden_NxTxD=hidden_NxSxD, start=problem.first_layer, past=past, edits=edits)
-  return hidden
+  taps: Sequence[str] = (),
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The upper blocks over the window, with interventions: hidden states [N, S, D], tapped sites."""
+  return model(
+    hidden_NxTxD=hidden_NxSxD, start=problem.first_layer, past=past, edits=edits, taps=taps
+  )
 
 
 def _take(x_NxTxD: jax.Array, at_N: Array) -> jax.Array:

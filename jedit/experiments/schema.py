@@ -140,7 +140,7 @@ class Statistics:
       ones are a `.npz` archive, a directory of these, or, without a text, a file of
       `SecondMoments.save`.
     row_tokens: tokens of a packed row; 0 takes the model's positions, at most 512.
-    batch_tokens: tokens per forward pass.
+    batch_tokens: tokens of a forward pass on each device.
   """
 
   corpus: str = ''
@@ -192,8 +192,8 @@ class Edit:
       batch and evaluates it on that batch's records; 'sequential' edits one batch after the other
       and evaluates the last model on all records.
     edits_per_batch: records of a batch when separate or sequential; 1 for single edits.
-    target_batch_size: edits whose targets are optimised together, without effect on the result; 0
-      fits it to the device.
+    target_batch_size: edits whose targets are optimised together; 0 fits it to the device. In
+      float32 the result does not depend on it, in bfloat16 it does; a patch has the number used.
     accumulate_keys: in a sequence, preserve the keys of earlier batches as well.
     canary: in a sequence, number of records whose neighborhood prompts are evaluated per batch.
     min_neighborhood: stop a sequence once specificity on the canary falls below, in percent.

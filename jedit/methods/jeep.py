@@ -12,6 +12,7 @@ from jedit.types import UserError
 _FORMS = {
   'mlp': (('mlp_out', 'mlp_out'), ('mlp_out', 'mlp_out')),
   'hidden': (('block_out', 'block_out'), ('block_out', 'block_out')),
+  'hidden_joint': (('block_out', 'block_out'), ('block_out', 'block_out')),
   'released': (('mlp_out', 'mlp_out'), ('attn_out', 'mlp_out')),
 }
 
@@ -51,9 +52,11 @@ def jeep(
     stop_probability: mean target probability that ends an edit's optimisation (released code;
       not in the paper: None).
     schedule_low, schedule_high: 'sqrt' and 'even' as in the paper.
-    form: 'mlp' has both δ and both residuals on MLP outputs; 'hidden' on block outputs, eq. 8
-      taken literally; 'released' puts the high δ on the attention output but takes its residual
-      against the MLP output, as the released code does.
+    form: 'mlp' has both δ and both residuals on MLP outputs; 'hidden' on block outputs with z = h +
+      δ, eq. 8 to the letter, so that the high update removes from h what the low one adds to it;
+      'hidden_joint' on block outputs with z = h at the optimum under both δ; 'released' puts the
+      high δ on the attention output but takes its residual against the MLP output, as the released
+      code does.
     high_kernel: 'attn' writes, and places the high δ on, the attention projection (the ablation
       "with MHSA in step 3").
     optimise: regions that exist; ('low',) and ('high',) are the ablations with one of them.
@@ -71,6 +74,7 @@ def jeep(
     if not names or not set(names) <= {'low', 'high'}:
       raise UserError(f'{field} is {tuple(names)!r}; give low, high or both.')
   low_places, high_places = _FORMS[form]
+  target = 'joint' if form == 'hidden_joint' else 'own'
   if high_kernel == 'attn':
     high_places = ('attn_out', 'attn_out')
 
@@ -80,7 +84,7 @@ def jeep(
       layers=as_layers(layers),
       token=token,
       deltas=(Delta(name, places[0], clip, decay),),
-      updates=(KernelUpdate(kernel, name, places[1]),) if name in write else (),
+      updates=(KernelUpdate(kernel, name, places[1], target),) if name in write else (),
       schedule=schedule,
       solver=LeastSquares(cov_weight),
     )

@@ -146,7 +146,7 @@ class Recipe:
             region,
             rows,
             context.contexts,
-            found.z,
+            found,
             context.factors,
             timers,
             context.earlier_keys,

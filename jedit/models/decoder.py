@@ -16,8 +16,9 @@ from flax import struct
 
 from jedit.models import gpt2, gpt_neox, gptj, llama, mistral, qwen
 from jedit.models.config import Family, ModelConfig
-from jedit.models.layers import Cache, Embed, Linear, View, linear, rotary_tables
+from jedit.models.layers import Cache, Embed, Linear, View, linear
 from jedit.models.precision import wider
+from jedit.models.rotary import Rotary
 from jedit.models.sites import Sites, site
 
 FAMILIES: dict[str, Family] = {
@@ -174,9 +175,9 @@ class Decoder(nn.Module):
     if window is not None:  # the last of the visible tokens, which are in order
       rank_NxTxS = jnp.cumsum(mask_NxTxS[..., ::-1], axis=-1)[..., ::-1]
       mask_NxTxS = mask_NxTxS & (rank_NxTxS <= window)
-    rope = self.config.rope
-    cos, sin = (None, None) if rope is None else rotary_tables(rope, position_NxT)
-    return View(cos_NxTxR=cos, sin_NxTxR=sin, mask_NxTxS=mask_NxTxS, past=layers, cache=cache)
+    c = self.config
+    rotary = None if c.rope is None else Rotary.at(position_NxT, c.rope, c.head_dim)
+    return View(rotary=rotary, mask_NxTxS=mask_NxTxS, past=layers, cache=cache)
 
 
 def init_params(config: ModelConfig, rng: jax.Array) -> Any:

@@ -3,7 +3,8 @@
   weights, activations  `dtype` of `jedit.load`, one of `DTYPES`
   edited kernels        float32 in any model, since bfloat16 stores a 1% update with 17% error; a
                         product with one is computed in float32 and rounded once
-  products              bfloat16 operands as they are, all digits of float32 ones (`matmul`)
+  products              bfloat16 operands as they are, all digits of float32 ones; sums in float32,
+                        rounded once (`matmul`, `contract`), forward and backward
   norms                 float32 inside, rounded once to the activations' dtype
   attention             scores and softmax in float32, weights rounded to the values' dtype
   logits                float32 out of the product, never rounded
@@ -41,43 +42,56 @@ def matmul_precision(dtype: jnp.dtype) -> str | None:
 
 
 def matmul(x: jax.Array, kernel: jax.Array, at_least: DTypeLike) -> jax.Array:
-  """The product x @ kernel in the wider of their dtypes.
+  """The product x @ kernel in the wider of their dtypes, accumulated in float32 or wider.
 
   Args:
     x: [..., I].
     kernel: [I, O].
-    at_least: the product leaves the accumulator in this dtype, or in that of the operands where it
-      is wider.
+    at_least: the result is rounded once, to this dtype or, if that is wider, that of the operands.
   """
   dtype = wider(x.dtype, kernel.dtype)
-  x, kernel, out_dtype = x.astype(dtype), kernel.astype(dtype), wider(dtype, at_least)
-  return _product(x, kernel, dtype) if out_dtype == dtype else _widened(x, kernel, out_dtype)
+  product = contract('...i,io->...o', x.astype(dtype), kernel.astype(dtype))
+  return product.astype(wider(dtype, at_least))
 
 
-def _product(x: jax.Array, kernel: jax.Array, out_dtype: jnp.dtype) -> jax.Array:
-  precision = matmul_precision(x.dtype)
-  return jnp.matmul(x, kernel, precision=precision, preferred_element_type=out_dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def contract(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
+  """`jnp.einsum` of two arrays of one dtype that leaves the sum in float32 or wider.
 
+  Sums that leave the product in bfloat16 are rounded by kernels that depend on its shape, so that
+  a row's result changes with the batch. The gradient multiplies narrow operands as well: by itself
+  the wide cotangent would be multiplied with a wide copy of an operand, 2 GB for the vocabulary of
+  LLaMA 3, at half the speed.
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _widened(x: jax.Array, kernel: jax.Array, out_dtype: jnp.dtype) -> jax.Array:
-  """`_product` whose gradient multiplies narrow operands as well.
-
-  By itself the wide cotangent would be multiplied with a wide copy of the kernel: 2 GB for the
-  vocabulary of LLaMA 3, at half the speed.
+  Args:
+    spec: every letter of an operand is in the other one or in the result.
+    left, right: the operands.
   """
-  return _product(x, kernel, out_dtype)
+  return _contract(spec, left, right)
 
 
-def _widened_forward(x: jax.Array, kernel: jax.Array, out_dtype: jnp.dtype) -> Any:
-  return _product(x, kernel, out_dtype), (x, kernel)
+def _contract(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
+  return jnp.einsum(
+    spec,
+    left,
+    right,
+    precision=matmul_precision(left.dtype),
+    preferred_element_type=wider(left.dtype, jnp.float32),
+  )
 
 
-def _widened_backward(out_dtype: jnp.dtype, operands: Any, cotangent: jax.Array) -> Any:
-  del out_dtype
-  dtype = operands[0].dtype
-  _, pullback = jax.vjp(lambda x, kernel: _product(x, kernel, dtype), *operands)
-  return pullback(cotangent.astype(dtype))
+def _contract_forward(spec: str, left: jax.Array, right: jax.Array) -> Any:
+  return _contract(spec, left, right), (left, right)
 
 
-_widened.defvjp(_widened_forward, _widened_backward)
+def _contract_backward(spec: str, operands: Any, cotangent: jax.Array) -> Any:
+  left, right = operands
+  (of_left, of_right), result = spec.split('->')[0].split(','), spec.split('->')[1]
+  cotangent = cotangent.astype(left.dtype)
+  return (
+    _contract(f'{result},{of_right}->{of_left}', cotangent, right).astype(left.dtype),
+    _contract(f'{of_left},{result}->{of_right}', left, cotangent).astype(right.dtype),
+  )
+
+
+contract.defvjp(_contract_forward, _contract_backward)

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jedit.io.checkpoints import Checkpoints
@@ -55,7 +54,7 @@ def statistics(
     layers: layers of the kernels that a method edits.
     kernels: their names, 'mlp' or 'attn' or both.
     row_tokens: tokens of a packed row; the model's positions, at most 512, when None.
-    batch_tokens: tokens run at once, by all devices together.
+    batch_tokens: tokens run at once by each of the devices that share rows.
     max_document_tokens: longer documents are cut; None cuts at a row.
     fast: stops after 10 tokens for each component of the model's longest key, and says so; draw
       the documents at random.
@@ -96,7 +95,7 @@ def statistics(
     row_tokens=row_tokens or min(lm.config.max_positions, 512),
     batch_tokens=batch_tokens,
     max_document_tokens=max_document_tokens,
-    multiple=num_row_shards(lm.params),
+    row_shards=num_row_shards(lm.params),
   )
   lm.config.check_length(text.row_tokens)
   max_tokens = _FAST_TOKENS * max(lm.config.key_sizes.values()) if fast else None
@@ -162,19 +161,18 @@ def accumulate(
     tuple(names), stop=max(kernel.layer for kernel in kernels) + 1, mesh=mesh
   )
   tokens = place_rows(model, [np.zeros(text.shape, np.int32)] * 3)
-  abstract = sums.shapes_of(jax.eval_shape(products, model, *tokens), mesh)
-  sizes = [panels[0][0].shape[1] for panels in abstract.values()]
-  plan = sums.MemoryPlan.of(sizes, 1 if mesh is None else mesh.size)
+  running = sums.Sums(products, model, tokens, mesh)
+  sizes = [panels[0][0].shape[1] for panels in running.shapes.values()]
+  plan = sums.MemoryPlan.of(sizes, *((1, 1) if mesh is None else mesh.devices.shape))
   plan.check()
-  checkpoints = Checkpoints(store, digest([provenance, list(names), text.shape, _PACKING]))
-  saved = checkpoints.newest(abstract)
+  checkpoints = Checkpoints(store, digest([provenance, list(names), text.shape[1], _PACKING]))
+  saved = checkpoints.newest(running.shapes)
   if saved is None:
-    at = _Done()
-    total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), abstract)
+    at, total = _Done(), None
   else:
     _, total, about = saved
     at = _Done(**{**about, 'place': Place(*about['place'])})
-  step = sums.adding(products, mesh).lower(model, total, *tokens).compile()
+  step = running.start(total)
   size = getattr(step.memory_analysis(), 'temp_size_in_bytes', 0)
   check_fits('A batch of statistics', size, 'lower statistics.batch_tokens')
   note(f'statistics: {plan}{_activations(step)}')
@@ -182,7 +180,7 @@ def accumulate(
   with Progress('statistics', None, 'tokens', done=at.num_tokens) as progress:
     for batch in prefetch(text.batches(at.place)):
       arrays = (batch.token_NxT, batch.segment_NxT, batch.position_NxT)
-      total, now = step(model, total, *place_rows(model, arrays))
+      now = running.add(model, place_rows(model, arrays))
       if ran is not None:
         ran.block_until_ready()  # the host is one batch ahead of the device, not more
       ran = now
@@ -192,10 +190,12 @@ def accumulate(
       progress.update(batch.num_tokens, total=expected)
       if max_tokens is not None and at.num_tokens >= max_tokens:
         break
-      checkpoints.save_if_due(at.num_batches, total, dataclasses.asdict(at))
+      if running.is_whole:
+        checkpoints.save_if_due(at.num_batches, running.total, dataclasses.asdict(at))
+  running.reduce()
   cov = {}
   for name, kernel in names.items():
-    cov[kernel] = sums.mean(total.pop(name), at.num_tokens)
+    cov[kernel] = sums.mean(running.total.pop(name), at.num_tokens)
     if not np.isfinite(cov[kernel]).all():
       raise UserError(
         f'The second moments of {kernel.label} are not finite; '

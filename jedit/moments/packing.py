@@ -17,7 +17,6 @@ import numpy as np
 import transformers
 
 from jedit.moments.corpus import Corpus
-from jedit.parallel.shapes import round_up
 from jedit.types import UserError
 
 _TEXTS_PER_CALL = 256  # the tokenizer works on these in parallel
@@ -73,9 +72,9 @@ class PackedText:
     tokenizer: special tokens that it adds to a text (BOS) are part of the document.
     corpus: the texts.
     row_tokens: T, tokens of a row; at most the model's positions.
-    batch_tokens: N·T of a batch, rounded down to whole rows; all batches have this shape.
+    batch_tokens: tokens of a batch on each device, rounded down to whole rows.
     max_document_tokens: longer documents are cut; None cuts at a row's length.
-    multiple: N is a multiple of it, for devices that share the rows.
+    row_shards: devices that share the rows of a batch.
   """
 
   tokenizer: transformers.PreTrainedTokenizerBase
@@ -83,13 +82,12 @@ class PackedText:
   row_tokens: int
   batch_tokens: int
   max_document_tokens: int | None = None
-  multiple: int = 1
+  row_shards: int = 1
 
   @property
   def shape(self) -> tuple[int, int]:
-    """N and T of the batches."""
-    num_rows = max(1, self.batch_tokens // self.row_tokens)
-    return round_up(num_rows, self.multiple), self.row_tokens
+    """N and T of all batches."""
+    return self.row_shards * max(1, self.batch_tokens // self.row_tokens), self.row_tokens
 
   def batches(self, start: Place = START) -> Iterator[PackedBatch]:
     """Windows of documents in order, their rows in random order.

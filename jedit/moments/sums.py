@@ -6,24 +6,30 @@ panels with 10 of the 16 blocks, which saves three eighths of the work, memory a
 The sum over batches is kept as two float32 matrices, of which the second holds what rounding took
 from the first (two-sum; Knuth, TAOCP 2, section 4.2.2): about 48 bits without float64 and without
 a transfer per batch.
+
+Where devices share the rows, each has such sums over its own rows. Every `BATCHES_PER_REDUCTION`
+batches they are added to the totals, of which no two devices hold the same part: the devices
+exchange sums then and not at every batch. The number is fixed, so that the bits do not depend on
+when a run is saved; saves follow a reduction.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jedit.models import Model
 from jedit.parallel.memory import free_bytes, free_host_bytes
-from jedit.parallel.mesh import fetch, over_rows, square_sharding
+from jedit.parallel.mesh import DATA, MODEL, fetch, over_rows, square_sharding
 from jedit.types import UserError
 from jedit.units import format_bytes
 
+BATCHES_PER_REDUCTION = 16
 _NUM_PANELS = 4
 
 Panels = tuple[jax.Array, ...]
@@ -54,8 +60,22 @@ def products_of(
     mesh: of the model's parameters.
 
   Returns:
-    `(model, token_NxT, segment_NxT, position_NxT) -> panels by site`.
+    `(model, token_NxT, segment_NxT, position_NxT) -> panels by site`; panels have one matrix for
+    each of the devices that share the rows, [R, F, G], or are [F, G] without such.
   """
+  num_shards = _num_shards(mesh)
+
+  def panels(key_SxF: jax.Array) -> Panels:
+    return tuple(
+      jnp.einsum(
+        'sf,sg->fg',
+        key_SxF[:, rows],
+        key_SxF[:, rows.start :],
+        precision='highest' if key_SxF.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+      )
+      for rows in panel_rows(key_SxF.shape[-1])
+    )
 
   def products(model: Model, token_NxT, segment_NxT, position_NxT):
     _, seen = model(
@@ -65,55 +85,168 @@ def products_of(
     parts = {}
     for name in names:
       key_NxTxF = jnp.where(is_text_NxTx1, seen[name], jnp.zeros_like(seen[name]))
-      # Rows over 'data' and whole keys on each device: otherwise every panel gathers its own.
-      key_SxF = over_rows(mesh, key_NxTxF.reshape(-1, key_NxTxF.shape[-1]))
-      parts[name] = tuple(
-        jnp.einsum(
-          'sf,sg->fg',
-          over_rows(mesh, key_SxF[:, rows]),
-          key_SxF[:, rows.start :],
-          precision='highest' if key_SxF.dtype == jnp.float32 else None,
-          preferred_element_type=jnp.float32,
-        )
-        for rows in panel_rows(key_SxF.shape[-1])
-      )
+      key_RxSxF = key_NxTxF.reshape(num_shards, -1, key_NxTxF.shape[-1])
+      if num_shards == 1:
+        parts[name] = panels(key_RxSxF[0])
+      else:  # whole keys on each device: otherwise every panel gathers its own
+        parts[name] = jax.vmap(panels)(over_rows(mesh, key_RxSxF))
     return parts
 
   return products
 
 
-def shapes_of(parts: Mapping[str, Sequence[Any]], mesh: Mesh | None) -> dict[str, Any]:
-  """The sums of such products, with a `jax.ShapeDtypeStruct` for every array.
+class Sums:
+  """Sums over batches, in panels of (sum, lost) by site.
 
-  Over a mesh every device holds a part of its own, so that no two hold the same.
+  Attributes:
+    shapes: of the totals, with shardings: no two devices hold the same part.
+    total: the sums over all batches, if `is_whole`; after `start`.
   """
+
+  def __init__(self, products: Callable, model: Model, tokens: Sequence[Any], mesh: Mesh | None):
+    """Finds the shapes; nothing is allocated or compiled before `start`.
+
+    Args:
+      products: of `products_of`.
+      model: parameters on one device or over a mesh.
+      tokens: tokens, segments and positions of a batch.
+      mesh: of the parameters.
+    """
+    parts = jax.eval_shape(products, model, *tokens)
+    self._mesh, self._num_batches, self._arguments = mesh, 0, (model, tokens)
+    self._step = _adding(products, mesh)
+    self.shapes = {name: _pairs(panels, mesh) for name, panels in parts.items()}
+    self._own_shapes = {name: _own_pairs(panels, mesh) for name, panels in parts.items()}
+    self.total: dict[str, Any] = {}
+    # Where devices share the rows: the sums of each since the last reduction.
+    self._own: dict[str, Any] | None = None
+
+  def compile(self) -> jax.stages.Compiled:
+    """The step `(model, sums, *tokens) -> (sums, ran)`, which adds one batch."""
+    model, tokens = self._arguments
+    return self._step.lower(model, self._own_shapes, *tokens).compile()
+
+  def compile_reductions(self) -> list[jax.stages.Compiled]:
+    """The programs of `reduce`, one by site."""
+    return [
+      _reduce.lower(self.shapes[name], own, mesh=self._mesh).compile()
+      for name, own in self._own_shapes.items()
+      if _num_shards(self._mesh) > 1
+    ]
+
+  def start(self, total: dict[str, Any] | None) -> jax.stages.Compiled:
+    """Begins with stored sums of these `shapes`, or with zeros; returns the compiled step."""
+    self.total = _zeros(self.shapes) if total is None else total
+    self._own = _zeros(self._own_shapes) if _num_shards(self._mesh) > 1 else None
+    self._compiled = self.compile()
+    return self._compiled
+
+  @property
+  def is_whole(self) -> bool:
+    """True if the totals hold every batch."""
+    return self._own is None or self._num_batches == 0
+
+  def add(self, model: Model, tokens: Sequence[Any]) -> jax.Array:
+    """Adds a batch; block on the result to wait for it, since its sums are donated to the next."""
+    if self._own is None:
+      self.total, ran = self._compiled(model, self.total, *tokens)
+      return ran
+    self._own, ran = self._compiled(model, self._own, *tokens)
+    self._num_batches += 1
+    if self._num_batches == BATCHES_PER_REDUCTION:
+      self.reduce()
+    return ran
+
+  def reduce(self) -> None:
+    """Adds every device's sums to the totals."""
+    if self.is_whole:
+      return
+    assert self._own is not None
+    for name, own in self._own.items():
+      self.total[name], self._own[name] = _reduce(self.total[name], own, mesh=self._mesh)
+    self._num_batches = 0
+
+
+def _num_shards(mesh: Mesh | None) -> int:
+  """Devices that share rows."""
+  return 1 if mesh is None else mesh.shape[DATA]
+
+
+def _pairs(panels: Sequence[Any], mesh: Mesh | None) -> tuple[Any, ...]:
+  """Shapes [F, G] of totals."""
 
   def pair(part: Any) -> tuple[Any, Any]:
-    sharding = None if mesh is None else square_sharding(mesh, part)
-    return (jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=sharding),) * 2
+    whole = jax.ShapeDtypeStruct(part.shape[-2:], part.dtype)
+    sharding = None if mesh is None else square_sharding(mesh, whole)
+    return (jax.ShapeDtypeStruct(whole.shape, whole.dtype, sharding=sharding),) * 2
 
-  return {name: tuple(map(pair, panels)) for name, panels in parts.items()}
+  return tuple(map(pair, panels))
 
 
-def adding(products: Callable, mesh: Mesh | None = None) -> jax.stages.Wrapped:
-  """The jitted step `(model, sums, *tokens) -> (sums, ran)`; `sums` is donated to it.
+def _own_pairs(panels: Sequence[Any], mesh: Mesh | None) -> tuple[Any, ...]:
+  """Shapes [R, F, G] of each device's sums; those of the totals if rows are not shared."""
+  if mesh is None or _num_shards(mesh) == 1:
+    return _pairs(panels, mesh)
+  return tuple(
+    (jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=_own_sharding(mesh, part)),) * 2
+    for part in panels
+  )
 
-  Block on `ran` to wait for a step: its sums are donated to the next one.
-  """
+
+def _own_sharding(mesh: Mesh, part_RxFxG: Any) -> NamedSharding:
+  divides = part_RxFxG.shape[1] % mesh.shape[MODEL] == 0
+  return NamedSharding(mesh, PartitionSpec(DATA, MODEL if divides else None))
+
+
+def _zeros(shapes: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes)
+
+
+def _adding(products: Callable, mesh: Mesh | None) -> jax.stages.Wrapped:
+  """The jitted step `(model, sums, *tokens) -> (sums, ran)`; `sums` is donated to it."""
+
+  def over_devices(part):
+    if mesh is None:
+      return part
+    own = part.ndim == 3
+    sharding = _own_sharding(mesh, part) if own else square_sharding(mesh, part)
+    return jax.lax.with_sharding_constraint(part, sharding)
 
   @functools.partial(jax.jit, donate_argnums=1)
   def step(model, sums, token_NxT, segment_NxT, position_NxT):
-    def add(pair, part_FxG):
-      if mesh is not None:  # each device sums up its part over the rows of all
-        part_FxG = jax.lax.with_sharding_constraint(part_FxG, square_sharding(mesh, part_FxG))
-      sum_FxG, lost_FxG = pair
-      return two_sum(sum_FxG, lost_FxG, part_FxG)
-
     parts = products(model, token_NxT, segment_NxT, position_NxT)
-    new = {name: tuple(map(add, sums[name], panels)) for name, panels in parts.items()}
+    new = {
+      name: tuple(
+        two_sum(*pair, over_devices(part)) for pair, part in zip(sums[name], panels, strict=True)
+      )
+      for name, panels in parts.items()
+    }
     return new, jnp.max(segment_NxT)
 
   return step
+
+
+@functools.partial(jax.jit, static_argnames='mesh', donate_argnums=(0, 1))
+def _reduce(total: Any, own: Any, *, mesh: Mesh) -> tuple[Any, Any]:
+  """Totals with the sums of all devices, and zeros in place of these."""
+
+  def add(pair, own_pair):
+    sharding = square_sharding(mesh, pair[0])
+    over_parts = NamedSharding(mesh, PartitionSpec(None, *sharding.spec))
+    own_pair = jax.lax.with_sharding_constraint(own_pair, over_parts)  # each owner gets its part
+
+    def add_one(pair, one):
+      sum_FxG, lost_FxG = two_sum(*pair, one[0])
+      return (sum_FxG, lost_FxG + one[1]), None
+
+    pair, _ = jax.lax.scan(add_one, pair, own_pair)
+    return jax.lax.with_sharding_constraint(pair, sharding)
+
+  def zero(part_RxFxG):
+    zeros = jnp.zeros_like(part_RxFxG)
+    return jax.lax.with_sharding_constraint(zeros, _own_sharding(mesh, part_RxFxG))
+
+  return tuple(map(add, total, own)), jax.tree.map(zero, own)
 
 
 def two_sum(
@@ -144,7 +277,7 @@ class MemoryPlan:
 
   Attributes:
     num_kernels: number of second moments.
-    device: its part of the sums.
+    device: its part of the totals and, where devices share rows, its own sums.
     host: the results, and one kernel on its way to disk or to its mean; where the CPU is the
       device, its sums as well.
   """
@@ -154,12 +287,13 @@ class MemoryPlan:
   host: int
 
   @classmethod
-  def of(cls, sizes: Sequence[int], num_devices: int = 1) -> 'MemoryPlan':
-    """For kernels with these F, whose sums so many devices share."""
+  def of(cls, sizes: Sequence[int], data: int = 1, model: int = 1) -> 'MemoryPlan':
+    """For kernels with these F on a mesh of data x model devices."""
     sums = 8 * sum(map(num_values, sizes))
+    device = sums // (data * model) + (sums // model if data > 1 else 0)
     results = 4 * sum(size**2 for size in sizes)
-    host = results + 16 * max(sizes) ** 2 + (sums if jax.default_backend() == 'cpu' else 0)
-    return cls(len(sizes), sums // num_devices, host)
+    on_host = data * model * device if jax.default_backend() == 'cpu' else 0
+    return cls(len(sizes), device, results + 16 * max(sizes) ** 2 + on_host)
 
   def check(self) -> None:
     """Raises UserError where the sums do not fit."""

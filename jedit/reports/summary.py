@@ -92,6 +92,9 @@ def _reached(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for name in ('evaluations', 'nll', 'probability'):
       row[name] = sum(batch['edits'] * batch[name] for batch in batches) / edits
     row['programs'] = max(batch['programs'] for batch in batches)
+    # Patches of earlier versions do not say.
+    sizes = {batch['target_batch_size'] for batch in batches if 'target_batch_size' in batch}
+    row['target_batch_sizes'] = sorted(sizes)
     rows.append(row)
   return rows
 
@@ -133,7 +136,7 @@ def _sentences(summary: Mapping[str, Any]) -> list[str]:
     found.append(
       f'Targets ({", ".join(stage["regions"])}): the new answer has probability '
       f'{stage["probability"]:.2f} after {stage["evaluations"]:.0f} evaluations, mean of all '
-      f'edits; {_programs(stage["programs"])}.'
+      f'edits; {_programs(stage)}.'
     )
   return found
 
@@ -147,8 +150,11 @@ def _undefined(summary: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _programs(count: int) -> str:
-  return '1 step program was run' if count == 1 else f'{count} step programs were run'
+def _programs(stage: Mapping[str, Any]) -> str:
+  """Programs and batch size, which decides the rounding of bfloat16."""
+  count, sizes = stage['programs'], ' or '.join(map(str, stage['target_batch_sizes']))
+  programs = '1 step program was run' if count == 1 else f'{count} step programs were run'
+  return f'{programs} with up to {sizes} edits at once' if sizes else programs
 
 
 def _times(seconds: Mapping[str, float]) -> str:

@@ -5,14 +5,15 @@ import types
 import jax
 import numpy as np
 
-from helpers import editing
+from helpers import editing, tiny
 from helpers.editing import relative
 from jedit.editing import slots
 from jedit.editing.objective import Objective
 from jedit.editing.problem import PlacedDelta, Problem
-from jedit.editing.prompts import encode_edits
+from jedit.editing.prompts import BARE, encode_edits
 from jedit.editing.region import Delta
 from jedit.editing.slots import choose_batch_size, optimise_targets
+from jedit.io.memo import Memo
 
 
 def _problem(layer, clip_factor, objective):
@@ -37,6 +38,39 @@ def test_batches_do_not_change_targets():
     np.testing.assert_allclose(parts.trace, whole.trace, rtol=0, atol=1e-4)
   backwards = optimise(rows[::-1], 3)
   np.testing.assert_allclose(backwards.delta['block'][::-1], whole.delta['block'], atol=1e-4)
+
+
+def test_batches_round_alike_in_bfloat16():
+  """The forward pass gives the same bits in batches of any size."""
+  lm = editing.language_model('gptj', num_layers=2)
+  model = tiny.in_dtype(lm.model, 'bfloat16')
+  rows = encode_edits(lm.tokenizer, editing.REQUESTS[:6], editing.CONTEXTS)
+  problem = _problem(0, 0.75, Objective(0.5, 5, 0.0625))
+  whole, parts = (optimise_targets(model, rows, problem, batch_size=size) for size in (6, 3))
+  np.testing.assert_array_equal(parts.init['block'], whole.init['block'])
+  np.testing.assert_allclose(parts.trace[:, 0], whole.trace[:, 0], rtol=0, atol=1e-6)
+  difference_B = np.linalg.norm(parts.delta['block'] - whole.delta['block'], axis=-1)
+  assert (difference_B / np.linalg.norm(whole.delta['block'], axis=-1)).max() < 1e-3
+
+
+def test_targets_say_their_batch_size_and_a_resumed_run_keeps_it(tmp_path, monkeypatch):
+  lm = editing.language_model('gptj', num_layers=2)
+  rows = encode_edits(lm.tokenizer, editing.REQUESTS[:4], editing.CONTEXTS)
+  problem = _problem(0, 0.75, Objective(0.5, 3, 0.0625))
+
+  def optimise(fits, key='a'):
+    monkeypatch.setattr(slots, 'choose_batch_size', lambda *unused: fits)
+    return optimise_targets(lm.model, rows, problem, memo=Memo(tmp_path), key=key)
+
+  first = optimise(2)
+  assert first.batch_size == first.reached()['target_batch_size'] == 2
+  assert first.part([1]).batch_size == 2
+  monkeypatch.setattr(slots, '_run_block', None)  # everything is stored
+  again = optimise(4)
+  assert again.batch_size == 2
+  np.testing.assert_array_equal(again.delta['block'], first.delta['block'])
+  monkeypatch.undo()
+  assert optimise(4, key='b').batch_size == 4
 
 
 def test_edits_that_stop_make_room_for_those_that_wait(monkeypatch):
@@ -82,3 +116,23 @@ def test_the_batch_fits_the_device(monkeypatch):
   assert sizes[0] == 1 and sizes[-1] == 256
   assert 1 < sizes[1] < sizes[2] < 256
   assert all(size & (size - 1) == 0 for size in sizes)
+
+
+def test_half_of_the_free_memory_is_left_alone(monkeypatch):
+  """What one edit takes, counted by hand for one row of its target and one for the KL term."""
+  lm = editing.language_model('gptj')  # 3 layers, width 16, F = 24, 2 heads of 8, float32
+  rows = encode_edits(lm.tokenizer, editing.REQUESTS[:1], BARE)
+  [text] = rows[0].with_target
+  past, window = text.subject_last, len(text.ids) - text.subject_last
+  activations = 2 * 4 * ((10 * 16 + 3 * 24) * window + 2 * 16 * past)  # of the two upper blocks
+  logits = 3 * 4 * len(text.target_ids) * lm.config.vocab_size
+  taken = 2 * (activations + logits)
+
+  def chosen(free):
+    device = types.SimpleNamespace(memory_stats=lambda: {'bytes_limit': free}, platform='gpu')
+    monkeypatch.setattr(jax, 'local_devices', lambda: [device])
+    return choose_batch_size(lm.config, rows, 1)
+
+  for size in (2, 8, 64):
+    assert chosen(2 * size * taken) == size
+    assert chosen(2 * size * taken - 1) == size // 2

@@ -12,6 +12,7 @@ from helpers.editing import relative
 from jedit import methods
 from jedit.editing.prompts import encode_edits
 from jedit.editing.region import Region
+from jedit.editing.slots import Targets
 from jedit.editing.update import RegionRows, update_region
 from jedit.io.progress import Timers
 from jedit.models import kernel_path, site
@@ -117,7 +118,9 @@ REGIONS = {
 
 def _updated(lm, region, edits, z, moments):
   factors = None if moments is None else FactorCache(moments)
-  return update_region(lm.model, region, edits, editing.CONTEXTS, z, factors, Timers())
+  start = {name: np.zeros_like(value) for name, value in z.items()}
+  targets = Targets(z, start, {}, np.zeros(len(edits)), np.zeros((len(edits), 0, 7)), 1, 1)
+  return update_region(lm.model, region, edits, editing.CONTEXTS, targets, factors, Timers())
 
 
 @functools.cache

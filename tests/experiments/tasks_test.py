@@ -324,8 +324,6 @@ def _command(made, *arguments):
     **os.environ,
     'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}',
     'JAX_PLATFORMS': 'cpu',
-    'JAX_COMPILATION_CACHE_DIR': str(made / 'xla'),
-    'XLA_FLAGS': '--xla_backend_optimization_level=0',
   }
   return subprocess.run(
     [sys.executable, '-m', 'jedit.main', f'--config={config}', *arguments],

@@ -48,7 +48,8 @@ def results(data: int = 0, model: int = 1, is_spread: bool = False) -> dict[str,
 
 
 def main(out: str, devices: str, data: str, model: str, *processes: str) -> None:
-  os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+  flags = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count={devices}'
   from jedit.parallel import mesh
 
   if processes:

@@ -1,4 +1,4 @@
-"""A pass for second moments on fake devices that saves after every batch and stops after a few.
+"""A pass for second moments on fake devices that saves whenever it can and stops after a few.
 
 python moments_program.py STORE OUT NUM_BATCHES DEVICES DATA MODEL [COORDINATOR PROCESSES ID]
 
@@ -40,16 +40,19 @@ def model(mesh=None):
 
 
 def main(store, out, num_batches, devices, data, model_devices, *processes) -> None:
-  os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+  flags = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count={devices}'
   import synthetic_keys
 
   from jedit.io import checkpoints
+  from jedit.moments import sums
   from jedit.moments.collect import accumulate
   from jedit.parallel import mesh
 
   if processes:
     mesh.initialise(processes[0], int(processes[1]), int(processes[2]))
   checkpoints._SECONDS_PER_SAVE = checkpoints._WORK_PER_SAVE = 0
+  sums.BATCHES_PER_REDUCTION = 3
   on = model(mesh.make_mesh(int(data), int(model_devices)))
   try:
     found = accumulate(

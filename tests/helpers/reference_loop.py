@@ -107,11 +107,12 @@ class Network:
 
 @dataclasses.dataclass
 class Target:
-  """What the optimisation of one edit found; δ and v₀ by name, one trace row per evaluation."""
+  """What the optimisation of one edit found; δ, v₀ and the value under all δ, by name."""
 
   delta: dict[str, np.ndarray]
   init: dict[str, np.ndarray]
-  trace: np.ndarray
+  joint: dict[str, np.ndarray]
+  trace: np.ndarray  # one row per evaluation
 
 
 def optimise(network, placed, objective, texts: Sequence[Text], kl_text: Text) -> Target:
@@ -172,9 +173,16 @@ def optimise(network, placed, objective, texts: Sequence[Text], kl_text: Text) -
         bound = d.clip_factor * init[d.name].norm()
         if delta[d.name].norm() > bound:
           delta[d.name] *= bound / delta[d.name].norm()
+  with contextlib.ExitStack() as hooks, torch.no_grad():
+    for d, layer, token in placed:
+      hooks.enter_context(network.adding(layer, d.place, [getattr(texts[0], token)], delta[d.name]))
+    joint = {
+      d.name: network.read(texts[:1], token, layer, d.place)[0] for d, layer, token in placed
+    }
   return Target(
     {name: value.detach().numpy() for name, value in delta.items()},
     {name: value.numpy() for name, value in init.items()},
+    joint,
     np.array(trace),
   )
 
@@ -232,13 +240,14 @@ class Edited:
   Attributes:
     network: the edited model.
     targets: a list per stage with one entry per edit.
-    z: by δ, [B, D].
+    z, joint: by δ, [B, D].
     keys, residuals, updates: [B, F], [B, D] and [F, D].
   """
 
   network: Network
   targets: list[list[Target]]
   z: dict[str, np.ndarray]
+  joint: dict[str, np.ndarray]
   keys: dict[Kernel, np.ndarray]
   residuals: dict[Kernel, np.ndarray]
   updates: dict[Kernel, np.ndarray]
@@ -256,7 +265,7 @@ def edit(model, words: Words, requests, recipe, cov, contexts, earlier_keys=None
     contexts: groups of templates, the first one '{}'.
     earlier_keys: by kernel, keys of earlier edits.
   """
-  edited = Edited(Network(model), [], {}, {}, {}, {})
+  edited = Edited(Network(model), [], {}, {}, {}, {}, {})
   templates = [template for group in contexts for template in group]
   parts = [(request.prompt, request.subject) for request in requests]
   with_target = [
@@ -282,6 +291,7 @@ def edit(model, words: Words, requests, recipe, cov, contexts, earlier_keys=None
     edited.targets.append(targets)
     for d, _, _ in placed:
       edited.z[d.name] = np.array([t.init[d.name] + t.delta[d.name] for t in targets])
+      edited.joint[d.name] = np.array([t.joint[d.name] for t in targets])
     for name in stage:
       groups = [len(group) for group in contexts]
       write(edited, regions[name], with_contexts, bare, groups, cov, earlier_keys or {})
@@ -306,7 +316,8 @@ def write(edited: Edited, region, with_contexts, bare, groups, cov, earlier_keys
       if region.compared_on == 'contexts':
         last, at = region.layers[-1], region.token
         value = np.array([network.read(t, at, last, w.compare).mean(0) for t in with_contexts])
-      residual = (edited.z[w.delta] - value) / share
+      target = edited.joint if w.target == 'joint' else edited.z
+      residual = (target[w.delta] - value) / share
       earlier = earlier_keys.get(Kernel(layer, w.kernel), np.zeros((0, key.shape[1])))
       left = solve(region.solver, cov[Kernel(layer, w.kernel)], key, bare_key, earlier)
       update = left @ residual

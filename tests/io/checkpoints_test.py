@@ -146,7 +146,8 @@ saved.save_if_due(2, {{'x': jnp.zeros(3), 'y': jnp.zeros(3)}})
 
 _MESHES = """
 import os, pathlib, sys
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
+flags = os.environ.get('XLA_FLAGS', '')
+os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count=4'
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jedit.io import checkpoints, sealed

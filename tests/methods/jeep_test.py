@@ -22,3 +22,12 @@ def test_jeep_takes_its_regions_apart():
   assert released.deltas[0].place == 'attn_out' and released.updates[0].compare == 'mlp_out'
   attention = methods.jeep(**layers, high_kernel='attn').region('high')
   assert attention.updates == (KernelUpdate('attn', 'high', 'attn_out'),)
+
+
+def test_only_the_joint_hidden_form_writes_the_states_at_the_optimum():
+  layers = dict(layers_low=(1, 2), layers_high=(4, 5))
+  for form, target in (('mlp', 'own'), ('hidden', 'own'), ('hidden_joint', 'joint')):
+    method = methods.jeep(**layers, form=form)
+    assert [update.target for r in method.regions for update in r.updates] == [target] * 2
+  place = methods.jeep(**layers, form='hidden_joint').region('high').updates[0].compare
+  assert place == 'block_out'

@@ -134,6 +134,7 @@ CASES = {
   'jeep_attn': Case('llama', methods.jeep(**JEEP, high_kernel='attn')),
   'jeep_released': Case('llama', methods.jeep(**JEEP, form='released')),
   'jeep_hidden_norm': Case('llama', methods.jeep(**JEEP, form='hidden', decay_form='norm')),
+  'jeep_hidden_joint': Case('llama', methods.jeep(**JEEP, form='hidden_joint', decay_form='norm')),
 }
 # In a parallel block writing attention does not move the MLP's key.
 SAME = {'pmet_both', 'pmet_both_together'}
@@ -225,6 +226,7 @@ def test_targets_are_those_of_the_plain_loop(name):
       np.testing.assert_allclose(trace, target.trace, rtol=0, atol=TRACE)
     assert ours.delta.keys() == theirs[0].delta.keys()
     for delta in ours.delta:
+      assert _relative_by_row(ours.joint[delta], [t.joint[delta] for t in theirs]) < DELTA
       assert _relative_by_row(ours.init[delta], [t.init[delta] for t in theirs]) < START
       assert _relative_by_row(ours.delta[delta], [t.delta[delta] for t in theirs]) < DELTA
   assert details.z.keys() == plain.z.keys()

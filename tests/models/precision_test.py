@@ -136,13 +136,17 @@ def test_every_product_of_a_float32_model_keeps_all_digits(family):
 
 
 @every_family
-def test_products_of_a_bfloat16_model_are_narrow_but_for_the_scores(family):
+def test_products_of_a_bfloat16_model_add_narrow_operands_up_in_float32(family):
   model = tiny.in_dtype(tiny.model(family), 'bfloat16')
-  products = _products(Model.__call__, model, TOKENS)
-  assert all(each[:2] == ('bf16', 'bf16') and not each.is_exact for each in products)
-  scores = [each for each in products if each.out == 'f32']
-  assert len(scores) == model.config.num_layers
-  assert all(each.shape.count(5) == 2 for each in scores)  # tokens by tokens
+
+  def gradient(model, token_NxT):
+    return jax.grad(lambda model: model(token_NxT)[0].astype(jnp.float32).sum())(model)
+
+  for run, times in ((Model.__call__, 1), (gradient, 3)):  # a product and one for each operand
+    products = _products(run, model, TOKENS)
+    assert all(each[:3] == ('bf16', 'bf16', 'f32') and not each.is_exact for each in products)
+    scores = [each for each in products if each.shape.count(5) == 2]  # tokens by tokens
+    assert len(scores) == model.config.num_layers * (2 if times == 3 else 1)
 
 
 def test_an_edited_kernel_is_multiplied_in_float32_with_all_digits():

@@ -225,7 +225,7 @@ def test_a_pass_goes_on_with_other_processes_and_devices(tmp_path):
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
-  # Two processes with two devices each, then one with four.
+  # Two processes with two devices each, then one with four. Reductions come after three batches.
   _finish(*(_start(store, out, 3, 2, 2, 2, address, 2, number) for number in range(2)))
   assert len(list(store.glob('3/0/mlp_in/ocdbt.process_*'))) == 2, (
     'each process has written its own'

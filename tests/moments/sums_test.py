@@ -8,12 +8,11 @@ from flax import struct
 
 from jedit.moments.sums import (
   MemoryPlan,
-  adding,
+  Sums,
   mean,
   num_values,
   panel_rows,
   products_of,
-  shapes_of,
   two_sum,
 )
 from jedit.parallel import memory
@@ -36,18 +35,17 @@ def test_panels_hold_the_matrix(size, dtype):
   model = _Model(jnp.asarray(rng.integers(-4, 5, (8, size)), dtype))  # exact in float32
   token_NxT = rng.integers(8, size=(3, 5)).astype(np.int32)
   segment_NxT = (rng.random((3, 5)) < 0.7).astype(np.int32)
-  products = products_of(['a', 'b'], stop=1)
   arrays = (token_NxT, segment_NxT, token_NxT)
-  shapes = shapes_of(jax.eval_shape(products, model, *arrays), None)
-  assert set(shapes) == {'a', 'b'}
-  assert sum(total.size for total, _ in shapes['a']) == num_values(size)
-  sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  sums = Sums(products_of(['a', 'b'], stop=1), model, arrays, None)
+  assert set(sums.shapes) == {'a', 'b'}
+  assert sum(total.size for total, _ in sums.shapes['a']) == num_values(size)
+  sums.start(None)
   for _ in range(2):
-    sums, ran = adding(products)(model, sums, *arrays)
-  assert ran == 1
+    assert sums.add(model, arrays) == 1
+  assert sums.is_whole
   key_KxF = np.asarray(model.table_VxF, np.float64)[token_NxT[segment_NxT > 0]]
   expected_FxF = 2 * key_KxF.T @ key_KxF / 30
-  for panels in sums.values():
+  for panels in sums.total.values():
     cov_FxF = mean(panels, 30)
     np.testing.assert_array_equal(cov_FxF, expected_FxF.astype(np.float32))
 
@@ -59,12 +57,15 @@ def test_the_lower_triangle_is_left_out():
 
 
 def test_sums_and_results_are_planned_for():
-  plan = MemoryPlan.of([8, 16], num_devices=2)
   sums = 8 * (64 + 256) * 5 // 8
-  assert plan.num_kernels == 2 and plan.device == sums // 2
+  plan = MemoryPlan.of([8, 16])
+  assert plan.num_kernels == 2 and plan.device == sums
   assert plan.host == 4 * (64 + 256) + 16 * 256 + sums  # the CPU is the device here
   assert memory.free_host_bytes() > plan.host
   plan.check()
+  # Devices that share rows have sums of their own beside their part of the totals.
+  assert MemoryPlan.of([8, 16], data=1, model=2).device == sums // 2
+  assert MemoryPlan.of([8, 16], data=2, model=4).device == sums // 4 + sums // 8
 
 
 def test_the_second_sum_holds_what_the_first_loses():
