@@ -121,7 +121,7 @@ def check_inside(path: pathlib.Path, files: Iterable[str]) -> None:
   if here.parent.name == _BLOBS[0]:
     roots.append(here.parents[1] / _BLOBS[1])
   for file in files:
-    if pathlib.PurePath(file).name != file or '\\' in file or '\0' in file:
+    if file in ('', '..') or pathlib.PurePath(file).name != file or '\\' in file or '\0' in file:
       raise UserError(
         f'{path} names the file {file!r}; its files must lie in the directory itself.'
       )
