@@ -13,9 +13,11 @@ from jedit.evals import metrics, zsre_reference
 from jedit.evals.chunks import Chunk, ChunkResult, EvalOptions, Store
 from jedit.evals.generation import Generation, generate_texts
 from jedit.evals.metrics import PartScores, UneditedScores, Values
-from jedit.evals.scoring import Scores, plan_batches, score_plan
+from jedit.evals.scoring import Scores, default_tokens, plan_batches, score_plan
 from jedit.evals.table import Table
+from jedit.io.out_of_memory import halve_once
 from jedit.io.progress import Progress
+from jedit.models import ModelConfig
 from jedit.models.encoding import Row, encode_many
 from jedit.parallel.memory import check_fits
 from jedit.types import Record, UserError
@@ -87,6 +89,7 @@ def evaluate_apart(
   unedited: Sequence[tuple[str, str]] = (),
   generation: Generation | None = None,
   reencode: bool = False,
+  tokens_per_batch: int | None = None,
   store: str | os.PathLike[str] | None = None,
 ) -> Table:
   """Measures separate edits of one model, each on its own records, as one table.
@@ -98,7 +101,7 @@ def evaluate_apart(
     records: as in `evaluate`.
     before: the model before the edits.
     unedited: as in `evaluate`; each edited model is measured on its share, in order.
-    generation, reencode, store: as in `evaluate`.
+    generation, reencode, tokens_per_batch, store: as in `evaluate`.
 
   Returns:
     The table, as if one model had been measured on all records.
@@ -106,7 +109,7 @@ def evaluate_apart(
   Raises:
     UserError: as `evaluate`.
   """
-  options = EvalOptions(generation, reencode)
+  options = EvalOptions(generation, reencode, tokens_per_batch)
   return _measure(before, parts, records, before, unedited, options, store)
 
 
@@ -119,8 +122,28 @@ def _measure(
   options: EvalOptions,
   store: str | os.PathLike[str] | None,
 ) -> Table:
-  """Runs all chunks missing from the store and joins the results."""
+  """`_measure_all`, if necessary with smaller batches."""
   _check(records)
+  size = options.tokens_per_batch or default_tokens()
+
+  def run(tokens: int) -> Table:
+    chosen = options if tokens == size else dataclasses.replace(options, tokens_per_batch=tokens)
+    return _measure_all(lm, parts, records, before, unedited, chosen, store)
+
+  field = 'evaluation.tokens_per_batch'
+  return halve_once(run, size, stage='evaluate', field=field, most=size)
+
+
+def _measure_all(
+  lm: LanguageModel,
+  parts: Sequence[tuple[slice, Sequence[Patch]]],
+  records: Sequence[Record],
+  before: LanguageModel | None,
+  unedited: Sequence[tuple[str, str]],
+  options: EvalOptions,
+  store: str | os.PathLike[str] | None,
+) -> Table:
+  """Runs all chunks missing from the store and joins the results."""
   sizes = len(records), len(unedited)
   by_part = [] if before is None else [*_chunks('before', before, [(slice(None), ())], *sizes)]
   by_part += _chunks('after', lm, parts, *sizes)
@@ -157,7 +180,10 @@ def _measure(
 
 
 def check_texts(
-  lm: LanguageModel, records: Sequence[Record], unedited: Sequence[tuple[str, str]] = ()
+  tokenizer: Any,
+  config: ModelConfig,
+  records: Sequence[Record],
+  unedited: Sequence[tuple[str, str]] = (),
 ) -> int:
   """Checks records and prompts before any work, as `evaluate` does.
 
@@ -169,17 +195,16 @@ def check_texts(
       tokenizer with tokens that the model lacks.
   """
   _check(records)
-  rows = encode_many(lm.tokenizer, _chunk_rows(records, unedited).rows, lm.config.position_limit)
-  longest = max(rows, key=lambda row: len(row.ids))
-  size = 4 * lm.config.num_heads * len(longest.ids) ** 2
-  check_fits(f'A text of {len(longest.ids)} tokens', size, 'shorten it')
+  rows = encode_many(tokenizer, _chunk_rows(records, unedited).rows, config.position_limit)
+  longest = max(len(row.ids) for row in rows)
+  check_fits(f'A text of {longest} tokens', 4 * config.num_heads * longest**2, 'shorten it')
   top = max(max(row.ids) for row in rows)
-  if top >= lm.config.vocab_size:
+  if top >= config.vocab_size:
     raise UserError(
-      f'The tokenizer gives token {top} and the model has {lm.config.vocab_size}; give the '
-      'tokenizer of this model.'
+      f'The tokenizer gives token {top} and the model has {config.vocab_size}; give the tokenizer '
+      'of this model.'
     )
-  return len(longest.ids)
+  return longest
 
 
 def _notes(records: Sequence[Record], options: EvalOptions) -> tuple[str, ...]:

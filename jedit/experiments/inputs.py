@@ -6,18 +6,19 @@ import itertools
 import os
 import pathlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jedit.data.download import FILES, fetch
+from jedit.data.download import default_directory, fetch
+from jedit.data.public import FILES, archives_of
 from jedit.data.records import load_records, select
 from jedit.editing.prompts import Contexts, check_contexts
 from jedit.evals.generation import Generation
 from jedit.evals.references import load_references
 from jedit.evals.texts import TfIdf
 from jedit.experiments.schema import Data, Model, Settings
-from jedit.experiments.workdir import Workdir
 from jedit.io import schema, sealed
+from jedit.models.checkpoints import CHECKPOINTS
 from jedit.models.language_model import LanguageModel, load
 from jedit.models.patch import Patch
 from jedit.moments.corpus import Corpus, read_corpus, read_dataset
@@ -25,10 +26,13 @@ from jedit.moments.files import is_archive
 from jedit.parallel.mesh import make_mesh
 from jedit.testbeds.known_facts import KnownFacts
 from jedit.testbeds.world import Prompt, World
-from jedit.types import Record, UserError
+from jedit.types import Kernel, Record, UserError
 
 PATCH_FILE = 'patch.safetensors'
 CONTEXTS = 'jedit contexts 1'  # format
+# Text for second moments of public checkpoints without published ones: the papers' kind, of a
+# later dump; its card states the licences CC BY-SA 3.0 and GFDL.
+DATASET = ('wikimedia/wikipedia', '20231101.en')
 _Groups = list[list[schema.Text]]
 
 
@@ -50,6 +54,53 @@ def load_model(settings: Settings) -> LanguageModel:
   """The unpatched model, on all devices."""
   mesh = make_mesh(settings.mesh.data, settings.mesh.model)
   return load(settings.model.directory, dtype=settings.model.dtype, mesh=mesh)
+
+
+def with_default_moments(
+  settings: Settings, directory: pathlib.Path | None, kernels: Iterable[Kernel]
+) -> Settings:
+  """The settings with a source of second moments where they name none.
+
+  That is corpus.txt of the model, or of a public checkpoint the published second moments of its
+  MLPs, or a dataset.
+
+  Args:
+    settings: of the run.
+    directory: of the model, if it is here.
+    kernels: whose second moments are needed.
+  """
+  kernels, wanted, name = tuple(kernels), settings.statistics, settings.model.name
+  has_text = directory is not None and (directory / 'corpus.txt').is_file()
+  has_file = is_archive(wanted.file) if wanted.file else False
+  if wanted.corpus or wanted.dataset or has_text or has_file or not kernels:
+    return settings
+  if name not in CHECKPOINTS or (wanted.file and pathlib.Path(wanted.file).is_file()):
+    return settings
+  names = archives_of(name, (kernel.layer for kernel in kernels))
+  if names and not wanted.file and all(kernel.name == 'mlp' for kernel in kernels):
+    folder = public_directory(settings.data) / names[0]
+    found = dataclasses.replace(wanted, file=str(folder.parent))
+  else:
+    found = dataclasses.replace(wanted, dataset=DATASET[0], dataset_config=DATASET[1])
+  return dataclasses.replace(settings, statistics=found)
+
+
+def published_moments(settings: Settings, kernels: Iterable[Kernel]) -> tuple[str, ...]:
+  """Names of the public archives that `with_default_moments` has chosen; none otherwise."""
+  names = archives_of(settings.model.name, (kernel.layer for kernel in kernels))
+  folder = public_directory(settings.data)
+  is_chosen = names and settings.statistics.file == str((folder / names[0]).parent)
+  return names if is_chosen else ()
+
+
+def public_directory(data: Data) -> pathlib.Path:
+  """The directory of public files."""
+  return pathlib.Path(data.directory) if data.directory else default_directory()
+
+
+def mirrors_of(data: Data) -> list[str]:
+  """Addresses to try before the public ones."""
+  return [mirror.strip() for mirror in data.mirrors.split(',') if mirror.strip()]
 
 
 def load_selection(settings: Settings) -> list[Record]:
@@ -91,8 +142,7 @@ def public_file(name: str, data: Data) -> pathlib.Path:
   path = pathlib.Path(name)
   if path.is_file() or name not in FILES:
     return path
-  mirrors = [mirror.strip() for mirror in data.mirrors.split(',') if mirror.strip()]
-  return fetch(name, data.directory or None, mirrors=mirrors)
+  return fetch(name, data.directory or None, mirrors=mirrors_of(data))
 
 
 def load_generation(
@@ -162,8 +212,8 @@ def load_documents(settings: Settings) -> Corpus | None:
     return None
   else:
     raise UserError(
-      f'{beside.parent} has no corpus.txt; give a text file in statistics.corpus, or second '
-      'moments in statistics.file.'
+      f'{beside.parent} has no corpus.txt; give a text file in statistics.corpus, a dataset of the '
+      f'hub in statistics.dataset (such as {DATASET[0]}), or second moments in statistics.file.'
     )
   return corpus.draw(wanted.max_documents, wanted.seed).part(*wanted.divided)
 
@@ -183,23 +233,20 @@ def load_contexts(path: str | os.PathLike[str], key: Any = None) -> Contexts:
   return check_contexts(sealed.read_json(path, CONTEXTS, key, dict[str, _Groups])['contexts'])
 
 
-def load_patches(settings: Settings, workdir: Workdir) -> list[Patch]:
+def load_patches(settings: Settings, workdir: pathlib.Path) -> list[Patch]:
   """The patches named by the config, or the patch of the workdir.
 
   Raises:
-    UserError: without a patch, or with one of another run in the workdir.
+    UserError: without a patch.
   """
   names = [name.strip() for name in settings.patches.split(',') if name.strip()]
   paths = [pathlib.Path(name) for name in names]
   files = [path / PATCH_FILE if path.is_dir() else path for path in paths]
-  own = workdir / PATCH_FILE
-  if not files and not own.is_file():
+  if not files and not (workdir / PATCH_FILE).is_file():
     raise UserError(
-      f'{workdir.path} has no {PATCH_FILE}; name a patch or the workdir of an edit in patches.'
+      f'{workdir} has no {PATCH_FILE}; name a patch or the workdir of an edit in patches.'
     )
-  patches = [Patch.load(file) for file in files or [own]]
-  if not files and patches[0].provenance.get('config') != sealed.digest(workdir.key()):
-    raise UserError(f'{own} is of another run; restore it, or make the edit again.')
+  patches = [Patch.load(file) for file in files or [workdir / PATCH_FILE]]
   return [patch.anywhere() for patch in patches] if settings.patches_anywhere else patches
 
 

@@ -13,7 +13,7 @@ from jedit import methods
 from jedit.editing.edit import Batching, Separate, Sequential, Together
 from jedit.methods import Method
 from jedit.models.checkpoints import CHECKPOINTS
-from jedit.models.hub import find_directory
+from jedit.models.hub import Location, find_directory, locate
 from jedit.probes.tracing import POSITIONS
 from jedit.testbeds import NAMES, testbed_directory
 from jedit.types import UserError
@@ -50,7 +50,8 @@ class Model:
     path: Hugging Face directory or hub id; empty takes the shipped model or the public checkpoint
       (`jedit.models.checkpoints`) of this name.
     dtype: of weights and activations.
-    revision: branch, tag or commit on the hub; empty takes the main branch.
+    revision: branch, tag or commit on the hub; empty takes that of the public checkpoint, or the
+      main branch.
   """
 
   name: str = 'testbed-gptj'
@@ -65,8 +66,31 @@ class Model:
     Raises:
       UserError: for an unknown name without a path, or a missing model.
     """
-    if self.path or self.name in CHECKPOINTS:
-      return find_directory(self.path or CHECKPOINTS[self.name].hub, self.revision or None)
+    hub = self._on_hub
+    return self._shipped if hub is None else find_directory(*hub)
+
+  @property
+  def location(self) -> Location:
+    """The model's directory, or the download of it, without downloading anything.
+
+    Raises:
+      UserError: as `directory`.
+    """
+    hub = self._on_hub
+    return Location(self._shipped) if hub is None else locate(*hub)
+
+  @property
+  def _on_hub(self) -> tuple[str, str | None] | None:
+    """Path or hub id, and revision; None for the shipped models."""
+    if self.path:
+      return self.path, self.revision or None
+    if self.name not in CHECKPOINTS:
+      return None
+    public = CHECKPOINTS[self.name]
+    return public.hub, self.revision or public.revision or None
+
+  @property
+  def _shipped(self) -> pathlib.Path:
     shipped = [_TESTBED + name for name in NAMES]
     if self.name not in shipped:
       raise UserError(
@@ -98,7 +122,7 @@ class Data:
 
   Attributes:
     records: CounterFact, zsRE or EasyEdit file, or the name of a public one to download
-      (`jedit.data.download.FILES`); empty takes records.json of the model's directory.
+      (`jedit.data.public.RECORDS`); empty takes records.json of the model's directory.
     kind: schema of the file, see `jedit.data.records.load_records`; empty detects it.
     num_edits: number of records.
     selection: 'first' takes the first ones, 'random' draws them with the seed of the run.
@@ -125,8 +149,9 @@ class Statistics:
   """Second moments of the keys to preserve.
 
   Attributes:
-    corpus: text, JSON lines or parquet: a file or a directory of files. Without corpus and dataset,
-      corpus.txt of the model's directory.
+    corpus: text, JSON lines or parquet: a file or a directory of files. Without corpus, dataset and
+      file: corpus.txt of the model's directory, the published second moments of a public
+      checkpoint, or the dataset of `jedit.experiments.inputs.DATASET`.
     dataset: a dataset of the Hugging Face hub instead.
     dataset_config: its config, such as a Wikipedia dump.
     column: text field of a dataset, JSON lines or parquet.
@@ -239,6 +264,7 @@ class Evaluation:
       one. Both metrics are omitted without the file.
     idf, vocabulary: published word weights, idf.npy and tfidf_vocab.json; empty counts the words of
       the snippets.
+    tokens_per_batch: tokens of a forward pass, which bounds the memory; 0 chooses by device.
     reencode: zsRE token accuracies by the published procedure, see `jedit.evals.zsre_reference`.
     store: JSON lines file of finished chunks, shared between consecutive runs; empty keeps them in
       the workdir.
@@ -252,12 +278,13 @@ class Evaluation:
   snippets: str = ''
   idf: str = ''
   vocabulary: str = ''
+  tokens_per_batch: int = 0
   reencode: bool = False
   store: str = ''
 
   def __post_init__(self) -> None:
     _at_least('evaluation', self, unedited=0, samples=0, new_tokens=1)
-    _at_least('evaluation', self, generation_interval=0, generation_tokens=1)
+    _at_least('evaluation', self, generation_interval=0, generation_tokens=1, tokens_per_batch=0)
     _at_most('evaluation', self, new_tokens=_LONGEST_TEXT, generation_tokens=_LONGEST_TEXT)
     if bool(self.idf) != bool(self.vocabulary):
       raise UserError('evaluation.idf and evaluation.vocabulary go together; give both or none.')

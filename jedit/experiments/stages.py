@@ -56,6 +56,16 @@ _SAMPLES = 'samples.json'
 _TEXTS, _PROBE, _EXPORT = 'jedit samples 1', 'jedit probe 1', 'jedit export 1'  # formats
 
 
+def finished(workdir: Workdir) -> list[str]:
+  """The stages of `jedit.experiments.plan` that the workdir has results of."""
+  files = {
+    'statistics': (STATISTICS_FILE, PATCH_FILE),
+    **dict.fromkeys(('targets', 'keys', 'solve'), (PATCH_FILE,)),
+    'evaluate': (_EVALUATION,),
+  }
+  return [name for name, each in files.items() if any((workdir / f).is_file() for f in each)]
+
+
 def second_moments(
   lm: LanguageModel,
   documents: Corpus | None,
@@ -260,6 +270,7 @@ def evaluate(
         unedited=questions,
         generation=generation,
         reencode=settings.evaluation.reencode,
+        tokens_per_batch=settings.evaluation.tokens_per_batch or None,
         store=settings.evaluation.store or workdir / CHUNKS_FILE,
       )
     write_table(file, table, notes, questions, key)

@@ -71,6 +71,9 @@ FREE = (
   'axis',
   'targets',
   'evaluation.store',
+  # Batches, which somebody lowers where memory runs out.
+  'edit.target_batch_size',
+  'evaluation.tokens_per_batch',
   'probe.probes',
 )
 # Parts of the provenance that must match before finished stages are reused.

@@ -129,6 +129,7 @@ def read_jsonl(
   if not os.path.exists(path):
     raise StaleFile(f'There is no file {path}; restore it, or make it again.')
   rows: list[dict[str, Any]] = []
+  key = _about(key)
   *lines, rest = storage.read_bytes(path).split(b'\n')
   for number, line in enumerate([*lines, *([rest] if rest else [])]):
     row = _open_line(line + b'\n', number, format, key) if number < len(lines) else None
@@ -148,17 +149,18 @@ def write_jsonl(
   Raises:
     UserError: where the file cannot be written.
   """
+  key = _about(key)
   lines = [_seal_line(row, number, format, key) for number, row in enumerate(rows)]
   storage.write_bytes(path, b''.join(lines))
 
 
-def _seal_line(row: Mapping[str, Any], number: int, format: str, key: Any) -> bytes:
+def _seal_line(row: Mapping[str, Any], number: int, format: str, key: str | None) -> bytes:
   text = json.dumps(storage.to_json({'digest': ZEROS.decode(), **row}), ensure_ascii=False) + '\n'
   data = text.encode()
   return data.replace(ZEROS, _digest(data, number, format, key), 1)
 
 
-def _open_line(line: bytes, number: int, format: str, key: Any) -> dict[str, Any] | None:
+def _open_line(line: bytes, number: int, format: str, key: str | None) -> dict[str, Any] | None:
   """The row of a line that was written at this place; None for anything else."""
   start, end = len(_HEAD), len(_HEAD) + len(ZEROS)
   zeroed = line[:start] + ZEROS + line[end:]
@@ -169,6 +171,10 @@ def _open_line(line: bytes, number: int, format: str, key: Any) -> dict[str, Any
   return row
 
 
-def _digest(zeroed: bytes, number: int, format: str, key: Any) -> bytes:
-  about = [format, None if key is None else sealed.digest(key), number]
-  return sealed.digest_of(json.dumps(about).encode(), zeroed)
+def _about(key: Any) -> str | None:
+  """What the digest of every line covers of a key, made once for a file."""
+  return None if key is None else sealed.digest(key)
+
+
+def _digest(zeroed: bytes, number: int, format: str, key: str | None) -> bytes:
+  return sealed.digest_of(json.dumps([format, key, number]).encode(), zeroed)

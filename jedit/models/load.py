@@ -82,19 +82,12 @@ def load_directory(
     UserError: for an unusable directory or config, for tensors that are unknown, missing or
       mis-shaped (all in one message), and for a model larger than the free memory.
   """
-  check_dtype(dtype)
   path = pathlib.Path(path)
-  hf_config = _read_hf_config(path)
-  config = FAMILIES[hf_config['model_type']].read_config(hf_config, dtype)
-  tensors = open_tensors(path)
-  config = _with_renames(config, tensors)
-  _check_sizes(path, config, tensors)
-  config, hf_config = _untie_if_different(config, hf_config, tensors)
+  config, hf_config, tensors = _read_metadata(path, dtype)
+  check_fits(str(path), config, dtype, mesh)
   table = name_table(config)
-  _check_names(path, config, table, tensors)
   shardings = {} if mesh is None else param_shardings(config, mesh)
   placed = traverse_util.flatten_dict(shardings, sep='/')
-  _check_fits(path, table, dtype, placed)
   flat = {}
   with count_bytes('loading', list(tensors.values())) as progress:
     for name, stored in tensors.items():
@@ -124,20 +117,48 @@ def _check_sizes(path: pathlib.Path, config: ModelConfig, tensors: Mapping[str, 
       )
 
 
-def _check_fits(
-  path: pathlib.Path,
-  table: Mapping[str, tuple[str, str, tuple[int, ...]]],
-  dtype: str,
-  shardings: Mapping[str, jax.sharding.Sharding],
-) -> None:
-  """Refuses a model larger than the free memory of its devices."""
+def check_directory(path: str | os.PathLike[str], dtype: str = 'float32') -> ModelConfig:
+  """The config of a directory that `load_directory` can read; no weights are read.
+
+  Raises:
+    UserError: as `load_directory`, except for the memory.
+  """
+  return _read_metadata(pathlib.Path(path), dtype)[0]
+
+
+def _read_metadata(
+  path: pathlib.Path, dtype: str
+) -> tuple[ModelConfig, dict[str, Any], dict[str, Stored]]:
+  """The config in both forms, and the places of all tensors."""
+  check_dtype(dtype)
+  hf_config = _read_hf_config(path)
+  config = read_config(hf_config, dtype, path)
+  tensors = open_tensors(path)
+  config = _with_renames(config, tensors)
+  _check_sizes(path, config, tensors)
+  config, hf_config = _untie_if_different(config, hf_config, tensors)
+  _check_names(path, config, name_table(config), tensors)
+  return config, hf_config, tensors
+
+
+def bytes_per_device(
+  config: ModelConfig, dtype: str, mesh: Mesh | None = None
+) -> dict[jax.Device, int]:
+  """Bytes of the parameters on each device of this process."""
   here = jax.sharding.SingleDeviceSharding(jnp.zeros(()).device)
+  shardings = {} if mesh is None else param_shardings(config, mesh)
+  placed = traverse_util.flatten_dict(shardings, sep='/')
   needed: collections.Counter[jax.Device] = collections.Counter()
-  for ours, kind, stored in table.values():
-    sharding = shardings.get(ours, here)
-    part = sharding.shard_shape(stored[::-1] if kind == 'kernel' else stored)
+  for ours, shape in _expected(config).items():
+    sharding = placed.get(ours, here)
     for device in sharding.addressable_devices:
-      needed[device] += math.prod(part) * jnp.dtype(dtype).itemsize
+      needed[device] += math.prod(sharding.shard_shape(shape)) * jnp.dtype(dtype).itemsize
+  return dict(needed)
+
+
+def check_fits(label: str, config: ModelConfig, dtype: str, mesh: Mesh | None = None) -> None:
+  """Raises a UserError for a model larger than the free memory of its devices."""
+  needed = bytes_per_device(config, dtype, mesh)
   for platform in {device.platform for device in needed}:
     devices = [device for device in needed if device.platform == platform]
     # CPU devices share their memory.
@@ -146,9 +167,27 @@ def _check_fits(
       wanted, free = sum(needed[device] for device in group), free_bytes(group[0])
       if free is not None and wanted > free:
         raise UserError(
-          f'{path} takes {wanted / 1e9:.1f} GB as {dtype} and {group[0]} has {free / 1e9:.1f} GB '
+          f'{label} takes {wanted / 1e9:.1f} GB as {dtype} and {group[0]} has {free / 1e9:.1f} GB '
           'free; load it in a narrower dtype, over more devices or where there is more memory.'
         )
+
+
+def read_config(
+  hf_config: Mapping[str, Any], dtype: str, label: str | os.PathLike[str]
+) -> ModelConfig:
+  """The sizes in a config.json; `label` names the model in errors.
+
+  Raises:
+    UserError: for a family or a form of weights that is not supported.
+  """
+  model_type = hf_config.get('model_type')
+  if not isinstance(model_type, str) or model_type not in FAMILIES:
+    supported = ', '.join(sorted(FAMILIES))
+    raise UserError(f'{label} has model_type {model_type!r}; supported are {supported}.')
+  schema.check(HfConfig, hf_config, f'The config.json of {label}')
+  if hf_config.get('quantization_config'):
+    raise UserError(f'{label} holds quantised weights; give the unquantised model.')
+  return FAMILIES[model_type].read_config(hf_config, dtype)
 
 
 def _read_hf_config(path: pathlib.Path) -> dict[str, Any]:
@@ -160,13 +199,6 @@ def _read_hf_config(path: pathlib.Path) -> dict[str, Any]:
   hf_config = schema.read_json(path / 'config.json')
   if not isinstance(hf_config, dict):
     raise UserError(f'{path / "config.json"} is not an object; give a Hugging Face config.')
-  model_type = hf_config.get('model_type')
-  if not isinstance(model_type, str) or model_type not in FAMILIES:
-    supported = ', '.join(sorted(FAMILIES))
-    raise UserError(f'{path} has model_type {model_type!r}; supported are {supported}.')
-  schema.check(HfConfig, hf_config, f'{path / "config.json"}')
-  if hf_config.get('quantization_config'):
-    raise UserError(f'{path} holds quantised weights; give the unquantised model.')
   return hf_config
 
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jedit.io.checkpoints import Checkpoints
+from jedit.io.out_of_memory import halve_once
 from jedit.io.progress import Progress, note
 from jedit.io.sealed import StaleFile, digest
 from jedit.io.storage import to_json
@@ -54,7 +55,8 @@ def statistics(
     layers: layers of the kernels that a method edits.
     kernels: their names, 'mlp' or 'attn' or both.
     row_tokens: tokens of a packed row; the model's positions, at most 512, when None.
-    batch_tokens: tokens run at once by each of the devices that share rows.
+    batch_tokens: tokens run at once by each of the devices that share rows; half of them where
+      memory runs out.
     max_document_tokens: longer documents are cut; None cuts at a row.
     fast: stops after 10 tokens for each component of the model's longest key, and says so; draw
       the documents at random.
@@ -89,15 +91,8 @@ def statistics(
     corpus = read_corpus(corpus)
   elif not isinstance(corpus, Corpus):
     corpus = Corpus.of(corpus)
-  text = PackedText(
-    lm.tokenizer,
-    corpus,
-    row_tokens=row_tokens or min(lm.config.max_positions, 512),
-    batch_tokens=batch_tokens,
-    max_document_tokens=max_document_tokens,
-    row_shards=num_row_shards(lm.params),
-  )
-  lm.config.check_length(text.row_tokens)
+  row_tokens = row_tokens or min(lm.config.max_positions, 512)
+  lm.config.check_length(row_tokens)
   max_tokens = _FAST_TOKENS * max(lm.config.key_sizes.values()) if fast else None
   provenance = to_json(
     {
@@ -105,7 +100,7 @@ def statistics(
       'patches': [patch.id for patch in lm.patches],
       'dtype': lm.config.dtype,
       **corpus.identity,
-      'row_tokens': text.row_tokens,
+      'row_tokens': row_tokens,
       'batch_tokens': batch_tokens,
       'max_document_tokens': max_document_tokens,
       'max_tokens': max_tokens,
@@ -118,6 +113,8 @@ def statistics(
   if cache is not None and cache.is_file():
     found = SecondMoments.load(cache)
     for name, value in provenance.items():
+      if name == 'batch_tokens' and found.provenance.get(name) == batch_tokens // 2:
+        continue  # it ran out of memory with these
       if found.provenance.get(name) != value:
         raise StaleFile(
           f'{cache} holds second moments of other settings: {name} is '
@@ -127,13 +124,37 @@ def statistics(
     missing = [kernel for kernel in missing if kernel not in known]
     if not missing:
       return found
-  store = None if cache is None else cache.with_suffix('.partial')
-  moments = accumulate(lm.model, text, missing, store, provenance, max_tokens)
-  if cache is not None:
-    moments = dataclasses.replace(moments, cov={**known, **moments.cov})
-    moments.save(cache)
-    Checkpoints(store).remove()
-  return moments
+
+  documents = corpus
+
+  def run(size: int) -> SecondMoments:
+    text = PackedText(
+      lm.tokenizer,
+      documents,
+      row_tokens=row_tokens,
+      batch_tokens=size,
+      max_document_tokens=max_document_tokens,
+      row_shards=num_row_shards(lm.params),
+    )
+    # Other batches have other sums; those of a killed run that ran out of memory are kept.
+    suffix = '.partial' if size == batch_tokens else '.half.partial'
+    store = None if cache is None else cache.with_suffix(suffix)
+    about = {**provenance, 'batch_tokens': size}
+    moments = accumulate(lm.model, text, missing, store, about, max_tokens)
+    if cache is not None:
+      moments = dataclasses.replace(moments, cov={**known, **moments.cov})
+      moments.save(cache)
+      Checkpoints(store).remove()
+    return moments
+
+  return halve_once(
+    run,
+    batch_tokens,
+    stage='statistics',
+    field='statistics.batch_tokens',
+    most=batch_tokens,
+    least=row_tokens,
+  )
 
 
 def accumulate(

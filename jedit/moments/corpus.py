@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from jedit.io.downloads import Download
 from jedit.types import UserError
 
+_TIMEOUT = 10.0  # seconds, of the hub
 # Of `datasets`, by the end of a file's name.
 _LOADERS = {'.parquet': 'parquet', '.jsonl': 'json', '.json': 'json'}
 
@@ -187,6 +189,39 @@ def read_dataset(
     count, fetch = split.num_examples, _stream_of(rows, column)
   source = {'dataset': name, 'config': config, 'column': column, 'num_rows': count}
   return _corpus(count, fetch, source, is_stream=streaming)
+
+
+def plan_dataset(name: str, config: str = '') -> Download | None:
+  """What a dataset of the hub takes to download; None if it is on this machine.
+
+  Raises:
+    UserError: if it is neither here nor on the hub, or the hub cannot be reached.
+  """
+  import datasets  # here, since its import takes seconds
+  import huggingface_hub
+
+  cache = pathlib.Path(datasets.config.HF_DATASETS_CACHE)
+  here = cache / name.replace('/', '___').lower()
+  if pathlib.Path(name).exists() or (here / (config or 'default')).is_dir():
+    return None
+  try:
+    info = huggingface_hub.dataset_info(name, files_metadata=True, timeout=_TIMEOUT)
+  except Exception as error:  # of the hub, or of its HTTP library
+    raise UserError(
+      f'The dataset {name}{config and f" ({config})"} is not on this machine and the Hugging Face '
+      f'hub does not give it ({_first_line(error)}); fetch its files elsewhere and give their '
+      'directory in statistics.corpus.'
+    ) from error
+  files = info.siblings or ()
+  own = [file for file in files if file.rfilename.startswith(f'{config}/')] or files
+  card = info.card_data
+  licence = card.get('license') if card else ''
+  return Download(
+    f'{name} {config}'.strip(),
+    cache,
+    ', '.join(licence) if isinstance(licence, list) else str(licence or ''),
+    sum(file.size or 0 for file in own) or None,
+  )
 
 
 def _check_column(rows: Any, column: str, source: str) -> None:

@@ -11,7 +11,7 @@ import os
 import pathlib
 import textwrap
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import safetensors
 from jedit.io.progress import note
 from jedit.io.sealed import StaleFile
 from jedit.io.tensors import read_tensors, write_tensors
-from jedit.models import FAMILIES, kernel_path
+from jedit.models import FAMILIES, ModelConfig, kernel_path
 from jedit.models.language_model import LanguageModel
 from jedit.types import Kernel, UserError
 
@@ -181,7 +181,7 @@ class SecondMoments:
     path, sizes = pathlib.Path(path), lm.config.key_sizes
     cov, counts, names = {}, set(), {}
     for kernel in [Kernel(layer, name) for layer in layers for name in kernels]:
-      file = _find_archive(path, _module_name(lm, kernel))
+      file = _find_archive(path, module_name(lm.config, kernel))
       cov[kernel], count = _read_archive(file, sizes[kernel.name])
       counts.add(count)
       names[str(kernel)] = file.name
@@ -237,10 +237,20 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
   return pathlib.Path(path).suffix == '.npz' or pathlib.Path(path).is_dir()
 
 
-def _module_name(lm: LanguageModel, kernel: Kernel) -> str:
+def check_archives(
+  path: str | os.PathLike[str], config: ModelConfig, kernels: Iterable[Kernel]
+) -> None:
+  """Raises a UserError unless there is one archive for each kernel; none is read."""
+  if not pathlib.Path(path).exists():
+    raise UserError(f'{path} does not exist; give an existing file in statistics.file.')
+  for kernel in kernels:
+    _find_archive(pathlib.Path(path), module_name(config, kernel))
+
+
+def module_name(config: ModelConfig, kernel: Kernel) -> str:
   """PyTorch's name of the module whose input is the kernel's keys."""
   path = '/'.join(['block_{}', *kernel_path(kernel)[1:]])
-  name = next(name for name, ours, _ in FAMILIES[lm.config.family].names if ours == path)
+  name = next(name for name, ours, _ in FAMILIES[config.family].names if ours == path)
   return name.removesuffix('.weight').format(kernel.layer)
 
 

@@ -4,6 +4,7 @@ import types
 
 import jax
 import numpy as np
+import pytest
 
 from helpers import editing, tiny
 from helpers.editing import relative
@@ -14,6 +15,7 @@ from jedit.editing.prompts import BARE, encode_edits
 from jedit.editing.region import Delta
 from jedit.editing.slots import choose_batch_size, optimise_targets
 from jedit.io.memo import Memo
+from jedit.types import UserError
 
 
 def _problem(layer, clip_factor, objective):
@@ -136,3 +138,26 @@ def test_half_of_the_free_memory_is_left_alone(monkeypatch):
   for size in (2, 8, 64):
     assert chosen(2 * size * taken) == size
     assert chosen(2 * size * taken - 1) == size // 2
+
+
+def test_without_memory_half_the_batch_is_optimised_once(monkeypatch, capsys):
+  lm = editing.language_model('gptj', num_layers=2)
+  rows = encode_edits(lm.tokenizer, editing.REQUESTS[:4], editing.CONTEXTS)
+  problem, run_block, sizes = _problem(0, 0.75, Objective(0.5, 3, 0.0625)), slots._run_block, []
+
+  def optimise(fits):
+    def run(model, numbers, rows, block, progress):
+      sizes.append(block.size)
+      if block.size > fits:
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory.')
+      return run_block(model, numbers, rows, block, progress)
+
+    monkeypatch.setattr(slots, '_run_block', run)
+    return optimise_targets(lm.model, rows, problem, batch_size=32)
+
+  whole, half = optimise(4), optimise(2)
+  assert sizes[:2] == [4, 4] and set(sizes[2:]) == {2}
+  np.testing.assert_allclose(half.delta['block'], whole.delta['block'], rtol=0, atol=1e-4)
+  assert 'targets: out of memory with a batch of 4; once more with 2.' in capsys.readouterr().err
+  with pytest.raises(UserError, match='with a batch of 2; lower edit.target_batch_size'):
+    optimise(1)

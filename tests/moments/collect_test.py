@@ -309,3 +309,31 @@ def test_moments_that_are_not_finite_name_their_layer():
   text = PackedText(lm.tokenizer, Corpus.of(DOCUMENTS[:1]), row_tokens=24, batch_tokens=24)
   with pytest.raises(UserError, match='mlp kernel in layer 1 are not finite'):
     accumulate(lm.model.replace(params=params), text, [Kernel(0, 'mlp'), Kernel(1, 'mlp')])
+
+
+def test_without_memory_half_the_batch_is_run_once(tmp_path, monkeypatch, capsys):
+  lm, cache = _model(), tmp_path / 'moments.safetensors'
+  arguments = dict(layers=(0,), cache=cache, **SETTINGS)
+  whole = statistics(lm, DOCUMENTS, layers=(0,), **SETTINGS)
+
+  def run(most):
+    def limited(model, text, *rest):
+      if text.shape[0] * text.shape[1] > most:
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory.')
+      return accumulate(model, text, *rest)
+
+    monkeypatch.setattr(module, 'accumulate', limited)
+    return statistics(lm, DOCUMENTS, **arguments)
+
+  with pytest.raises(UserError, match='with a batch of 24; lower statistics.batch_tokens'):
+    run(0)
+  assert not any(tmp_path.iterdir())
+  half = run(24)
+  assert 'statistics: out of memory with a batch of 48; once more with 24.' in (
+    capsys.readouterr().err
+  )
+  assert half.provenance == {**whole.provenance, 'batch_tokens': 24}
+  kernel = Kernel(0, 'mlp')
+  assert editing.relative(half.cov[kernel], whole.cov[kernel]) < 1e-6
+  monkeypatch.setattr(module, 'accumulate', None)  # the same call finds the file
+  assert statistics(lm, DOCUMENTS, **arguments).provenance == half.provenance
