@@ -9,7 +9,7 @@ import jedit
 from common import flop
 from common.presets import PRESETS, Preset
 from common.workload import Amount, store_model
-from jedit.io import storage
+from jedit.io import schema
 from jedit.methods import HyperNetwork, malmen
 from jedit.models.encoding import Encoded, Row, encode_many
 from jedit.models.tokenizer import load_tokenizer
@@ -66,7 +66,7 @@ def prepare_training(
   """Records of the shipped world, and a model of random weights."""
   del is_stored  # all implementations read the same weights
   preset = PRESETS[settings.preset]
-  made = storage.read_json(testbed_directory('gptj') / 'knowledge.json')
+  made = schema.read_json(testbed_directory('gptj') / 'knowledge.json')
   world = World(**made['config']['world'])
   count = min(settings.num_edits or 64, 64 if settings.preset != 'tiny' else 4)
   records = [

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pooch
 
 from jedit.data.public import FILES, RECORDS, ROOTS
-from jedit.io import storage
+from jedit.io import schema, storage
 from jedit.io.downloads import Download
 from jedit.io.progress import Progress
 from jedit.types import UserError
@@ -50,7 +50,7 @@ def fetch(
   """
   file = _local(name, directory)
   sums = _folder(directory) / _CHECKSUMS
-  kept = storage.read_json(sums) if sums.is_file() else {}
+  kept = schema.read_json(sums, dict[str, str]) if sums.is_file() else {}
   if file.is_file():
     wanted = sha256 or kept.get(name)
     if wanted is not None and pooch.file_hash(os.fspath(file)) != wanted:

@@ -14,9 +14,10 @@ from jedit.editing.problem import Problem
 from jedit.editing.prompts import EditRows
 from jedit.editing.region import TOKENS, KernelUpdate
 from jedit.editing.target import TRACE_COLUMNS, Slots, State, enter, run_steps
-from jedit.io.memo import Memo, Stored, digest
+from jedit.io.memo import Memo, Stored
 from jedit.io.out_of_memory import halve_once
 from jedit.io.progress import Progress
+from jedit.io.sealed import digest
 from jedit.models import Model, ModelConfig
 from jedit.parallel.memory import free_bytes
 from jedit.parallel.mesh import fetch, least_over_processes, num_row_shards

@@ -19,6 +19,7 @@ from jedit.io.out_of_memory import halve_once
 from jedit.io.progress import Progress
 from jedit.models import ModelConfig
 from jedit.models.encoding import Row, encode_many
+from jedit.parallel.memory import check_fits
 from jedit.types import Record, UserError
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def evaluate(
       identical results.
 
   Raises:
-    UserError: for no records, records of both kinds, or a text that cannot be scored.
+    UserError: for no records, records of both kinds, a text that cannot be scored, or a
+      probability that is not a number.
   """
   options = EvalOptions(generation, reencode, tokens_per_batch)
   return _measure(lm, [(slice(None), ())], records, before, unedited, options, store)
@@ -177,12 +179,32 @@ def _measure_all(
   )
 
 
-def check_texts(tokenizer: Any, config: ModelConfig, records: Sequence[Record]) -> None:
-  """Raises UserError, before any work, for records that `evaluate` refuses."""
+def check_texts(
+  tokenizer: Any,
+  config: ModelConfig,
+  records: Sequence[Record],
+  unedited: Sequence[tuple[str, str]] = (),
+) -> int:
+  """Checks records and prompts before any work, as `evaluate` does.
+
+  Returns:
+    Tokens of the longest text.
+
+  Raises:
+    UserError: for what `evaluate` refuses, texts whose attention does not fit into memory, and a
+      tokenizer with tokens that the model lacks.
+  """
   _check(records)
-  limit = config.position_limit
-  if limit is not None:
-    encode_many(tokenizer, _chunk_rows(records, ()).rows, limit)
+  rows = encode_many(tokenizer, _chunk_rows(records, unedited).rows, config.position_limit)
+  longest = max(len(row.ids) for row in rows)
+  check_fits(f'A text of {longest} tokens', 4 * config.num_heads * longest**2, 'shorten it')
+  top = max(max(row.ids) for row in rows)
+  if top >= config.vocab_size:
+    raise UserError(
+      f'The tokenizer gives token {top} and the model has {config.vocab_size}; give the tokenizer '
+      'of this model.'
+    )
+  return longest
 
 
 def _notes(records: Sequence[Record], options: EvalOptions) -> tuple[str, ...]:
@@ -239,13 +261,21 @@ def _run(
   """Measures one chunk."""
   chosen = records[chunk.records]
   texts = _chunk_rows(chosen, unedited[chunk.unedited])
+  encoded = encode_many(lm.tokenizer, texts.rows, lm.config.position_limit)
   plan = plan_batches(
-    encode_many(lm.tokenizer, texts.rows, lm.config.position_limit),
+    encoded,
     lm.config.vocab_size,
     tokens_per_batch=options.tokens_per_batch,
     shapes=shapes,
   )
   scores = score_plan(lm.model, plan, on_batch=progress.update)
+  bad = np.flatnonzero(np.isnan(scores.nll_N))
+  if len(bad):
+    raise UserError(
+      f'The probabilities of {len(bad)} texts {chunk.state} the edit are not numbers, the first '
+      f'that of {encoded[bad[0]].text!r}; edit with a lower learning rate, or load the model in '
+      'float32.'
+    )
   if options.reencode and not _compares(chosen):
     again = zsre_reference.token_accuracy(lm, texts.rows)
     scores = dataclasses.replace(scores, is_top_NxT=again)

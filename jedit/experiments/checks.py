@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from jedit.data.download import fetch, plan_downloads
 from jedit.data.public import FILES, RECORDS
+from jedit.editing.prompts import encode_edits
 from jedit.evals.evaluate import check_texts
 from jedit.experiments import inputs
 from jedit.experiments.amounts import updated_of
@@ -25,6 +26,7 @@ from jedit.hypernetworks.editor import Editor
 from jedit.io.downloads import Download
 from jedit.methods import HyperNetwork
 from jedit.models import ModelConfig
+from jedit.models.generate import check_memory
 from jedit.models.load import bytes_per_device, check_directory, check_fits, read_config
 from jedit.models.patch import Patch
 from jedit.models.precision import check_dtype
@@ -35,6 +37,8 @@ from jedit.moments.sums import num_values
 from jedit.parallel.mesh import make_mesh
 from jedit.types import Kernel, Record, UserError
 from jedit.units import format_bytes
+
+_AT_ONCE = 64  # texts that are generated together
 
 
 class Problems:
@@ -71,8 +75,8 @@ class Inputs:
     mesh: of the devices.
     config: sizes of the model.
     records: by cell.
-    training: records to train an editor on, by cell; None for methods without one, and if the
-      editor is there.
+    training: records to train an editor on, by cell; None for methods without one, and if an
+      editor is given.
     documents: text for second moments.
     patches: to apply.
     downloads: what `fetch` gets.
@@ -163,13 +167,16 @@ def check(
         _check_records(found, name, directory)
     if edits:
       with problems.noted(label):
-        _check_method(found, name, tokenizer)
+        _check_method(found, name)
+    if needs_records and (edits or needs_patches):
+      with problems.noted(label):
+        _check_texts(found, name, tokenizer)
     if edits:
       with problems.noted(label):
-        found.training[name] = _find_training(each, pathlib.Path(workdir))
+        found.training[name] = _find_training(each)
     if edits and each.contexts:
       with problems.noted(label):
-        inputs.load_contexts(each.contexts)
+        _check_contexts(found, name, tokenizer)
   if needs_moments:
     with problems.noted():
       kernels = {kernel for each in settings.values() for kernel in each.required_method.kernels}
@@ -225,8 +232,33 @@ def _check_records(found: Inputs, name: str, directory: pathlib.Path | None) -> 
     raise UserError(f'data.records is empty; name a file, or one of {", ".join(RECORDS)}.')
 
 
-def _check_method(found: Inputs, name: str, tokenizer: Any) -> None:
-  """The method against the model, and the lengths of the records' texts."""
+def _check_texts(found: Inputs, name: str, tokenizer: Any) -> None:
+  """Every text that will be scored or continued: tokens, lengths and memory."""
+  settings, config, records = found.settings[name], found.config, found.records.get(name)
+  if config is None or records is None or tokenizer is None:
+    return
+  wanted = settings.evaluation
+  questions = inputs.unedited_questions(settings, records)
+  longest = check_texts(tokenizer, config, records, questions)
+  if wanted.samples:
+    config.check_length(longest + wanted.new_tokens)
+    check_memory(config, min(wanted.samples, _AT_ONCE), longest + wanted.new_tokens)
+  if wanted.generation_interval:
+    config.check_length(wanted.generation_tokens)
+    check_memory(config, _AT_ONCE, wanted.generation_tokens)
+
+
+def _check_contexts(found: Inputs, name: str, tokenizer: Any) -> None:
+  """The file of contexts, and the records in them."""
+  groups = inputs.load_contexts(found.settings[name].contexts)
+  records = found.records.get(name)
+  if found.config is not None and records is not None and tokenizer is not None:
+    requests = [record.request for record in records]
+    encode_edits(tokenizer, requests, groups, found.config.position_limit)
+
+
+def _check_method(found: Inputs, name: str) -> None:
+  """The method against the model."""
   settings = found.settings[name]
   records, num_edits = found.records.get(name), settings.data.num_edits
   count = num_edits if records is None else len(records)
@@ -235,24 +267,23 @@ def _check_method(found: Inputs, name: str, tokenizer: Any) -> None:
     at_once = 1
   if found.config is not None:
     settings.required_method.check(found.config, at_once)
-    if records is not None and tokenizer is not None:
-      check_texts(tokenizer, found.config, records)
 
 
-def _find_training(settings: Settings, workdir: pathlib.Path) -> list[Record] | None:
-  """Records to train an editor on; None for methods without one, and if the editor is there."""
+def _find_training(settings: Settings) -> list[Record] | None:
+  """Records to train an editor on; None for methods without one, and if an editor is given."""
   method = settings.required_method
   if not isinstance(method, HyperNetwork):
     if settings.editor:
       raise UserError(f'Method {method.name} edits without an editor; remove editor.')
     return None
-  file = inputs.editor_file(settings, workdir)
-  if file.is_file():
-    Editor.load(file)
-    return None
-  if settings.editor:
-    raise UserError(f'There is no editor {file}; train one with --config.task=train_editor.')
-  return inputs.load_training(settings)
+  if not settings.editor:
+    return inputs.load_training(settings)
+  if not pathlib.Path(settings.editor).is_file():
+    raise UserError(
+      f'There is no editor {settings.editor}; train one with --config.task=train_editor.'
+    )
+  Editor.load(settings.editor)
+  return None
 
 
 def _check_moments(

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+import os
 import pathlib
 import random
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from jedit.evals.generation import Generation
 from jedit.evals.references import load_references
 from jedit.evals.texts import TfIdf
 from jedit.experiments.schema import Data, Model, Settings
-from jedit.io import storage
+from jedit.io import schema, sealed
 from jedit.models.checkpoints import CHECKPOINTS
 from jedit.models.language_model import LanguageModel, load
 from jedit.models.patch import Patch
@@ -29,10 +30,24 @@ from jedit.types import Kernel, Record, UserError
 
 PATCH_FILE = 'patch.safetensors'
 EDITOR_FILE = 'editor.safetensors'
+CONTEXTS = 'jedit contexts 1'  # format
 # Text for second moments of public checkpoints without published ones: the papers' kind, of a
 # later dump; its card states the licences CC BY-SA 3.0 and GFDL.
 DATASET = ('wikimedia/wikipedia', '20231101.en')
 _TRAINING_RECORDS = 7680  # of a world: every fact four times, with other objects
+_Groups = list[list[schema.Text]]
+
+
+class _TrainedOn(schema.Fields):
+  records: str
+  world: dict[str, Any]
+
+
+class _Knowledge(schema.Fields):
+  """The part of a testbed's knowledge.json that names its facts."""
+
+  config: _TrainedOn
+
 
 Question = tuple[str, str]  # a prompt and its known answer
 
@@ -247,18 +262,19 @@ def load_documents(settings: Settings) -> Corpus | None:
   return corpus.draw(wanted.max_documents, wanted.seed).part(*wanted.divided)
 
 
-def load_contexts(path: str) -> Contexts:
-  """The groups of templates in a contexts.json.
+def load_contexts(path: str | os.PathLike[str], key: Any = None) -> Contexts:
+  """The groups of templates in a contexts.json of a run, or in a JSON list of lists.
+
+  Args:
+    path: the file.
+    key: what it must be made of; None takes any, and files that jedit did not write.
 
   Raises:
-    UserError: for a file of another form.
+    UserError: for a file of another form or key.
   """
-  groups = storage.read_json(path)
-  if not isinstance(groups, list) or not all(
-    isinstance(group, list) and all(isinstance(text, str) for text in group) for group in groups
-  ):
-    raise UserError(f'{path} holds no contexts; give a JSON list of lists of templates.')
-  return check_contexts(groups)
+  if key is None and not sealed.is_sealed_json(pathlib.Path(path)):
+    return check_contexts(schema.read_json(path, _Groups))
+  return check_contexts(sealed.read_json(path, CONTEXTS, key, dict[str, _Groups])['contexts'])
 
 
 def load_patches(settings: Settings, workdir: pathlib.Path) -> list[Patch]:
@@ -274,7 +290,8 @@ def load_patches(settings: Settings, workdir: pathlib.Path) -> list[Patch]:
     raise UserError(
       f'{workdir} has no {PATCH_FILE}; name a patch or the workdir of an edit in patches.'
     )
-  return [Patch.load(file) for file in files or [workdir / PATCH_FILE]]
+  patches = [Patch.load(file) for file in files or [workdir / PATCH_FILE]]
+  return [patch.anywhere() for patch in patches] if settings.patches_anywhere else patches
 
 
 def unedited_questions(settings: Settings, records: Sequence[Record]) -> list[Question]:
@@ -315,8 +332,8 @@ def _world(model: Model) -> World | None:
   made_by = model.directory / 'knowledge.json'
   if not made_by.is_file():
     return None
-  config = storage.read_json(made_by)['config']
-  return None if config['records'] else World(**config['world'])
+  made = schema.read_json(made_by, _Knowledge).config
+  return None if made.records else schema.check(World, made.world, f'{made_by}', strict=False)
 
 
 def describe_model(lm: LanguageModel, settings: Settings) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from jedit.types import UserError
 _TESTBED = 'testbed-'
 _MODES = ('together', 'separate', 'sequential')
 _SELECTIONS = ('first', 'random')
+_LONGEST_TEXT = 2**20  # tokens
 PROBES = ('similarity', 'contrast', 'tracing')
 
 
@@ -28,6 +29,12 @@ def _at_least(section: str, values: Any, **least: int) -> None:
   for name, bound in least.items():
     if getattr(values, name) < bound:
       raise UserError(f'{section}.{name} is {getattr(values, name)}; give at least {bound}.')
+
+
+def _at_most(section: str, values: Any, **most: int) -> None:
+  for name, bound in most.items():
+    if getattr(values, name) > bound:
+      raise UserError(f'{section}.{name} is {getattr(values, name)}; give at most {bound}.')
 
 
 def _separated(names: str) -> list[str]:
@@ -177,8 +184,15 @@ class Statistics:
 
   def __post_init__(self) -> None:
     _at_least(
-      'statistics', self, max_documents=0, max_document_tokens=0, row_tokens=0, batch_tokens=1
+      'statistics',
+      self,
+      max_documents=0,
+      max_document_tokens=0,
+      row_tokens=0,
+      batch_tokens=1,
+      seed=0,
     )
+    _at_most('statistics', self, row_tokens=_LONGEST_TEXT, batch_tokens=2**26)
     if self.corpus and self.dataset:
       raise UserError('The config has statistics.corpus and statistics.dataset; give one of them.')
     if self.streaming and not self.dataset:
@@ -292,6 +306,7 @@ class Evaluation:
   def __post_init__(self) -> None:
     _at_least('evaluation', self, unedited=0, samples=0, new_tokens=1)
     _at_least('evaluation', self, generation_interval=0, generation_tokens=1, tokens_per_batch=0)
+    _at_most('evaluation', self, new_tokens=_LONGEST_TEXT, generation_tokens=_LONGEST_TEXT)
     if bool(self.idf) != bool(self.vocabulary):
       raise UserError('evaluation.idf and evaluation.vocabulary go together; give both or none.')
 
@@ -334,6 +349,7 @@ class Probe:
 
   def __post_init__(self) -> None:
     _at_least('probe', self, top_k=1, window=1, noise=0, draws=1)
+    _at_most('probe', self, draws=10_000)
     for name in self.names:
       if name not in PROBES:
         raise UserError(f'Unknown probe {name!r}; choose from {", ".join(PROBES)}.')
@@ -370,6 +386,7 @@ class Settings:
     editor: file of a trained editor for MEND or MALMEN; empty trains one first.
     patches: for `evaluate`, `export` and `probe`: patch files or workdirs, separated by commas.
       Empty takes the patch of the workdir; a probe then takes the unedited model.
+    patches_anywhere: allow patches of another model, or in another order than they were made in.
     workdirs: of finished runs, for `compare`, separated by commas.
   """
 
@@ -389,7 +406,11 @@ class Settings:
   export: Export = Export()
   probe: Probe = Probe()
   patches: str = ''
+  patches_anywhere: bool = False
   workdirs: str = ''
+
+  def __post_init__(self) -> None:
+    _at_least('config', self, seed=0)
 
   @property
   def required_method(self) -> Method:

@@ -5,6 +5,7 @@ resumes from where it stopped and gives the same numbers.
 """
 
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,11 @@ from jedit.experiments import inputs, probing, stages, sweep
 from jedit.experiments.checks import Inputs, Problems, check
 from jedit.experiments.config import read_settings, read_training
 from jedit.experiments.schema import Settings
-from jedit.experiments.workdir import SUMMARY_FILE, Workdir
-from jedit.io import storage
+from jedit.experiments.workdir import PROVENANCE, SUMMARY, SUMMARY_FILE, Workdir
+from jedit.io import schema, sealed
+from jedit.io.lock import Lock
 from jedit.io.out_of_memory import is_out_of_memory
+from jedit.io.progress import show
 from jedit.methods import HyperNetwork
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch
@@ -43,7 +46,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> N
   if task not in TASKS:
     raise UserError(f'Unknown task {task!r}; choose one of {", ".join(TASKS)}.')
   try:
-    TASKS[task](config, os.fspath(workdir))
+    with _lock(workdir):
+      TASKS[task](config, os.fspath(workdir))
   except Exception as error:
     if not is_out_of_memory(error):
       raise
@@ -102,8 +106,8 @@ def _train_editor(config: ml_collections.ConfigDict, path: str) -> None:
   workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings), **named})
   editor = stages.editor(lm, training, settings, workdir)
   assert editor is not None, 'the method uses one'
-  print(editors.write(workdir.path, editor, settings.model.name))
-  print(f'The editor is in {inputs.editor_file(settings, workdir.path)}.')
+  show(editors.write(workdir.path, editor, settings.model.name))
+  show(f'The editor is in {inputs.editor_file(settings, workdir.path)}.')
 
 
 def _stats(config: ml_collections.ConfigDict, path: str) -> None:
@@ -118,7 +122,7 @@ def _stats(config: ml_collections.ConfigDict, path: str) -> None:
   workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings)})
   moments = stages.second_moments(lm, documents, [method], settings, workdir)
   assert moments is not None, 'the method needs them'
-  print(
+  show(
     f'Second moments of {len(moments.cov)} kernels over {moments.num_tokens} tokens are in '
     f'{settings.statistics.file or workdir / stages.STATISTICS_FILE}.'
   )
@@ -128,6 +132,7 @@ def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
   """Measures existing patches."""
   found, workdir = _prepare(config.to_dict(), path, needs_records=True, needs_patches=True)
   settings, patches, records = found.first, found.patches, found.records['']
+  _check_own(settings, patches, workdir)
   lm = inputs.load_model(settings)
   _apply(lm, patches)
   workdir.begin(
@@ -145,14 +150,15 @@ def _export(config: ml_collections.ConfigDict, path: str) -> None:
   """Writes the edited model as a Hugging Face directory."""
   found, workdir = _prepare(config.to_dict(), path, needs_patches=True)
   settings = found.first
+  _check_own(settings, found.patches, workdir)
   lm = inputs.load_model(settings)
   edited = _apply(lm, found.patches)
   workdir.begin({'model': inputs.describe_model(lm, settings)})
   written = stages.export(edited, settings, workdir)
-  print(f'The edited model is in {written["path"]}, stored as {written["dtype"]}.')
+  show(f'The edited model is in {written["path"]}, stored as {written["dtype"]}.')
   lost = [each['update'] for each in written['rounding'].values() if each['update'] is not None]
   if lost:
-    print(f'Rounding to {written["dtype"]} moved the edits by up to {100 * max(lost):.2f}%.')
+    show(f'Rounding to {written["dtype"]} moved the edits by up to {100 * max(lost):.2f}%.')
 
 
 def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
@@ -185,21 +191,21 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
     stages.shared_contexts(lm, each, whole)
   summaries = {}
   for number, (name, (cell_settings, workdir)) in enumerate(opened.items(), start=1):
-    if not (workdir / SUMMARY_FILE).is_file():
-      print(f'Cell {number} of {len(cells)}: {name}', flush=True)
-      _edit_model(
-        lm, cell_settings, workdir, found.records[name], None, found.training[name], factors
-      )
-    summaries[name] = storage.read_json(workdir / SUMMARY_FILE)
-  storage.write_json(whole / sweep.SWEEP_FILE, summaries)
+    with _lock(workdir.path):
+      if _finished_summary(workdir) is None:
+        show(f'Cell {number} of {len(cells)}: {name}')
+        records, training = found.records[name], found.training[name]
+        _edit_model(lm, cell_settings, workdir, records, None, training, factors)
+      summaries[name] = sealed.read_json(workdir / SUMMARY_FILE, SUMMARY)
+  sealed.write_json(whole / sweep.SWEEP_FILE, sweep.SWEEP, {'cells': summaries})
   title = f'{len(cells)} runs on {first.model.name}'
-  provenance = storage.read_json(whole / 'provenance.json')
+  provenance = sealed.read_json(whole / 'provenance.json', PROVENANCE)
   samples = [stages.finished_samples(workdir) for _, workdir in opened.values()]
   texts = dict(zip(cells, samples, strict=True)) if all(samples) else None
   text = comparison.write(
     whole.path, 'sweep', title, summaries, provenance, published, texts, axis=axis
   )
-  print(f'\n{text}\n\nThe files are in {whole.path}; open report.html there.')
+  show(f'\n{text}\n\nThe files are in {whole.path}; open report.html there.')
 
 
 def _compare(config: ml_collections.ConfigDict, path: str) -> None:
@@ -210,7 +216,7 @@ def _compare(config: ml_collections.ConfigDict, path: str) -> None:
   title = f'{len(summaries)} runs compared'
   provenance = {'workdirs': settings.compared}
   text = comparison.write(workdir.path, 'compare', title, summaries, provenance, configs=configs)
-  print(f'\n{text}\n\nThe files are in {workdir.path}; open report.html there.')
+  show(f'\n{text}\n\nThe files are in {workdir.path}; open report.html there.')
 
 
 def _probe(config: ml_collections.ConfigDict, path: str) -> None:
@@ -232,8 +238,8 @@ def _probe(config: ml_collections.ConfigDict, path: str) -> None:
   )
   for name in settings.probe.names:
     stages.probe(name, probed, records, settings, words, workdir)
-  results = stages.finished_probes(workdir)
-  print(probes.write(workdir.path, f'{settings.model.name} from within', results))
+  results = stages.finished_probes(probed, records, words, workdir)
+  show(probes.write(workdir.path, f'{settings.model.name} from within', results))
 
 
 def _train(config: ml_collections.ConfigDict, path: str) -> None:
@@ -242,8 +248,8 @@ def _train(config: ml_collections.ConfigDict, path: str) -> None:
   workdir = Workdir(path, complete.to_dict())
   made = workdir / 'model' / 'knowledge.json'
   if made.is_file():
-    knows = storage.read_json(made)
-    print(f'{made.parent} is trained already: {knows["trained"]}% of trained prompts are right.')
+    knows = schema.read_json(made, dict[str, Any])
+    show(f'{made.parent} is trained already: {knows["trained"]}% of trained prompts are right.')
     return
   train(complete, path)
   workdir.begin({'seed': complete.seed})
@@ -262,6 +268,26 @@ TASKS: Mapping[str, Callable[[ml_collections.ConfigDict, str], None]] = {
 }
 
 
+def _lock(workdir: str | os.PathLike[str]) -> Lock:
+  """One run at a time has a workdir."""
+  return Lock(pathlib.Path(workdir).absolute() / '.lock', f'The workdir {os.fspath(workdir)}')
+
+
+def _finished_summary(workdir: Workdir) -> dict[str, Any] | None:
+  """The summary of a finished run; None for any other run."""
+  file = workdir / SUMMARY_FILE
+  return sealed.kept(file, sealed.read_json, SUMMARY, workdir.key())
+
+
+def _check_own(settings: Settings, patches: Sequence[Patch], workdir: Workdir) -> None:
+  """Refuses a patch that lies in the workdir and was made by another run."""
+  made_by = patches[0].provenance.get('config')
+  if not settings.patches and made_by != sealed.digest(workdir.key()):
+    raise UserError(
+      f'{workdir / inputs.PATCH_FILE} is of another run; restore it, or make the edit again.'
+    )
+
+
 def _prepare(config: Mapping[str, Any], path: str, **needs: bool) -> tuple[Inputs, Workdir]:
   """The checked inputs of a run and its workdir; prints the plan, downloads what is missing."""
   settings = {'': read_settings(config)}
@@ -276,7 +302,7 @@ def _fetch(
   found: Inputs, settings: Mapping[str, Settings], workdir: Workdir, **needs: bool
 ) -> Inputs:
   """Prints the plan; downloads what is missing, and checks it like the rest."""
-  print(found.plan(stages.finished(workdir)), flush=True)
+  show(str(found.plan(stages.finished(workdir))))
   if not found.downloads:
     return found
   found.fetch()
@@ -315,6 +341,6 @@ def _measure(
     edits_per_batch=settings.edit.edits_per_batch,
     seconds=workdir.seconds,
   )
-  storage.write_json(workdir / SUMMARY_FILE, found)
+  sealed.write_json(workdir / SUMMARY_FILE, SUMMARY, found, workdir.key())
   summary.write_page(workdir.path, found, table, records, samples)
-  print(summary.as_text(found, table, samples, str(workdir.path)))
+  show(summary.as_text(found, table, samples, str(workdir.path)))

@@ -14,12 +14,13 @@ import numpy as np
 from jedit.hypernetworks.net import Params, init, shardings
 from jedit.hypernetworks.settings import Settings
 from jedit.hypernetworks.statistics import Statistics
-from jedit.io.storage import read_tensors, to_json, write_tensors
+from jedit.io.storage import to_json
+from jedit.io.tensors import read_tensors, write_tensors
 from jedit.models.language_model import LanguageModel
 from jedit.parallel.mesh import fetch, mesh_of, place
 from jedit.types import Kernel, UserError
 
-_FORMAT = 'jedit-editor-1'
+_FORMAT = 'jedit editor 1'
 # What the nets of an editor were made for; a method with other values cannot use them.
 _SHAPE = ('name', 'edited_layers', 'edited_kernels', 'rank', 'num_blocks', 'shared')
 
@@ -74,30 +75,29 @@ class Editor:
       digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 
-  def save(self, path: str | os.PathLike[str]) -> None:
-    """Writes a safetensors file with settings, base model and provenance in its header."""
+  def save(self, path: str | os.PathLike[str], key: Any = None) -> None:
+    """Writes a safetensors file with settings, base model and provenance in its header.
+
+    Args:
+      path: the file.
+      key: everything that the training worked with; None for a file that is used anywhere.
+    """
     facts = {
-      'format': _FORMAT,
       'settings': self.settings,
       'model': self.model,
       'tokens_per_edit': self.tokens_per_edit,
       'provenance': dict(self.provenance),
     }
-    write_tensors(path, self._tensors(), to_json(facts))
+    write_tensors(path, _FORMAT, self._tensors(), to_json(facts), key)
 
   @classmethod
-  def load(cls, path: str | os.PathLike[str]) -> 'Editor':
-    """Reads what `save` wrote.
+  def load(cls, path: str | os.PathLike[str], key: Any = None) -> 'Editor':
+    """Reads what `save` wrote; files of the released codes go through `convert_editor`.
 
     Raises:
-      UserError: if the file is missing or no editor.
+      UserError: if the file is missing, damaged, no editor or, with a `key`, of another training.
     """
-    tensors, facts = read_tensors(path)
-    if facts.get('format') != _FORMAT:
-      raise UserError(
-        f'{path} is not an editor; give a file of Editor.save, and convert the files of the '
-        'released codes with jedit.hypernetworks.convert.'
-      )
+    tensors, facts = read_tensors(path, _FORMAT, key)
     given: dict[str, Any] = {
       name: tuple(value) if isinstance(value, list) else value
       for name, value in facts['settings'].items()

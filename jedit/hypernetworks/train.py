@@ -24,8 +24,8 @@ from jedit.hypernetworks.rows import Losses
 from jedit.hypernetworks.settings import Settings
 from jedit.hypernetworks.steps import Examples, run_step
 from jedit.io.checkpoints import Checkpoints
-from jedit.io.memo import digest
 from jedit.io.progress import Progress
+from jedit.io.sealed import digest
 from jedit.models.language_model import LanguageModel
 from jedit.parallel.mesh import fetch, mesh_of
 from jedit.types import Record, UserError

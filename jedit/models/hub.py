@@ -18,7 +18,7 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import validate_repo_id
 
-from jedit.io import storage
+from jedit.io import schema
 from jedit.io.downloads import Download
 from jedit.models.safetensors_index import (
   COMPANIONS,
@@ -93,7 +93,7 @@ def locate(model: str | os.PathLike[str], revision: str | None = None) -> Locati
   with _hub_errors(name, revision), tempfile.TemporaryDirectory() as folder:
     info = _model_info(name, revision)
     file = huggingface_hub.hf_hub_download(name, 'config.json', revision=revision, local_dir=folder)
-    hf_config = storage.read_json(file)
+    hf_config = schema.read_json(file, dict[str, Any])
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     read = [file for file in sizes if any(fnmatch.fnmatch(file, pattern) for pattern in _FILES)]
     if not any(fnmatch.fnmatch(file, weights) for file in read for weights in _WEIGHT_FILES):

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 
 from jedit.io.checkpoints import Checkpoints
-from jedit.io.memo import digest
 from jedit.io.out_of_memory import halve_once
 from jedit.io.progress import Progress, note
+from jedit.io.sealed import StaleFile, digest
 from jedit.io.storage import to_json
 from jedit.models import Model, site
 from jedit.models.language_model import LanguageModel
@@ -26,6 +26,7 @@ from jedit.moments import sums
 from jedit.moments.corpus import Corpus, read_corpus
 from jedit.moments.files import SecondMoments
 from jedit.moments.packing import START, PackedBatch, PackedText, Place, prefetch
+from jedit.parallel.memory import check_fits
 from jedit.parallel.mesh import mesh_of, num_row_shards, place_rows
 from jedit.types import Kernel, UserError
 from jedit.units import format_bytes
@@ -68,8 +69,9 @@ def statistics(
     The second moments of the wanted kernels, or of all in `cache`.
 
   Raises:
-    UserError: for no text, no layers or kernels, unknown ones, too little memory, values that are
-      not finite, or a cache made of another model, corpus or with other settings.
+    StaleFile: for a cache that is damaged, or of another model, corpus or with other settings.
+    UserError: for no text, no layers or kernels, unknown ones, too little memory, or values that
+      are not finite.
   """
   if sites is not None:
     raise UserError('Kernels are named by `kernels` instead of `sites`; give kernels=("mlp",).')
@@ -114,7 +116,7 @@ def statistics(
       if name == 'batch_tokens' and found.provenance.get(name) == batch_tokens // 2:
         continue  # it ran out of memory with these
       if found.provenance.get(name) != value:
-        raise UserError(
+        raise StaleFile(
           f'{cache} holds second moments of other settings: {name} is '
           f'{found.provenance.get(name)!r} there and {value!r} here; choose another file.'
         )
@@ -194,6 +196,8 @@ def accumulate(
     _, total, about = saved
     at = _Done(**{**about, 'place': Place(*about['place'])})
   step = running.start(total)
+  size = getattr(step.memory_analysis(), 'temp_size_in_bytes', 0)
+  check_fits('A batch of statistics', size, 'lower statistics.batch_tokens')
   note(f'statistics: {plan}{_activations(step)}')
   ran = None
   with Progress('statistics', None, 'tokens', done=at.num_tokens) as progress:

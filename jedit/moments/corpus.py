@@ -145,7 +145,7 @@ def _read_tables(files: Sequence[pathlib.Path], kind: str, column: str) -> Corpu
       f'The corpus {", ".join(map(str, files))} cannot be read ({_first_line(error)}); repair it '
       'or leave it out.'
     ) from error
-  _check_column(rows.column_names, column, str(files[0]))
+  _check_column(rows, column, str(files[0]))
   return _corpus(
     len(rows), _rows_of(rows, column), {'sha256': digest.hexdigest(), 'column': column}
   )
@@ -176,7 +176,7 @@ def read_dataset(
       'where the hub is out of reach, fetch its files elsewhere and give their directory as a '
       'corpus.'
     ) from error
-  _check_column(rows.column_names or (), column, name)
+  _check_column(rows, column, name)
   if not streaming:
     count, fetch = len(rows), _rows_of(rows, column)
   else:
@@ -224,10 +224,17 @@ def plan_dataset(name: str, config: str = '') -> Download | None:
   )
 
 
-def _check_column(names: Sequence[str], column: str, source: str) -> None:
+def _check_column(rows: Any, column: str, source: str) -> None:
+  names = rows.column_names or ()
   if column not in names:
     raise UserError(
       f'{source} has no column {column!r}; name that of the text among {", ".join(names)}.'
+    )
+  kind = getattr((rows.features or {}).get(column), 'dtype', 'string' if not rows.features else '')
+  if kind not in ('string', 'large_string'):
+    raise UserError(
+      f'{source} has {kind or "lists or objects"} in the column {column!r}; give text there, or '
+      'name another column.'
     )
 
 

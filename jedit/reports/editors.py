@@ -3,7 +3,7 @@
 import pathlib
 
 from jedit.hypernetworks.editor import Editor
-from jedit.io import storage, tables
+from jedit.io import sealed, storage, tables
 from jedit.reports import html
 from jedit.reports.figures import Line, Panels
 from jedit.units import format_seconds
@@ -49,7 +49,7 @@ def write(workdir: pathlib.Path, editor: Editor, model: str) -> str:
     html.picture(panels.save(workdir / 'training'), 'Losses over the steps of the training.'),
     html.heading('Provenance'),
     html.folded('Settings', settings),
-    html.folded('Sources', storage.read_json(workdir / 'provenance.json')),
+    html.folded('Sources', sealed.read_json(workdir / 'provenance.json', None)),
   ]
   html.write(workdir, f'Editor {editor.id}', parts)
   return f'{editor}\n{text}.'

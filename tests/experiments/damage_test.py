@@ -1,12 +1,11 @@
 """The damage monitor on changes of known size."""
 
-import json
-
 import numpy as np
 
 from helpers import editing
 from jedit.experiments.damage import DamageMonitor
 from jedit.experiments.schema import Edit
+from jedit.io.jsonl import read_jsonl
 from jedit.models.patch import Patch, Update
 
 PATHS = ('block_0/mlp/down/kernel', 'block_2/mlp/down/kernel')
@@ -36,8 +35,7 @@ def test_growth_is_the_share_of_the_norm_that_all_patches_added(tmp_path):
   assert growths[0] == {} and list(growths[1]) == [PATHS[0]] and list(growths[2]) == [*PATHS]
   np.testing.assert_allclose(growths[1][PATHS[0]], 0.25, rtol=1e-5)
   np.testing.assert_allclose(list(growths[2].values()), [0.5625, 0.125], rtol=1e-5)
-  stored = [json.loads(line) for line in (tmp_path / 'damage.jsonl').read_text().splitlines()]
-  assert stored == monitor.rows
+  assert read_jsonl(tmp_path / 'damage.jsonl', 'jedit damage 1') == monitor.rows
 
 
 def test_without_a_threshold_growth_stops_nothing(tmp_path):

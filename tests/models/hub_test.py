@@ -1,5 +1,6 @@
 """Hub ids become directories of the cache, and what stands in the way is a sentence."""
 
+import shutil
 import types
 
 import huggingface_hub
@@ -29,7 +30,9 @@ def _keep(cache, name, files, branch='main'):
   snapshot = folder / 'snapshots' / COMMIT
   for file in files:
     (snapshot / file.name).parent.mkdir(parents=True, exist_ok=True)
-    (snapshot / file.name).symlink_to(file)
+    (folder / 'blobs').mkdir(exist_ok=True)
+    blob = shutil.copy(file, folder / 'blobs' / f'{branch}-{file.name}')
+    (snapshot / file.name).symlink_to(blob)
   (folder / 'refs').mkdir(exist_ok=True)
   (folder / 'refs' / branch).write_text(COMMIT)
   return snapshot
