@@ -166,7 +166,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(editors, name, tmp_path, mo
   with monkeypatch.context() as patched, pytest.raises(_Stop):
     patched.setattr(train_module._Training, '_step', stopping)
     train_and_save(name, tmp_path / 'store', tmp_path / 'editor.safetensors')
-  assert [folder.name for folder in (tmp_path / 'store').iterdir()] == ['4']
+  assert (tmp_path / 'store' / '4').is_dir()
   train_and_save(name, tmp_path / 'store', tmp_path / 'editor.safetensors')
   again = jedit.Editor.load(tmp_path / 'editor.safetensors')
   assert again.id == editors[name].id
@@ -237,7 +237,7 @@ def test_mistakes_are_sentences_before_anything_is_trained(editors, tmp_path):
     jedit.train_editor(edited, records(), malmen())
   result = jedit.edit(lm, editing.REQUESTS[:1], malmen(), editor=editors['malmen'])
   result.patch.save(tmp_path / 'patch.safetensors')
-  with pytest.raises(UserError, match='is not an editor'):
+  with pytest.raises(UserError, match="where 'jedit editor 1' is wanted"):
     jedit.Editor.load(tmp_path / 'patch.safetensors')
 
 
