@@ -44,10 +44,10 @@ def results(data: int = 0, model: int = 1, is_spread: bool = False) -> dict[str,
   tuned = jedit.edit(lm, requests, tuning)
   found |= {f'tuned {path}': update.value() for path, update in tuned.patch.updates.items()}
   trained = [dataclasses.replace(each, neighborhood_target='jazz') for each in records]
-  common = dict(layers=(1, 2), kernels=('mlp',), rank=4, learning_rate=1e-3, num_steps=2)
+  common = dict(layers=(1,), kernels=('mlp',), rank=4, learning_rate=1e-3, num_steps=2)
   for method in (
     jedit.methods.malmen(**common, num_edits=4, mini_batch_size=2),
-    jedit.methods.mend(**common, accumulate=2, num_validation=2, validation_interval=2, patience=0),
+    jedit.methods.mend(**common, accumulate=2, validation_interval=0, patience=0),
   ):
     editor = jedit.train_editor(lm, trained, method)
     leaves = jax.tree_util.tree_leaves_with_path(editor.params)
