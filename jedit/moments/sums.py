@@ -85,11 +85,9 @@ def products_of(
     parts = {}
     for name in names:
       key_NxTxF = jnp.where(is_text_NxTx1, seen[name], jnp.zeros_like(seen[name]))
-      key_RxSxF = key_NxTxF.reshape(num_shards, -1, key_NxTxF.shape[-1])
-      if num_shards == 1:
-        parts[name] = panels(key_RxSxF[0])
-      else:  # whole keys on each device: otherwise every panel gathers its own
-        parts[name] = jax.vmap(panels)(over_rows(mesh, key_RxSxF))
+      # Whole keys of its own rows on each device: otherwise every panel gathers them.
+      key_RxSxF = over_rows(mesh, key_NxTxF.reshape(num_shards, -1, key_NxTxF.shape[-1]))
+      parts[name] = panels(key_RxSxF[0]) if num_shards == 1 else jax.vmap(panels)(key_RxSxF)
     return parts
 
   return products
@@ -217,7 +215,8 @@ def _adding(products: Callable, mesh: Mesh | None) -> jax.stages.Wrapped:
     parts = products(model, token_NxT, segment_NxT, position_NxT)
     new = {
       name: tuple(
-        two_sum(*pair, over_devices(part)) for pair, part in zip(sums[name], panels, strict=True)
+        two_sum(pair[0], pair[1], over_devices(part))
+        for pair, part in zip(sums[name], panels, strict=True)
       )
       for name, panels in parts.items()
     }
@@ -236,7 +235,7 @@ def _reduce(total: Any, own: Any, *, mesh: Mesh) -> tuple[Any, Any]:
     own_pair = jax.lax.with_sharding_constraint(own_pair, over_parts)  # each owner gets its part
 
     def add_one(pair, one):
-      sum_FxG, lost_FxG = two_sum(*pair, one[0])
+      sum_FxG, lost_FxG = two_sum(pair[0], pair[1], one[0])
       return (sum_FxG, lost_FxG + one[1]), None
 
     pair, _ = jax.lax.scan(add_one, pair, own_pair)

@@ -120,6 +120,26 @@ def test_the_batch_fits_the_device(monkeypatch):
   assert all(size & (size - 1) == 0 for size in sizes)
 
 
+def test_half_of_the_free_memory_is_left_alone(monkeypatch):
+  """What one edit takes, counted by hand for one row of its target and one for the KL term."""
+  lm = editing.language_model('gptj')  # 3 layers, width 16, F = 24, 2 heads of 8, float32
+  rows = encode_edits(lm.tokenizer, editing.REQUESTS[:1], BARE)
+  [text] = rows[0].with_target
+  past, window = text.subject_last, len(text.ids) - text.subject_last
+  activations = 2 * 4 * ((10 * 16 + 3 * 24) * window + 2 * 16 * past)  # of the two upper blocks
+  logits = 3 * 4 * len(text.target_ids) * lm.config.vocab_size
+  taken = 2 * (activations + logits)
+
+  def chosen(free):
+    device = types.SimpleNamespace(memory_stats=lambda: {'bytes_limit': free}, platform='gpu')
+    monkeypatch.setattr(jax, 'local_devices', lambda: [device])
+    return choose_batch_size(lm.config, rows, 1)
+
+  for size in (2, 8, 64):
+    assert chosen(2 * size * taken) == size
+    assert chosen(2 * size * taken - 1) == size // 2
+
+
 def test_without_memory_half_the_batch_is_optimised_once(monkeypatch, capsys):
   lm = editing.language_model('gptj', num_layers=2)
   rows = encode_edits(lm.tokenizer, editing.REQUESTS[:4], editing.CONTEXTS)
@@ -141,23 +161,3 @@ def test_without_memory_half_the_batch_is_optimised_once(monkeypatch, capsys):
   assert 'targets: out of memory with a batch of 4; once more with 2.' in capsys.readouterr().err
   with pytest.raises(UserError, match='with a batch of 2; lower edit.target_batch_size'):
     optimise(1)
-
-
-def test_half_of_the_free_memory_is_left_alone(monkeypatch):
-  """What one edit takes, counted by hand for one row of its target and one for the KL term."""
-  lm = editing.language_model('gptj')  # 3 layers, width 16, F = 24, 2 heads of 8, float32
-  rows = encode_edits(lm.tokenizer, editing.REQUESTS[:1], BARE)
-  [text] = rows[0].with_target
-  past, window = text.subject_last, len(text.ids) - text.subject_last
-  activations = 2 * 4 * ((10 * 16 + 3 * 24) * window + 2 * 16 * past)  # of the two upper blocks
-  logits = 3 * 4 * len(text.target_ids) * lm.config.vocab_size
-  taken = 2 * (activations + logits)
-
-  def chosen(free):
-    device = types.SimpleNamespace(memory_stats=lambda: {'bytes_limit': free}, platform='gpu')
-    monkeypatch.setattr(jax, 'local_devices', lambda: [device])
-    return choose_batch_size(lm.config, rows, 1)
-
-  for size in (2, 8, 64):
-    assert chosen(2 * size * taken) == size
-    assert chosen(2 * size * taken - 1) == size // 2
