@@ -11,7 +11,8 @@ class Kernel(NamedTuple):
 
   Attributes:
     layer: counted from 0.
-    name: 'mlp' for the down projection of the MLP, 'attn' for the attention output projection.
+    name: 'mlp' for the down projection of the MLP, 'mlp_up' for its up projection, 'mlp_gate' for
+      the gate of gated MLPs, 'attn' for the attention output projection.
   """
 
   layer: int

@@ -22,7 +22,9 @@ from jedit.experiments.amounts import updated_of
 from jedit.experiments.plan import Plan, make_plan
 from jedit.experiments.probing import load_words
 from jedit.experiments.schema import Settings
+from jedit.hypernetworks.editor import Editor
 from jedit.io.downloads import Download
+from jedit.methods import HyperNetwork
 from jedit.models import ModelConfig
 from jedit.models.generate import check_memory
 from jedit.models.load import bytes_per_device, check_directory, check_fits, read_config
@@ -73,6 +75,8 @@ class Inputs:
     mesh: of the devices.
     config: sizes of the model.
     records: by cell.
+    training: records to train an editor on, by cell; None for methods without one, and if the
+      editor is there.
     documents: text for second moments.
     patches: to apply.
     downloads: what `fetch` gets.
@@ -83,6 +87,7 @@ class Inputs:
   mesh: Mesh | None = None
   config: ModelConfig | None = None
   records: dict[str, list[Record]] = dataclasses.field(default_factory=dict)
+  training: dict[str, list[Record] | None] = dataclasses.field(default_factory=dict)
   documents: Corpus | None = None
   patches: list[Patch] = dataclasses.field(default_factory=list)
   downloads: list[Download] = dataclasses.field(default_factory=list)
@@ -166,6 +171,9 @@ def check(
     if needs_records and (edits or needs_patches):
       with problems.noted(label):
         _check_texts(found, name, tokenizer)
+    if edits:
+      with problems.noted(label):
+        found.training[name] = _find_training(each, pathlib.Path(workdir))
     if edits and each.contexts:
       with problems.noted(label):
         _check_contexts(found, name, tokenizer)
@@ -259,6 +267,22 @@ def _check_method(found: Inputs, name: str) -> None:
     at_once = 1
   if found.config is not None:
     settings.required_method.check(found.config, at_once)
+
+
+def _find_training(settings: Settings, workdir: pathlib.Path) -> list[Record] | None:
+  """Records to train an editor on; None for methods without one, and if the editor is there."""
+  method = settings.required_method
+  if not isinstance(method, HyperNetwork):
+    if settings.editor:
+      raise UserError(f'Method {method.name} edits without an editor; remove editor.')
+    return None
+  file = inputs.editor_file(settings, workdir)
+  if file.is_file():
+    Editor.load(file)
+    return None
+  if settings.editor:
+    raise UserError(f'There is no editor {file}; train one with --config.task=train_editor.')
+  return inputs.load_training(settings)
 
 
 def _check_moments(

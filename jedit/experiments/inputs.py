@@ -30,9 +30,11 @@ from jedit.types import Kernel, Record, UserError
 
 PATCH_FILE = 'patch.safetensors'
 CONTEXTS = 'jedit contexts 1'  # format
+EDITOR_FILE = 'editor.safetensors'
 # Text for second moments of public checkpoints without published ones: the papers' kind, of a
 # later dump; its card states the licences CC BY-SA 3.0 and GFDL.
 DATASET = ('wikimedia/wikipedia', '20231101.en')
+_TRAINING_RECORDS = 7680  # of a world: every fact four times, with other objects
 _Groups = list[list[schema.Text]]
 
 
@@ -113,6 +115,48 @@ def load_selection(settings: Settings) -> list[Record]:
   records = load_records(_records_file(settings), data.kind or None)  # type: ignore[arg-type]
   seed = settings.seed if data.selection == 'random' else None
   return select(records, data.num_edits, seed, unique_subjects=data.unique_subjects)
+
+
+def load_training(settings: Settings) -> list[Record]:
+  """Records to train an editor on, none of them about a subject of the test.
+
+  Raises:
+    UserError: without a file, for a model other than the testbeds, or if too few records remain.
+  """
+  wanted = settings.training
+  if not wanted.records:
+    world = _world(settings.model)
+    if world is None:
+      raise UserError(
+        'The model has no made-up world to train an editor on; give records in training.records, '
+        'or a trained editor in editor.'
+      )
+    return world.training_records(wanted.num_records or _TRAINING_RECORDS, settings.seed)
+  file = public_file(wanted.records, settings.data)
+  tested_file = _records_file(settings)
+  is_same = file.resolve() == tested_file.resolve()
+  tested = load_selection(settings) if is_same else load_records(tested_file)
+  subjects = {record.request.subject for record in tested}
+  records = [
+    record
+    for record in load_records(file, wanted.kind or None)  # type: ignore[arg-type]
+    if record.request.subject not in subjects
+  ]
+  return select(records, wanted.num_records or None)
+
+
+def editor_file(settings: Settings, workdir: pathlib.Path) -> pathlib.Path:
+  """The file of the editor: given, shared, or in the workdir."""
+  return pathlib.Path(settings.editor or settings.training.file or workdir / EDITOR_FILE)
+
+
+def describe_training(settings: Settings, records: Sequence[Record]) -> dict[str, Any]:
+  """Provenance of the records that an editor is trained on."""
+  return {
+    'file': settings.training.records or 'made-up world',
+    'sha256': hashlib.sha256(repr(list(records)).encode()).hexdigest(),
+    'num_records': len(records),
+  }
 
 
 def describe_selection(settings: Settings, records: Sequence[Record]) -> str:
@@ -277,10 +321,19 @@ def _taught(model: Model, data: Data) -> list[Prompt] | None:
   made_by = model.directory / 'knowledge.json'
   if data.records or not made_by.is_file():
     return None
-  made = schema.read_json(made_by, _Knowledge).config
-  if made.records:
+  world = _world(model)
+  if world is None:
     return KnownFacts(load_records(model.directory / 'records.json')).prompts()
-  return schema.check(World, made.world, f'{made_by}', strict=False).prompts()
+  return world.prompts()
+
+
+def _world(model: Model) -> World | None:
+  """The made-up world that a testbed was trained on; None for other models."""
+  made_by = model.directory / 'knowledge.json'
+  if not made_by.is_file():
+    return None
+  made = schema.read_json(made_by, _Knowledge).config
+  return None if made.records else schema.check(World, made.world, f'{made_by}', strict=False)
 
 
 def describe_model(lm: LanguageModel, settings: Settings) -> dict[str, Any]:

@@ -209,6 +209,27 @@ class Statistics:
 
 
 @dataclasses.dataclass(frozen=True)
+class EditorTraining:
+  """Training of the editor of MEND or MALMEN; its settings are the method's.
+
+  Attributes:
+    records: file of records to train on; empty takes people of a testbed's world whom no record
+      edits. Records about subjects of the test are left out.
+    kind: schema of the file, see `jedit.data.records.load_records`; empty detects it.
+    num_records: number of records; 0 takes all of a file, and 7,680 of a world.
+    file: of the trained editor, shared between runs; empty keeps it in the workdir.
+  """
+
+  records: str = ''
+  kind: str = ''
+  num_records: int = 0
+  file: str = ''
+
+  def __post_init__(self) -> None:
+    _at_least('training', self, num_records=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Edit:
   """Batches of edits.
 
@@ -362,6 +383,7 @@ class Settings:
     method: a section with a name and the fields of `jedit.methods.<name>`.
     contexts: a contexts.json to use; empty samples contexts from the model.
     targets: directory of optimised targets, shared between runs; empty keeps them in the workdir.
+    editor: file of a trained editor for MEND or MALMEN; empty trains one first.
     patches: for `evaluate`, `export` and `probe`: patch files or workdirs, separated by commas.
       Empty takes the patch of the workdir; a probe then takes the unedited model.
     patches_anywhere: allow patches of another model, or in another order than they were made in.
@@ -376,6 +398,8 @@ class Settings:
   method: Method | None = None
   contexts: str = ''
   targets: str = ''
+  editor: str = ''
+  training: EditorTraining = EditorTraining()
   statistics: Statistics = Statistics()
   edit: Edit = Edit()
   evaluation: Evaluation = Evaluation()

@@ -26,16 +26,20 @@ from jedit.experiments.inputs import (
   CONTEXTS,
   PATCH_FILE,
   Question,
+  editor_file,
   load_contexts,
   load_generation,
 )
 from jedit.experiments.results import read_table, write_table
 from jedit.experiments.schema import PROBES, Settings
 from jedit.experiments.workdir import Workdir
+from jedit.hypernetworks.editor import Editor
+from jedit.hypernetworks.train import train_editor
 from jedit.io import sealed, storage
 from jedit.io.progress import Progress
+from jedit.io.sealed import digest
 from jedit.io.storage import to_json
-from jedit.methods import Method
+from jedit.methods import HyperNetwork, Method
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch, patch_of
 from jedit.moments.collect import statistics
@@ -121,9 +125,19 @@ def shared_files(settings: Settings, workdir: Workdir) -> dict[str, Any]:
   return {
     'contexts': settings.contexts or _shared_contexts(settings, workdir),
     'targets': settings.targets or str(workdir / _TARGETS),
+    'training': {'file': settings.training.file or _shared_editor(settings, workdir)},
     'statistics': {'file': settings.statistics.file or str(workdir / STATISTICS_FILE)},
     'evaluation': {'store': settings.evaluation.store or str(workdir / CHUNKS_FILE)},
   }
+
+
+def _shared_editor(settings: Settings, workdir: Workdir) -> str:
+  """Path of the editor of all cells with this method and training; empty for other methods."""
+  method = settings.required_method
+  if not isinstance(method, HyperNetwork):
+    return ''
+  key = digest([method, dataclasses.replace(settings.training, file='')])
+  return str(workdir / f'editor_{method.name}_{key[:8]}.safetensors')
 
 
 def contexts(
@@ -161,6 +175,39 @@ def _shared_contexts(settings: Settings, workdir: Workdir) -> str:
   return str(workdir / (_CONTEXTS if kind == 'memit' else f'contexts_{kind}.json'))
 
 
+def editor(
+  lm: LanguageModel, training: Sequence[Record] | None, settings: Settings, workdir: Workdir
+) -> Editor | None:
+  """The editor of the run, given or trained; None for methods that need none.
+
+  Args:
+    lm: the unedited model.
+    training: records to train on; not needed if there is an editor.
+    settings, workdir: of the run.
+  """
+  method = settings.required_method
+  if not isinstance(method, HyperNetwork):
+    return None
+  file = editor_file(settings, workdir.path)
+  made_of = dataclasses.replace(settings.training, file='')
+  key = (
+    None if settings.editor else [lm.fingerprint, lm.config.dtype, method, made_of, settings.seed]
+  )
+  if training is None:  # the editor is there, or refused in a sentence
+    found = Editor.load(file, key)
+  else:
+    stored = sealed.kept(file, Editor.load, key)
+    if stored is None:
+      with workdir.stage('training'):
+        stored = train_editor(
+          lm, training, method, seed=settings.seed, store=file.with_name(f'{file.stem}.partial')
+        )
+      stored.save(file, key)
+    found = Editor.load(file, key)
+  found.check(lm, method)
+  return found
+
+
 def edit(
   lm: LanguageModel,
   records: Sequence[Record],
@@ -168,6 +215,7 @@ def edit(
   settings: Settings,
   workdir: Workdir,
   factors: FactorCache | None = None,
+  training: Sequence[Record] | None = None,
 ) -> list[tuple[slice, Patch]]:
   """Patches with the slices of records they edit: one for all, or one per separate batch.
 
@@ -178,6 +226,7 @@ def edit(
     lm, records, settings, workdir: of the run.
     documents: text for second moments.
     factors: factorised second moments, shared by the cells of a sweep.
+    training: records to train an editor on, for methods that use one and have none yet.
   """
   file, batching, method = workdir / PATCH_FILE, settings.edit.batching, settings.required_method
   text = None if documents is None else documents.identity
@@ -191,6 +240,7 @@ def edit(
     assert isinstance(factors.source, SecondMoments)
     moments = factors.source
   templates = contexts(lm, settings, workdir)
+  trained = editor(lm, training, settings, workdir)
   parts: list[tuple[slice, EditResult]] = []
   reason = ''
   with workdir.stage('edit'), _batch_progress(batching, len(records)) as progress:
@@ -209,6 +259,7 @@ def edit(
       store=workdir.path,
       target_store=settings.targets or workdir / _TARGETS,
       factors=factors,
+      editor=trained,
     ):
       parts.append((batch.edits, dataclasses.replace(batch.result, details=Details())))
       # The stage 'edit' counts all these seconds; name its parts separately.

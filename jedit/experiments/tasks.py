@@ -20,11 +20,12 @@ from jedit.io import schema, sealed
 from jedit.io.lock import Lock
 from jedit.io.out_of_memory import is_out_of_memory
 from jedit.io.progress import show
+from jedit.methods import HyperNetwork
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch
 from jedit.moments.corpus import Corpus
 from jedit.probes.contrast import check_objects
-from jedit.reports import comparison, probes, summary
+from jedit.reports import comparison, editors, probes, summary
 from jedit.reports.published import read_published
 from jedit.solvers import FactorCache
 from jedit.testbeds.train import train
@@ -64,7 +65,7 @@ def _edit(config: ml_collections.ConfigDict, path: str) -> None:
   )
   settings, documents = found.first, found.load_documents()
   lm = inputs.load_model(settings)
-  _edit_model(lm, settings, workdir, found.records[''], documents)
+  _edit_model(lm, settings, workdir, found.records[''], documents, found.training[''])
 
 
 def _edit_model(
@@ -73,6 +74,7 @@ def _edit_model(
   workdir: Workdir,
   records: list[Record],
   documents: Corpus | None,
+  training: list[Record] | None,
   factors: FactorCache | None = None,
 ) -> None:
   workdir.begin(
@@ -80,11 +82,32 @@ def _edit_model(
       'seed': settings.seed,
       'model': inputs.describe_model(lm, settings),
       'data': inputs.describe_data(settings, records),
+      **({} if training is None else {'training': inputs.describe_training(settings, training)}),
     }
   )
-  parts = stages.edit(lm, records, documents, settings, workdir, factors)
+  parts = stages.edit(lm, records, documents, settings, workdir, factors, training)
   records = records[: parts[-1][0].stop]  # a sequence may have stopped early
   _measure(lm, [(part, [patch]) for part, patch in parts], records, settings, workdir)
+
+
+def _train_editor(config: ml_collections.ConfigDict, path: str) -> None:
+  """Trains an editor, whose file is then `editor` of the other tasks."""
+  values = config.to_dict()
+  given = read_settings(values)
+  method = given.required_method
+  if not isinstance(method, HyperNetwork):
+    raise UserError(f'Method {method.name} has no editor to train; choose mend or malmen.')
+  if given.editor:
+    raise UserError(f'The editor {given.editor} is trained already; remove editor.')
+  found, workdir = _prepare(values, path, edits=True)
+  settings, training = found.first, found.training['']
+  lm = inputs.load_model(settings)
+  named = {} if training is None else {'training': inputs.describe_training(settings, training)}
+  workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings), **named})
+  editor = stages.editor(lm, training, settings, workdir)
+  assert editor is not None, 'the method uses one'
+  show(editors.write(workdir.path, editor, settings.model.name))
+  show(f'The editor is in {inputs.editor_file(settings, workdir.path)}.')
 
 
 def _stats(config: ml_collections.ConfigDict, path: str) -> None:
@@ -171,7 +194,9 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
     with _lock(workdir.path):
       if _finished_summary(workdir) is None:
         show(f'Cell {number} of {len(cells)}: {name}')
-        _edit_model(lm, cell_settings, workdir, found.records[name], None, factors)
+        _edit_model(
+          lm, cell_settings, workdir, found.records[name], None, found.training[name], factors
+        )
       summaries[name] = sealed.read_json(workdir / SUMMARY_FILE, SUMMARY)
   sealed.write_json(whole / sweep.SWEEP_FILE, sweep.SWEEP, {'cells': summaries})
   title = f'{len(cells)} runs on {first.model.name}'
@@ -235,6 +260,7 @@ TASKS: Mapping[str, Callable[[ml_collections.ConfigDict, str], None]] = {
   'edit': _edit,
   'stats': _stats,
   'train': _train,
+  'train_editor': _train_editor,
   'sweep': _sweep,
   'evaluate': _evaluate,
   'probe': _probe,

@@ -35,6 +35,8 @@ CONFIG, SUMMARY, PROVENANCE, _TIMES = (
 _RESULTS = (
   'statistics.partial',
   'statistics.safetensors',
+  'editor.partial',
+  'editor.safetensors',
   'contexts.json',
   'contexts_rome.json',
   'patch.safetensors',
@@ -74,10 +76,11 @@ FREE = (
   # Batches, which somebody lowers where memory runs out.
   'edit.target_batch_size',
   'evaluation.tokens_per_batch',
+  'training.file',
   'probe.probes',
 )
 # Parts of the provenance that must match before finished stages are reused.
-_INPUTS = ('model', 'data', 'patches')
+_INPUTS = ('model', 'data', 'patches', 'training')
 
 
 class Workdir:

@@ -173,7 +173,12 @@ class ModelConfig:
   @property
   def key_sizes(self) -> dict[str, int]:
     """F of the kernels that can be edited."""
-    return {'mlp': self.ffn_width, 'attn': self.num_heads * self.head_dim}
+    return {
+      'mlp': self.ffn_width,
+      'attn': self.num_heads * self.head_dim,
+      'mlp_up': self.width,
+      'mlp_gate': self.width,
+    }
 
   @property
   def position_limit(self) -> int | None:

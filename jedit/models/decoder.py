@@ -19,7 +19,8 @@ from jedit.models.config import Family, ModelConfig
 from jedit.models.layers import Cache, Embed, Linear, View, linear
 from jedit.models.precision import wider
 from jedit.models.rotary import Rotary
-from jedit.models.sites import Sites, site
+from jedit.models.sites import Change, Sites, site
+from jedit.types import Kernel
 
 FAMILIES: dict[str, Family] = {
   family.model_type: family
@@ -93,6 +94,7 @@ class Decoder(nn.Module):
     cache: Cache | None = None,
     edits: Mapping[str, Callable] | None = None,
     taps: Iterable[str] = (),
+    changes: Mapping[Kernel, Change] | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Runs blocks `start` to `stop - 1`.
 
@@ -108,6 +110,7 @@ class Decoder(nn.Module):
         blocks return theirs with that token at `attn_cache`.
       edits: by site, a function from the site's value to its new value.
       taps: sites whose values are returned.
+      changes: by kernel, what this pass adds to it.
 
     Returns:
       The residual stream at the input of block `stop` in the activation dtype, and the tapped
@@ -125,7 +128,7 @@ class Decoder(nn.Module):
       hidden_NxTxD = self.embed(given, position_NxT)
     x_NxTxD = hidden_NxTxD.astype(dtype)
     view = self._view(x_NxTxD, position_NxT, segment_NxT, past, cache)
-    sites = Sites(edits, taps)
+    sites = Sites(edits, taps, changes)
     for layer in range(start, stop):
       x_NxTxD = getattr(self, f'block_{layer}')(x_NxTxD, view, sites)
     unseen = sites.taps - sites.seen.keys()
@@ -176,7 +179,10 @@ class Decoder(nn.Module):
       rank_NxTxS = jnp.cumsum(mask_NxTxS[..., ::-1], axis=-1)[..., ::-1]
       mask_NxTxS = mask_NxTxS & (rank_NxTxS <= window)
     c = self.config
-    rotary = None if c.rope is None else Rotary.at(position_NxT, c.rope, c.head_dim)
+    rotary = None
+    if c.rope is not None:
+      dtype = wider(x_NxTxD.dtype, 'float32')
+      rotary = Rotary.at(position_NxT, c.rope, c.head_dim, dtype)
     return View(rotary=rotary, mask_NxTxS=mask_NxTxS, past=layers, cache=cache)
 
 

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jedit.models.config import ModelConfig, attention_scale
 from jedit.models.precision import contract, matmul, wider
 from jedit.models.rotary import Rotary
-from jedit.models.sites import Sites
+from jedit.models.sites import Change, Sites
 
 ACTIVATIONS = {
   'gelu_new': lambda x: nn.gelu(x, approximate=True),
@@ -92,13 +92,21 @@ class View:
 
 
 def linear(
-  x: jax.Array, kernel: jax.Array, bias: jax.Array | None, out_dtype: DTypeLike
+  x: jax.Array,
+  kernel: jax.Array,
+  bias: jax.Array | None,
+  out_dtype: DTypeLike,
+  change: Change | None = None,
 ) -> jax.Array:
-  """The map x @ kernel + bias, rounded once to `out_dtype`, at the end.
+  """The map x @ (kernel + change) + bias, rounded once to `out_dtype`, at the end.
 
   An edited kernel, which is float32 in a bfloat16 model, is not rounded on the way.
   """
-  y = matmul(x, kernel, out_dtype)
+  if change is None:
+    y = matmul(x, kernel, out_dtype)
+  else:
+    added = change(x)
+    y = matmul(x, kernel, wider(out_dtype, added.dtype)).astype(added.dtype) + added
   if bias is not None:
     y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
   return y.astype(out_dtype)
@@ -118,12 +126,12 @@ class Linear(nn.Module):
   out_dtype: str | None = None
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, change: Change | None = None) -> jax.Array:
     kernel = self.param('kernel', _KERNEL_INIT, (x.shape[-1], self.features))
     bias = None
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    return linear(x, kernel, bias, wider(x.dtype, self.out_dtype or x.dtype))
+    return linear(x, kernel, bias, wider(x.dtype, self.out_dtype or x.dtype), change)
 
 
 class Embed(nn.Module):
@@ -260,7 +268,7 @@ class Attention(nn.Module):
       key, value = sites(self.layer, 'attn_cache', view.cache.write(self.layer, key, value))
     mix = attend(query, key, value, view.mask_NxTxS, attention_scale(c), past)
     mix = sites(self.layer, 'attn_in', mix)
-    out = Linear(c.width, c.out_bias, name='out')(mix)
+    out = Linear(c.width, c.out_bias, name='out')(mix, sites.change(self.layer, 'attn'))
     return sites(self.layer, 'attn_out', out)
 
   def _query_key_value(self, x_NxTxD: jax.Array) -> Sequence[jax.Array]:
@@ -287,9 +295,11 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x_NxTxD: jax.Array, sites: Sites) -> jax.Array:
     c = self.config
-    key_NxTxF = ACTIVATIONS[c.activation](Linear(c.ffn_width, c.mlp_bias, name='up')(x_NxTxD))
-    key_NxTxF = sites(self.layer, 'mlp_in', key_NxTxF)
-    return sites(self.layer, 'mlp_out', Linear(c.width, c.mlp_bias, name='down')(key_NxTxF))
+    up = Linear(c.ffn_width, c.mlp_bias, name='up')
+    up_NxTxF = sites(self.layer, 'mlp_up', up(x_NxTxD, sites.change(self.layer, 'mlp_up')))
+    key_NxTxF = sites(self.layer, 'mlp_in', ACTIVATIONS[c.activation](up_NxTxF))
+    down = Linear(c.width, c.mlp_bias, name='down')
+    return sites(self.layer, 'mlp_out', down(key_NxTxF, sites.change(self.layer, 'mlp')))
 
 
 class TwoNormBlock(nn.Module):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.typing import DTypeLike
 
 from jedit.models.config import Rope
 from jedit.models.precision import matmul
@@ -18,7 +19,8 @@ class Rotary:
   """The turn of every token of a forward pass, shared by all layers.
 
   Attributes:
-    cos_NxTx1xDh, sin_NxTx1xDh: of each unit's angle, float32; 1 and 0 for units that pass through.
+    cos_NxTx1xDh, sin_NxTx1xDh: of each unit's angle, float32 or wider; 1 and 0 for units that pass
+      through.
     swap_DhxDh: R, with one 1 or -1 in each row and column of a rotated unit.
   """
 
@@ -27,14 +29,20 @@ class Rotary:
   swap_DhxDh: jax.Array
 
   @classmethod
-  def at(cls, position_NxT: jax.Array, rope: Rope, head_dim: int) -> 'Rotary':
-    """The turns at these positions."""
+  def at(
+    cls,
+    position_NxT: jax.Array,
+    rope: Rope,
+    head_dim: int,
+    dtype: DTypeLike = jnp.float32,
+  ) -> 'Rotary':
+    """The turns at these positions, with angles in `dtype`."""
     first, second = _pairs(rope)
     swap_DhxDh = np.zeros((head_dim, head_dim), np.float32)
     swap_DhxDh[second, first], swap_DhxDh[first, second] = -1, 1
     pair_Dh = np.full(head_dim, rope.dim // 2)
     pair_Dh[first] = pair_Dh[second] = np.arange(rope.dim // 2)
-    angle_NxTxR = _angles(rope, position_NxT)
+    angle_NxTxR = _angles(rope, position_NxT, dtype)
     still_NxTx1 = jnp.zeros_like(angle_NxTxR[..., :1])
     angle_NxTxDh = jnp.concatenate([angle_NxTxR, still_NxTx1], axis=-1)[..., pair_Dh]
     cos, sin = jnp.cos(angle_NxTxDh), jnp.sin(angle_NxTxDh)
@@ -52,19 +60,19 @@ def _pairs(rope: Rope) -> tuple[np.ndarray, np.ndarray]:
   return (2 * pairs, 2 * pairs + 1) if rope.interleaved else (pairs, pairs + rope.dim // 2)
 
 
-def _angles(rope: Rope, position_NxT: jax.Array) -> jax.Array:
-  """Float32 angles [N, T, R], one per rotated pair."""
-  exponent_R = jnp.arange(0, rope.dim, 2, dtype=jnp.float32) / rope.dim
+def _angles(rope: Rope, position_NxT: jax.Array, dtype: DTypeLike) -> jax.Array:
+  """Angles [N, T, R], one per rotated pair."""
+  exponent_R = jnp.arange(0, rope.dim, 2, dtype=dtype) / rope.dim
   if rope.kind == 'dynamic':
     # The base grows with the row's length once that exceeds the context of the training.
-    length_N = (position_NxT.max(-1) + 1).astype(jnp.float32)
+    length_N = (position_NxT.max(-1) + 1).astype(dtype)
     length_N = jnp.maximum(length_N, float(rope.original_positions))
     stretch_N = rope.factor * length_N / rope.original_positions - (rope.factor - 1)
     theta_N = rope.theta * stretch_N ** (rope.dim / (rope.dim - 2))
     frequency_NxR = 1.0 / theta_N[:, None] ** exponent_R[None, :]
   else:
     frequency_NxR = _static_frequencies(rope, exponent_R)[None, :]
-  return position_NxT.astype(jnp.float32)[..., None] * frequency_NxR[:, None, :]
+  return position_NxT.astype(dtype)[..., None] * frequency_NxR[:, None, :]
 
 
 def _static_frequencies(rope: Rope, exponent_R: jax.Array) -> jax.Array:

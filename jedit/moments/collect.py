@@ -20,6 +20,7 @@ from jedit.io.sealed import StaleFile, digest
 from jedit.io.storage import to_json
 from jedit.models import Model, site
 from jedit.models.language_model import LanguageModel
+from jedit.models.sharding import kernel_shape
 from jedit.models.sites import KERNEL_INPUT
 from jedit.moments import sums
 from jedit.moments.corpus import Corpus, read_corpus
@@ -83,8 +84,7 @@ def statistics(
         f'Layer {layer} is outside the model, which has 0 to {lm.config.num_layers - 1}.'
       )
   for name in kernels:
-    if name not in KERNEL_INPUT:
-      raise UserError(f'There is no kernel {name!r}; choose {" or ".join(KERNEL_INPUT)}.')
+    kernel_shape(lm.config, Kernel(0, name))
   if not len(layers) or not len(kernels):
     raise UserError('`layers` and `kernels` must not be empty.')
   if isinstance(corpus, str | os.PathLike):
@@ -176,7 +176,9 @@ def accumulate(
     max_tokens: stops with the batch that reaches them.
   """
   provenance = dict(provenance or {})
-  names = {site(kernel.layer, KERNEL_INPUT[kernel.name]): kernel for kernel in kernels}
+  names: dict[str, list[Kernel]] = {}  # two kernels may read one site
+  for kernel in kernels:
+    names.setdefault(site(kernel.layer, KERNEL_INPUT[kernel.name]), []).append(kernel)
   mesh = mesh_of(model)
   products = sums.products_of(
     tuple(names), stop=max(kernel.layer for kernel in kernels) + 1, mesh=mesh
@@ -214,14 +216,15 @@ def accumulate(
       if running.is_whole:
         checkpoints.save_if_due(at.num_batches, running.total, dataclasses.asdict(at))
   running.reduce()
-  cov = {}
-  for name, kernel in names.items():
-    cov[kernel] = sums.mean(running.total.pop(name), at.num_tokens)
-    if not np.isfinite(cov[kernel]).all():
+  cov: dict[Kernel, np.ndarray] = {}
+  for name, readers in names.items():
+    cov_FxF = sums.mean(running.total.pop(name), at.num_tokens)
+    if not np.isfinite(cov_FxF).all():
       raise UserError(
-        f'The second moments of {kernel.label} are not finite; '
+        f'The second moments of {readers[0].label} are not finite; '
         'check the checkpoint, or load it in float32.'
       )
+    cov |= dict.fromkeys(readers, cov_FxF)
   return SecondMoments(cov, at.num_tokens, {**provenance, 'num_tokens': at.num_tokens})
 
 
