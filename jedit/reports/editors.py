@@ -3,7 +3,7 @@
 import pathlib
 
 from jedit.hypernetworks.editor import Editor
-from jedit.io import sealed, tables
+from jedit.io import sealed, storage, tables
 from jedit.reports import html
 from jedit.reports.figures import Line, Panels
 from jedit.units import format_seconds

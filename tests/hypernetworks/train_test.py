@@ -237,7 +237,7 @@ def test_mistakes_are_sentences_before_anything_is_trained(editors, tmp_path):
     jedit.train_editor(edited, records(), malmen())
   result = jedit.edit(lm, editing.REQUESTS[:1], malmen(), editor=editors['malmen'])
   result.patch.save(tmp_path / 'patch.safetensors')
-  with pytest.raises(UserError, match='is not an editor'):
+  with pytest.raises(UserError, match='editor'):
     jedit.Editor.load(tmp_path / 'patch.safetensors')
 
 
