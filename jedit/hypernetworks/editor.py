@@ -94,6 +94,10 @@ class Editor:
   def load(cls, path: str | os.PathLike[str], key: Any = None) -> 'Editor':
     """Reads what `save` wrote; files of the released codes go through `convert_editor`.
 
+    Args:
+      path: the file.
+      key: what it must be made of; None takes any.
+
     Raises:
       UserError: if the file is missing, damaged, no editor or, with a `key`, of another training.
     """

@@ -8,11 +8,13 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 
 from jedit.io import storage
 from jedit.io.sealed import ZEROS, StaleFile, check_about, damaged, digest, digest_of, start_digest
 from jedit.io.storage import to_json
 from jedit.parallel.mesh import is_first_process
+from jedit.types import UserError
 
 # Names of the dtypes of numpy and ml_dtypes in safetensors.
 DTYPES = {
@@ -137,3 +139,18 @@ def read_tensors(
     array = data[start + first : start + last].view(_NUMPY[row['dtype']])
     tensors[name] = array.reshape(row['shape'])
   return tensors, {name: fact for name, fact in facts.items() if name not in ('format', 'key')}
+
+
+def read_others(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """Arrays and metadata of a safetensors file of another program, which has no digest.
+
+  Raises:
+    UserError: if it cannot be read or is not whole.
+  """
+  try:
+    with storage.read_errors(path), safetensors.safe_open(os.fspath(path), 'numpy') as file:
+      return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+  except safetensors.SafetensorError as error:
+    raise UserError(
+      f'{path} is not a whole safetensors file ({error}); write or download it again.'
+    ) from error

@@ -19,7 +19,7 @@ import safetensors
 
 from jedit.io.progress import note
 from jedit.io.sealed import StaleFile
-from jedit.io.tensors import read_tensors, write_tensors
+from jedit.io.tensors import read_others, read_tensors, write_tensors
 from jedit.models import FAMILIES, ModelConfig, kernel_path
 from jedit.models.language_model import LanguageModel
 from jedit.types import Kernel, UserError
@@ -220,12 +220,12 @@ def _read_without_digest(path: str | os.PathLike[str]) -> Any:
   try:
     with safetensors.safe_open(os.fspath(path), framework='numpy') as file:
       facts = json.loads((file.metadata() or {}).get('jedit', '{}'))
-      if facts.get('format') != _WITHOUT_DIGEST:
-        return None
-      note(f'{path} is of an earlier version, without a digest; save it again to have it checked.')
-      return {name: file.get_tensor(name) for name in file.keys()}, facts
   except (OSError, ValueError, safetensors.SafetensorError):
     return None
+  if facts.get('format') != _WITHOUT_DIGEST:
+    return None
+  note(f'{path} is of an earlier version, without a digest; save it again to have it checked.')
+  return read_others(path)[0], facts
 
 
 def _shorten(text: str) -> str:

@@ -39,7 +39,7 @@ def changed(draw, good, values=VALUES, most=3):
   value = copy.deepcopy(good)
   for _ in range(draw(st.integers(1, most))):
     place = draw(st.sampled_from(list(_places(value))))
-    new = draw(values)
+    new = copy.deepcopy(draw(values))  # later changes may go into it
     if not place:
       if draw(st.integers(0, 9)):  # a value in place of the whole is rare
         continue
