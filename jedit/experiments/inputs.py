@@ -31,7 +31,6 @@ from jedit.types import Kernel, Record, UserError
 PATCH_FILE = 'patch.safetensors'
 EDITOR_FILE = 'editor.safetensors'
 CONTEXTS = 'jedit contexts 1'  # format
-EDITOR_FILE = 'editor.safetensors'
 # Text for second moments of public checkpoints without published ones: the papers' kind, of a
 # later dump; its card states the licences CC BY-SA 3.0 and GFDL.
 DATASET = ('wikimedia/wikipedia', '20231101.en')

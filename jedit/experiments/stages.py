@@ -38,7 +38,6 @@ from jedit.hypernetworks.editor import Editor
 from jedit.hypernetworks.train import train_editor
 from jedit.io import sealed, storage
 from jedit.io.progress import Progress
-from jedit.io.sealed import digest
 from jedit.io.storage import to_json
 from jedit.methods import HyperNetwork, Method
 from jedit.models.language_model import LanguageModel

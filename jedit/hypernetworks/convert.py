@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from jedit.hypernetworks.editor import Editor
 from jedit.hypernetworks.settings import MEND, Settings
 from jedit.hypernetworks.statistics import Statistics
 from jedit.io.pytorch import read_checkpoint
-from jedit.io.storage import read_errors
+from jedit.io.tensors import read_others
 from jedit.models.language_model import LanguageModel
 from jedit.models.sharding import kernel_shape
 from jedit.types import UserError
@@ -40,11 +38,7 @@ def convert(
     UserError: for a file that cannot be read, lacks a tensor, or does not fit model and method.
   """
   if pathlib.Path(path).suffix == '.safetensors':
-    try:
-      with read_errors(path):
-        tensors: Any = load_file(path)
-    except SafetensorError as error:
-      raise UserError(f'{path} is not a safetensors file ({error}); give another.') from error
+    tensors: Any = read_others(path)[0]
   else:
     tensors = read_checkpoint(path)
     tensors = tensors.get('model', tensors) if isinstance(tensors, Mapping) else {}
