@@ -1,11 +1,16 @@
 r"""Edits with a published setting of docs/presets.md: METHOD,MODEL or METHOD,MODEL-VARIANT.
 
-python -m jedit.main --config=configs/edit.py:memit,gpt2-xl --config.statistics.corpus=CORPUS
+python -m jedit.main --config=configs/edit.py:memit,gpt2-xl
 python -m jedit.main --config=configs/edit.py:jeep,gptj-6b-zsre --config.statistics.corpus=CORPUS
 python -m jedit.main --config=configs/edit.py:pmet,testbed-llama --config.data.num_edits=200
+python -m jedit.main --config=configs/edit.py:malmen,testbed-gptj --config.task=train_editor
 
-CORPUS is a file with one article per line, or a directory of such files; fine-tuning (ft, ft_l,
-ft_w) needs none. The model is downloaded from the hub unless --config.model.path names a directory.
+CORPUS is a file with one article per line, or a directory of such files. Without it, second moments
+are those that ROME and MEMIT publish (GPT2-XL, GPT-J layers 3 to 8), or taken over Wikipedia, which
+is downloaded; fine-tuning (ft, ft_l, ft_w) needs none. The model is downloaded from the hub unless
+--config.model.path names a directory.
+mend and malmen train an editor first, unless --config.editor names one; on other models than the
+testbeds --config.training.records names what to train it on.
 `pmet,testbed-counterfact` edits the model of configs/train.py:counterfact; r_rome uses the settings
 of rome.
 """

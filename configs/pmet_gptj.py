@@ -1,8 +1,8 @@
 r"""PMET on GPT-J 6B, CounterFact, with the settings of its released code, xpq-tech/PMET 80643f2.
 
-python -m jedit.main --config=configs/pmet_gptj.py --config.statistics.corpus=CORPUS
+python -m jedit.main --config=configs/pmet_gptj.py
 
-CORPUS is a file with one article per line, or a directory of such files. This config is the example
+Model, records and second moments are downloaded unless they are named. This config is the example
 to read: configs/edit.py has the other published settings, `--help` and jedit/experiments/schema.py
 the other fields. No settings for zsRE were released.
 """
@@ -40,7 +40,7 @@ def get_config():
     write=('mlp',),  # kernels to update
   )
 
-  c.statistics.corpus = ''  # text for second moments: CORPUS
+  c.statistics.corpus = ''  # text for second moments; empty: those of ROME and MEMIT
   c.statistics.max_documents = 100_000  # articles
   c.statistics.row_tokens = 2048  # the model's context, at which articles are truncated
   c.contexts = ''  # path of a contexts.json; empty samples prefixes from the model

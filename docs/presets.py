@@ -16,6 +16,7 @@ from jedit.models.checkpoints import CHECKPOINTS
 
 _FILE = pathlib.Path(__file__).with_suffix('.md')
 _TUNING = ('ft', 'ft_l', 'ft_w')
+_NETS = ('mend', 'malmen')
 
 
 def page(text: str) -> str:
@@ -36,9 +37,11 @@ def _tables() -> dict[str, str]:
       ('model', 'hub id', 'layers', 'context', 'dtype'),
       ((f'`{name}`', f'`{c.hub}`', *map(str, c[1:])) for name, c in CHECKPOINTS.items()),
     ),
-    'targets': _targets([row for row in published if row.method not in _TUNING]),
+    'targets': _targets([row for row in published if row.method not in (*_TUNING, *_NETS)]),
     'tuning': _tuning([row for row in published if row.method in _TUNING]),
-    'testbeds': _targets([row for row in tuned if row.method not in _TUNING]),
+    'nets': _nets([row for row in published if row.method in _NETS]),
+    'testbeds': _targets([row for row in tuned if row.method not in (*_TUNING, *_NETS)]),
+    'testbeds nets': _nets([row for row in tuned if row.method in _NETS]),
     'testbeds tuning': _tuning([row for row in tuned if row.method in _TUNING]),
     'sources': _markdown(('source', ''), SOURCES.items()),
   }
@@ -99,6 +102,27 @@ def _tuned(row: Preset) -> tuple[str, ...]:
     _number(fields['norm_bound']) if 'norm_bound' in fields else '-',
     fields['loss_position'],
     fields.get('mean_over', 'edits'),
+    row.source,
+  )
+
+
+def _nets(rows: Iterable[Preset]) -> str:
+  """Hypernetworks with their training."""
+  columns = ('preset', 'layers', 'kernels', 'rank', 'edits', 'steps', 'lr', 'rate lr', 'source')
+  return _markdown(columns, (_net(row) for row in rows))
+
+
+def _net(row: Preset) -> tuple[str, ...]:
+  fields = method_section(row.method, **row.fields)
+  return (
+    f'`{row.method},{row.name}`',
+    _layers(fields['layers']),
+    ' '.join(fields['kernels']),
+    _number(fields['rank']),
+    f'{fields["num_edits"]} x {fields.get("accumulate", 1)}',
+    _number(fields['num_steps']),
+    _number(fields['learning_rate']),
+    _number(fields['rate_learning_rate'] or fields['learning_rate']),
     row.source,
   )
 

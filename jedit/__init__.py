@@ -13,6 +13,8 @@ if TYPE_CHECKING:
   from jedit.editing.edit import Separate, Sequential, Together, edit, edit_stream
   from jedit.editing.result import EditResult
   from jedit.evals.evaluate import evaluate
+  from jedit.hypernetworks.editor import Editor
+  from jedit.hypernetworks.train import train_editor
   from jedit.methods.presets import preset
   from jedit.methods.recipe import Recipe
   from jedit.models.language_model import LanguageModel, load
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOME = {
   'EditResult': 'editing.result',
+  'Editor': 'hypernetworks.editor',
   'FactorCache': 'solvers',
   'Kernel': 'types',
   'LanguageModel': 'models.language_model',
@@ -44,11 +47,13 @@ _HOME = {
   'preset': 'methods.presets',
   'statistics': 'moments.collect',
   'testbed': 'testbeds',
+  'train_editor': 'hypernetworks.train',
 }
 _PACKAGES = ('methods', 'models', 'parallel', 'probes', 'testbeds')
 
 __all__ = [
   'EditResult',
+  'Editor',
   'FactorCache',
   'Kernel',
   'LanguageModel',
@@ -73,6 +78,7 @@ __all__ = [
   'statistics',
   'testbed',
   'testbeds',
+  'train_editor',
 ]
 
 

@@ -8,22 +8,49 @@
 The same command with the same workdir continues a run that was stopped.
 """
 
+import contextlib
 import difflib
 import importlib.util
+import io
 import os
 import pathlib
 import re
+import signal
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from types import FrameType
+from typing import Any, NoReturn
 
-import jax
-from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
+_STOPPED = 'jedit: stopped; the same command continues this run.'
 
-from jedit import configs
-from jedit.parallel import mesh
-from jedit.types import UserError
+
+def _end(number: int, frame: FrameType | None = None) -> NoReturn:
+  """Ends the program at once, where there is nothing to put away."""
+  os.write(2, f'\n{_STOPPED}\n'.encode())
+  os._exit(128 + number)
+
+
+def _on_signals(handler: Any) -> None:
+  for number in (signal.SIGINT, signal.SIGTERM):
+    if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and shells set it
+      signal.signal(number, handler)
+
+
+if __name__ == '__main__':  # the libraries take seconds to import
+  _on_signals(_end)
+
+try:
+  import jax
+  from absl import app, flags, logging
+  from ml_collections import config_dict, config_flags
+
+  from jedit import configs
+  from jedit.parallel import mesh
+  from jedit.types import UserError
+  from jedit.units import visible
+except (ValueError, RuntimeError) as error:  # a library reads nonsense in the environment
+  print(f'jedit: {error}; correct the environment variable.', file=sys.stderr)
+  sys.exit(2)
 
 _SHIPPED = pathlib.Path(list(configs.__path__)[0])
 _CONFIG = flags.DEFINE_string(
@@ -46,6 +73,7 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Number of this process, from 0; not with --coordinator=auto.', lower_bound=0
 )
+_READ_BY_LIBRARIES = ('HF_', 'JAX_', 'MPL', 'TOKENIZERS_', 'TQDM_', 'TRANSFORMERS_', 'XLA_')
 _HELP = ('--help', '-help', '-h', '-?', '--helpshort', '--helpfull')
 
 
@@ -151,6 +179,12 @@ def _parse(argv: Sequence[str]) -> tuple[config_dict.ConfigDict, str]:
   Raises:
     UserError: for anything in `argv` or in the config file that cannot be used.
   """
+  for arg in argv:
+    if not arg.isascii() and arg != arg.encode(errors='replace').decode():
+      raise UserError(f'The argument {arg!r} is not UTF-8; write it in UTF-8.')
+  for flag in os.environ.get('XLA_FLAGS', '').split():
+    if not flag.startswith('--'):  # XLA ends the process
+      raise UserError(f'The environment variable XLA_FLAGS has {flag!r}; give flags of XLA.')
   wants_help = any(arg in _HELP for arg in argv)
   flags.FLAGS.set_gnu_getopt(True)  # flags may follow '--config.field value'
   try:
@@ -178,23 +212,80 @@ def main(args: tuple[config_dict.ConfigDict, str]) -> None:
     mesh.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if not mesh.is_first_process():
       sys.stdout = open(os.devnull, 'w')  # one process prints; all report errors
-  from jedit import experiments  # slow; mistakes in flags come first
+  with _environment_errors():
+    from jedit import experiments  # slow; mistakes in flags come first
+
+    jax.devices()
 
   experiments.run(*args)
+
+
+@contextlib.contextmanager
+def _environment_errors() -> Iterator[None]:
+  """Errors of libraries that start, as sentences about the variables that they read."""
+  try:
+    yield
+  except UserError:
+    raise
+  except (ValueError, RuntimeError, KeyError, OSError) as error:
+    names = ', '.join(name for name in os.environ if name.startswith(_READ_BY_LIBRARIES))
+    reason = ' '.join(str(error).split())
+    raise UserError(
+      f'A library cannot start ({reason}); check the environment variables {names}.'
+    ) from error
+
+
+class _Stopped(KeyboardInterrupt):
+  """A signal to end; `args` has its number."""
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+  _on_signals(_end)  # a second one does not wait
+  raise _Stopped(number)
 
 
 def run() -> None:
   """Entry point: `main`, with the user's mistakes as one sentence on stderr and exit code 2."""
   # The advice is that PyTorch is missing, which nothing here needs.
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+  _on_signals(_stop)
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='replace')  # outputs that are not UTF-8
   try:
-    app.run(main, flags_parser=_parse)
+    try:
+      app.run(main, flags_parser=_parse)
+    finally:
+      if sys.stdout is not None:  # closed by the caller
+        sys.stdout.flush()
   except UserError as error:
-    print(f'jedit: {error}', file=sys.stderr)
+    _say(f'jedit: {error}')
     sys.exit(2)
-  except KeyboardInterrupt:
-    print('\njedit: stopped; the same command continues this run.', file=sys.stderr)
-    sys.exit(130)
+  except KeyboardInterrupt as error:
+    _on_signals(_end)
+    _say(f'\n{_STOPPED}')
+    sys.exit(128 + (error.args[0] if isinstance(error, _Stopped) else signal.SIGINT))
+  except BrokenPipeError:  # the reader of the output has left
+    _drop_output()
+    sys.exit(128 + signal.SIGPIPE)
+  except OSError as error:
+    if error.strerror is None:
+      raise
+    what = error.filename or 'a file or the output'
+    _say(f'jedit: Cannot use {what} ({error.strerror}); give another one.')
+    _drop_output()
+    sys.exit(2)
+
+
+def _drop_output() -> None:
+  """What Python still holds for a lost output goes nowhere, instead of failing again at the end."""
+  for number in (1, 2):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
+def _say(line: str) -> None:
+  with contextlib.suppress(OSError):
+    print(visible(line), file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

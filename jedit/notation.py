@@ -5,6 +5,7 @@
   P       prompts per edit (contexts)          Dh      head size
   N       rows of a flat batch                 L       layers
   T, S    tokens, tokens attended to           V       vocabulary
+  I, O    input and output size of a kernel    C       I + O, what a hypernetwork reads
   D       model width                          R       rank of an update
   F, G    FFN width (the key dimension)        J       target tokens
                                                E       loss evaluations

@@ -1,6 +1,7 @@
 """Input of users: facts to edit, records that measure them, kernels, errors."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ class Kernel(NamedTuple):
 
   Attributes:
     layer: counted from 0.
-    name: 'mlp' for the down projection of the MLP, 'attn' for the attention output projection.
+    name: 'mlp' for the down projection of the MLP, 'mlp_up' for its up projection, 'mlp_gate' for
+      the gate of gated MLPs, 'attn' for the attention output projection.
   """
 
   layer: int
@@ -31,8 +33,22 @@ class Kernel(NamedTuple):
     return f'the {self.name} kernel in layer {self.layer}'
 
 
+def is_text(value: str) -> bool:
+  """False for a string with lone surrogates, which no file and no tokenizer takes."""
+  try:
+    value.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
 class UserError(ValueError):
   """Input that cannot be used; the message is one sentence that says what to change."""
+
+  def __init__(self, message: str):
+    """Takes the sentence; reasons of libraries lose line breaks, long texts of users the middle."""
+    line = re.sub(r'\s*[\r\n]\s*', ' ', message)
+    super().__init__(line if len(line) <= 2000 else f'{line[:1000]} ... {line[-800:]}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +79,11 @@ class Request:
       object.__setattr__(self, 'target_new', target)
     for field in ('prompt', 'subject', 'target_new'):
       value = getattr(self, field)
-      if not isinstance(value, str) or not value.strip():
+      if not isinstance(value, str) or not value.strip() or not is_text(value):
         raise UserError(f'{self._label} has {field} {value!r}; give a non-empty string.')
-    if self.target_true is not None and not isinstance(self.target_true, str):
-      raise UserError(f'{self._label} has target_true {self.target_true!r}; give a string or None.')
+    true = self.target_true
+    if true is not None and not (isinstance(true, str) and true.strip() and is_text(true)):
+      raise UserError(f'{self._label} has target_true {true!r}; give a non-empty string or None.')
     holes = self.prompt.count('{}')
     if holes != 1:
       raise UserError(

@@ -1,4 +1,11 @@
-"""Durations and sizes formatted for people."""
+"""Durations, sizes and texts formatted for people."""
+
+import re
+
+# Control characters but tab and line feed, line separators, changes of direction, surrogates.
+_CONTROLS = re.compile(
+  '[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]'
+)
 
 
 def format_seconds(seconds: float) -> str:
@@ -18,3 +25,8 @@ def format_bytes(count: int) -> str:
   if count < 999_500:
     return f'{count / 1e3:.0f} kB'
   return f'{count / 1e6:.0f} MB' if count < 999_500_000 else f'{count / 1e9:.1f} GB'
+
+
+def visible(text: str) -> str:
+  """Text for a terminal: control characters and changes of direction become '\ufffd'."""
+  return _CONTROLS.sub('\ufffd', text)

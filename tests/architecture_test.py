@@ -24,6 +24,7 @@ ROOMS = (
   'jedit.data',
   'jedit.moments',
   'jedit.editing',
+  'jedit.hypernetworks',
   'jedit.methods',
   'jedit.evals',
   'jedit.probes',

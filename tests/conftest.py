@@ -1,12 +1,23 @@
 """Settings for the whole suite: a CPU, and no silent broadcasting or promotion."""
 
+import atexit
+import importlib.metadata
 import os
 import pathlib
+import shutil
+import tempfile
 
-# Before they are imported: a CPU, programs that are compiled quickly rather than run quickly, and
-# no network.
+# Before they are imported: a CPU, programs that are compiled quickly rather than run quickly and
+# shared by all processes of a run, and no network.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  # The former code generator takes a third of the time; later versions end at this flag.
+  os.environ.setdefault('XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false')
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='jedit-programs-')
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 os.environ['HF_HUB_OFFLINE'] = '1'
 
 import jax

@@ -144,7 +144,7 @@ def prepare_edits(
   save_tokenizer(train_tokenizer(texts, vocab_size, 'gptj'), os.fspath(directory), 'gptj')
   tokenizer = load_tokenizer(directory)
   if is_stored:
-    directory = _store(preset, settings.seed, directory / 'model', source=directory)
+    directory = store_model(preset, settings.seed, directory / 'model', source=directory)
   workload = EditWorkload(
     preset=preset,
     timed=settings.timed,
@@ -221,7 +221,7 @@ def prepare_generation(
   num_rows, num_new = settings.num_prompts, settings.num_new
   lengths = rng.integers(settings.shortest, settings.longest + 1, num_rows)
   rows = [rng.integers(1, preset.vocab_size, length).tolist() for length in lengths]
-  _store(preset, settings.seed, directory / 'model', eos_token_id=None)
+  store_model(preset, settings.seed, directory / 'model', eos_token_id=None)
   # The last new token is chosen and never read.
   num_read = int(lengths.sum()) + num_rows * (num_new - 1)
   blocks = preset.num_layers * flop.block_flop(preset.config) * num_read
@@ -272,7 +272,7 @@ def prepare_documents(
     texts.append(' '.join(rng.choices(words, k=count)))
     lengths.append(len(tokenizer(texts[-1])['input_ids'][:_DOCUMENT_TOKENS]))
   (directory / 'texts.json').write_text(json.dumps(texts))
-  _store(preset, settings.seed, directory / 'model', source=directory)
+  store_model(preset, settings.seed, directory / 'model', source=directory)
   return DocumentWorkload(preset, directory, settings.batch_tokens), Amount(
     count=sum(lengths),
     unit='tokens',
@@ -363,7 +363,7 @@ def _draw(seed, number, scale, shape, dtype):
 _normal = jax.jit(_draw, static_argnames=('shape', 'dtype'))
 
 
-def _store(
+def store_model(
   preset: Preset,
   seed: int,
   directory: pathlib.Path,

@@ -29,6 +29,12 @@ ACCURACY = ('score', 'efficacy_acc', 'paraphrase_acc', 'neighborhood_acc')
 
 Cell = tuple[str, dict[str, Any]]
 
+# Printed beside published rows of MEND; docs/hypernetworks.md has the evidence.
+MEND_NOTE = (
+  "Published rows of MEND repeat MEMIT's, whose released code writes the last chunk of edits "
+  'alone: the last 16 of 10,000 in chunks of 128, which leaves the model nearly unedited.'
+)
+
 
 class Experiment:
   """The scale of an experiment, and the parts of its cells.
@@ -62,6 +68,14 @@ class Experiment:
     """The section `method` of a preset with changed fields; testbeds have no variants."""
     return {'method': method_section(name, **{**self._preset(name, variant), **fields})}
 
+  def nets(self, *names: str) -> list[Cell]:
+    """Cells of MEND and MALMEN, which train their editors first.
+
+    On the papers' models they need records to train on (`--config.training.records`), which the
+    papers do not publish, and are left out.
+    """
+    return [(name.upper(), self.method(name)) for name in names] if self.is_testbed else []
+
   def last_layer(self, name: str, variant: str = '') -> dict[str, Any]:
     """As `method`, on the last of the preset's layers alone."""
     return self.method(name, variant, layers=self._preset(name, variant)['layers'][-1:])
@@ -87,6 +101,7 @@ class Experiment:
     columns: Sequence[str] = SUCCESS,
     base: str = 'pmet',
     records: str = 'multi_counterfact.json',
+    note: str = '',
   ) -> ConfigDict:
     """A sweep of cells, with a paper's rows.
 
@@ -98,6 +113,7 @@ class Experiment:
       columns: metrics of `rows`.
       base: the method whose published run provides the other sections.
       records: the paper's file; testbeds have their own.
+      note: printed beside the rows.
     """
     c = edit.get_config(f'{base},{self._model}')
     c.task = 'sweep'
@@ -114,7 +130,7 @@ class Experiment:
       c.evaluation.generation_interval = _TESTBED_INTERVAL if self.is_testbed else _INTERVAL
     if any('consistency' in row for _, row in published) and not self.is_testbed:
       c.evaluation.update(_REFERENCES)
-    c.published = dict(source=source, rows=tuple(published))
+    c.published = dict(source=source, rows=tuple(published), note=note)
     return c
 
   def _preset(self, name: str, variant: str) -> Mapping[str, Any]:

@@ -34,10 +34,16 @@ _ROWS = {
 def get_config(scale=''):
   e = common.Experiment(scale, tuple(_ROWS))
   pmet = e.method('pmet', 'zsre' if e.paper_model == 'llama-7b' else '')
-  cells = [('MEMIT', e.method('memit')), ('PMET', pmet), ('JEEP', e.method('jeep', 'zsre'))]
+  cells = [*e.nets('malmen'), ('MEMIT', e.method('memit'))]
+  cells += [('PMET', pmet), ('JEEP', e.method('jeep', 'zsre'))]
   if e.paper_model == 'gptj-6b':
     rome = {**e.method('rome'), **common.sequence(1)}
-    cells = [('FT-W', e.method('ft_w')), ('ROME', rome), *cells]
+    cells = [('FT-W', e.method('ft_w')), *e.nets('mend'), ('ROME', rome), *cells]
   return e.config(
-    cells, _SOURCE, _ROWS[e.paper_model], common.ACCURACY, records='zsre_mend_eval.json'
+    cells,
+    _SOURCE,
+    _ROWS[e.paper_model],
+    common.ACCURACY,
+    records='zsre_mend_eval.json',
+    note=common.MEND_NOTE if e.paper_model == 'gptj-6b' else '',
   )

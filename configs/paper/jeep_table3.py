@@ -33,8 +33,9 @@ _ROWS = {
 
 def get_config(scale=''):
   e = common.Experiment(scale, tuple(_ROWS))
-  cells = [(name.upper(), e.method(name)) for name in ('memit', 'pmet', 'jeep')]
+  cells = e.nets('malmen') + [(n.upper(), e.method(n)) for n in ('memit', 'pmet', 'jeep')]
   if e.paper_model == 'gptj-6b':
     rome = {**e.method('rome'), **common.sequence(1)}
-    cells = [('FT-W', e.method('ft_w')), ('ROME', rome), *cells]
-  return e.config(cells, _SOURCE, _ROWS[e.paper_model])
+    cells = [('FT-W', e.method('ft_w')), *e.nets('mend'), ('ROME', rome), *cells]
+  note = common.MEND_NOTE if e.paper_model == 'gptj-6b' else ''
+  return e.config(cells, _SOURCE, _ROWS[e.paper_model], note=note)

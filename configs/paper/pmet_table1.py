@@ -31,5 +31,5 @@ def get_config(scale=''):
   cells = [('MEMIT', e.method('memit')), ('PMET', e.method('pmet'))]
   if e.paper_model == 'gptj-6b':
     rome = {**e.method('rome'), **common.sequence(1)}
-    cells = [('FT-W', e.method('ft_w')), ('ROME', rome), *cells]
-  return e.config(cells, _SOURCE, _ROWS[e.paper_model])
+    cells = [('FT-W', e.method('ft_w')), *e.nets('mend'), ('ROME', rome), *cells]
+  return e.config(cells, _SOURCE, _ROWS[e.paper_model], note=common.MEND_NOTE)

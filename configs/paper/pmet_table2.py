@@ -23,6 +23,13 @@ _ROWS = {
 def get_config(scale=''):
   e = common.Experiment(scale, ('gptj-6b',))
   rome = {**e.method('rome'), **common.sequence(1)}
-  cells = [('FT-W', e.method('ft_w')), ('ROME', rome)]
+  cells = [('FT-W', e.method('ft_w')), *e.nets('mend'), ('ROME', rome)]
   cells += [('MEMIT', e.method('memit')), ('PMET', e.method('pmet'))]
-  return e.config(cells, _SOURCE, _ROWS, common.ACCURACY[1:], records='zsre_mend_eval.json')
+  return e.config(
+    cells,
+    _SOURCE,
+    _ROWS,
+    common.ACCURACY[1:],
+    records='zsre_mend_eval.json',
+    note=common.MEND_NOTE,
+  )

@@ -2,27 +2,15 @@
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pooch
 
-from jedit.io import storage
+from jedit.data.public import FILES, RECORDS, ROOTS
+from jedit.io import schema, storage
+from jedit.io.downloads import Download
 from jedit.io.progress import Progress
 from jedit.types import UserError
-
-# The hosts of ROME and MEMIT serve the same files; the second is the default of most codes.
-ROOTS = ('https://memit.baulab.info/data/dsets', 'https://rome.baulab.info/data/dsets')
-
-# SHA-256 where a public mirror states it; that of every download is kept beside the file.
-FILES: Mapping[str, str | None] = {
-  'counterfact.json': 'd017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f',
-  'multi_counterfact.json': None,
-  'zsre_mend_eval.json': None,
-  'known_1000.json': None,
-  'attribute_snippets.json': '10b5c1cd105e54d5983c72de1b45bfc88bc7af786f7b99def2557886ff23385b',
-  'idf.npy': 'c073d642589d4ac6432f467230329b36364a01e72de63a77a3624b745b923dda',
-  'tfidf_vocab.json': '8a78c4f20d8d85dadfd14e283d71af255482ff18aa0eb8a81716024c05ff888b',
-}
 
 _CHECKSUMS = 'checksums.json'
 _TIMEOUT = (10, 30)  # seconds to connect, seconds without a byte
@@ -48,7 +36,7 @@ def fetch(
   taken as it is unless `sha256` is given.
 
   Args:
-    name: one of `FILES`.
+    name: one of `jedit.data.public.FILES`.
     directory: where the files lie; None takes `default_directory()`.
     mirrors: addresses to try before `ROOTS`; the file's name is appended.
     sha256: checksum that the file must have; None takes the one known of a download.
@@ -60,11 +48,9 @@ def fetch(
     UserError: for an unknown name, a file with another checksum, and where no root can be reached;
       then the message says where to put the file by hand.
   """
-  if name not in FILES:
-    raise UserError(f'There is no public file {name!r}; choose one of {", ".join(FILES)}.')
-  folder = default_directory() if directory is None else pathlib.Path(directory)
-  file, sums = folder / name, folder / _CHECKSUMS
-  kept = storage.read_json(sums) if sums.is_file() else {}
+  file = _local(name, directory)
+  sums = _folder(directory) / _CHECKSUMS
+  kept = schema.read_json(sums, dict[str, str]) if sums.is_file() else {}
   if file.is_file():
     wanted = sha256 or kept.get(name)
     if wanted is not None and pooch.file_hash(os.fspath(file)) != wanted:
@@ -74,18 +60,66 @@ def fetch(
       )
     return file
   failures = []
-  for root in [*mirrors, *ROOTS]:
-    address = f'{root.rstrip("/")}/{name}'
+  for address in _addresses(name, mirrors):
     try:
-      found = _download(address, file, sha256 or FILES[name])
+      found = _download(address, file, sha256 or FILES[name].sha256, FILES[name].num_bytes)
     except _Failure as error:
       failures.append(f'{address}: {error}')
       continue
     storage.write_json(sums, {**kept, name: found})
     return file
-  raise UserError(
-    f'{name} is not in {folder} and cannot be downloaded ({"; ".join(failures)}); put the file '
-    f'there by hand, or name a mirror.'
+  raise _unreachable([name], _folder(directory), failures)
+
+
+def plan_downloads(
+  names: Sequence[str],
+  directory: str | os.PathLike[str] | None = None,
+  mirrors: Sequence[str] = (),
+) -> list[Download]:
+  """What `fetch` would download, after asking whether an address has the first of the files.
+
+  Raises:
+    UserError: for an unknown name, and where no address has the first missing file.
+  """
+  missing = [name for name in names if not _local(name, directory).is_file()]
+  if not missing:
+    return []
+  failures = []
+  for address in _addresses(missing[0], mirrors):
+    try:
+      stated = _size(address)
+    except _Failure as error:
+      failures.append(f'{address}: {error}')
+      continue
+    sizes = [stated or FILES[missing[0]].num_bytes, *(FILES[n].num_bytes for n in missing[1:])]
+    return [
+      Download(name, _local(name, directory).parent, FILES[name].licence, size)
+      for name, size in zip(missing, sizes, strict=True)
+    ]
+  raise _unreachable(missing, _folder(directory), failures)
+
+
+def _folder(directory: str | os.PathLike[str] | None) -> pathlib.Path:
+  return default_directory() if directory is None else pathlib.Path(directory)
+
+
+def _local(name: str, directory: str | os.PathLike[str] | None) -> pathlib.Path:
+  if name not in FILES:
+    raise UserError(f'There is no public file {name!r}; choose one of {", ".join(RECORDS)}.')
+  return _folder(directory) / name
+
+
+def _addresses(name: str, mirrors: Sequence[str]) -> list[str]:
+  roots = [f'{root.rstrip("/")}/{FILES[name].folder}' for root in ROOTS]
+  return [f'{root.rstrip("/")}/{name}' for root in [*mirrors, *roots]]
+
+
+def _unreachable(names: Sequence[str], folder: pathlib.Path, failures: Sequence[str]) -> UserError:
+  verb, each = ('is', 'the file') if len(names) == 1 else ('are', 'the files')
+  shown = names[0] if len(names) == 1 else f'{names[0]} and {len(names) - 1} more'
+  return UserError(
+    f'{shown} {verb} not in {folder} and cannot be downloaded ({"; ".join(failures)}); '
+    f'put {each} there by hand, or name a mirror in data.mirrors.'
   )
 
 
@@ -93,8 +127,26 @@ class _Failure(Exception):
   """An address that does not give the file."""
 
 
-def _download(address: str, file: pathlib.Path, wanted: str | None) -> str:
-  """Writes the file once it is whole; returns its SHA-256."""
+def _size(address: str) -> int | None:
+  """Bytes of the file at an address, None where it does not say; raises a _Failure without one."""
+  import requests  # here, because it takes a while
+
+  try:
+    answer = requests.head(address, timeout=_TIMEOUT, allow_redirects=True)
+    answer.raise_for_status()
+  except requests.exceptions.RequestException as error:
+    raise _Failure(_reason(error)) from error
+  stated = answer.headers.get('Content-Length', '')
+  return int(stated) if stated.isdigit() else None
+
+
+def _reason(error: Exception) -> str:
+  reason = getattr(error.args[0], 'reason', None) if error.args else None
+  return str(reason or error).split('): ', 1)[-1]  # without the connection
+
+
+def _download(address: str, file: pathlib.Path, wanted: str | None, least: int | None) -> str:
+  """Writes the file once it is whole, with at least so many bytes; returns its SHA-256."""
   from requests.exceptions import RequestException  # here, because it takes a while
 
   pooch.get_logger().setLevel('WARNING')
@@ -113,8 +165,9 @@ def _download(address: str, file: pathlib.Path, wanted: str | None) -> str:
     try:
       source.fetch(beside.name, downloader=downloader)
     except RequestException as error:
-      reason = getattr(error.args[0], 'reason', None) if error.args else None
-      raise _Failure(str(reason or error)) from error
+      raise _Failure(_reason(error)) from error
+    if beside.stat().st_size < (least or 0):
+      raise _Failure(f'it has {beside.stat().st_size:,} bytes, not {least:,}')
     found = pooch.file_hash(os.fspath(beside))
     if wanted not in (None, found):
       raise _Failure(f'its SHA-256 is {found}, not {wanted}')

@@ -5,16 +5,18 @@ flat schema of EasyEdit is the usual form of edits by the ten thousand.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic
 from absl import logging
 
+from jedit.io import schema
+from jedit.io.schema import Text
 from jedit.types import Record, Request, UserError
 
 Kind = Literal['counterfact', 'multi_counterfact', 'zsre', 'easyedit', 'known']
@@ -42,19 +44,17 @@ def load_records(path: str | os.PathLike[str], kind: Kind | None = None) -> list
       file, record and field.
   """
   file = pathlib.Path(path)
-  try:
-    raw = json.loads(file.read_text('utf-8'))
-  except OSError as error:
-    raise UserError(f'{file} cannot be read ({error.strerror}); give a JSON file.') from error
-  except ValueError as error:
-    raise UserError(f'{file} is not JSON ({error}); give a JSON list of records.') from error
+  raw = schema.read_json(file)
   if not isinstance(raw, list) or not raw:
     raise UserError(f'{file} holds no list of records; give a JSON list with one or more.')
   if kind is None:
     kind = _detect(file, raw[0])
-  if kind not in _READERS:
-    raise UserError(f'There is no kind of records {kind!r}; choose one of {", ".join(_READERS)}.')
-  records = [_READERS[kind](_Fields(file, n, entry)) for n, entry in enumerate(raw)]
+  if kind not in _SCHEMAS:
+    raise UserError(f'There is no kind of records {kind!r}; choose one of {", ".join(_SCHEMAS)}.')
+  records = []
+  for n, each in enumerate(raw):
+    entry = _Entry.of(file, n, each)
+    records.append(schema.check(_SCHEMAS[kind], each, entry.label).to_record(entry))
   seen: dict[int, int] = {}
   for n, record in enumerate(records):
     if seen.setdefault(record.case_id, n) != n:
@@ -147,58 +147,36 @@ def find_conflicts(requests: Iterable[Request]) -> Conflicts:
   )
 
 
-class _Fields:
-  """Typed access to one raw record; errors name file, record and field."""
+_Id = Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)]
+# An optional identifier, as text.
+_Label = Annotated[
+  str | None, pydantic.BeforeValidator(lambda given: str(given) if type(given) is int else given)
+]
 
-  def __init__(self, file: pathlib.Path, index: int, raw: Any):
-    self.index = index
-    self._raw = raw
-    self._label = f'{file}: record {index}'
-    if not isinstance(raw, dict):
-      raise UserError(f'{self._label} is no JSON object; give one with the fields of the schema.')
-    if type(raw.get('case_id')) is int:  # not True or False
-      self._label += f' (case_id {raw["case_id"]})'
 
-  def _value(self, name: str) -> Any:
-    value = self._raw
-    for key in name.split('.'):
-      if not isinstance(value, dict) or key not in value:
-        raise UserError(f"{self._label} lacks the field '{name}'; add it or leave the record out.")
-      value = value[key]
-    return value
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+  """The place of a record; errors name file and record.
 
-  def text(self, name: str) -> str:
-    value = self._value(name)
-    if not isinstance(value, str) or not value.strip():
-      raise self.error(f"has {value!r} in the field '{name}'", 'give a non-empty string')
-    return value
+  Attributes:
+    index: in the file, from 0.
+    label: file, index and case_id.
+  """
 
-  def label(self, name: str) -> str | None:
-    """An optional identifier."""
-    try:
-      value = self._value(name)
-    except UserError:
-      return None
-    return None if value is None else str(value)
+  index: int
+  label: str
 
-  def integer(self, name: str) -> int:
-    value = self._value(name)
-    if not isinstance(value, int) or isinstance(value, bool):
-      raise self.error(f"has {value!r} in the field '{name}'", 'give an integer')
-    return value
-
-  def texts(self, name: str) -> tuple[str, ...]:
-    value = self._value(name)
-    if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
-      raise self.error(f"has no list of strings in the field '{name}'", 'give one')
-    return tuple(value)
+  @classmethod
+  def of(cls, file: pathlib.Path, index: int, raw: Any) -> '_Entry':
+    case_id = raw.get('case_id') if isinstance(raw, dict) else None
+    case = f' (case_id {case_id})' if type(case_id) is int else ''  # not True or False
+    return cls(index, f'{file}: record {index}{case}')
 
   def error(self, what: str, remedy: str) -> UserError:
-    return UserError(f'{self._label} {what}; {remedy}.')
+    return UserError(f'{self.label} {what}; {remedy}.')
 
-  def template(self, name: str, subject: str) -> str:
+  def template(self, name: str, text: str, subject: str) -> str:
     """The text of a field with the last occurrence of the subject turned into the hole."""
-    text = self.text(name)
     # Whole words first: 'Al' must not match in 'Also'.
     words = [found.start() for found in re.finditer(rf'(?<!\w){re.escape(subject)}(?!\w)', text)]
     start = words[-1] if words else text.rfind(subject)
@@ -219,82 +197,108 @@ class _Fields:
     return Request(prompt, subject, target, target_true, case_id)
 
 
-def _read_counterfact(fields: _Fields) -> Record:
-  rewrite = 'requested_rewrite.'
-  case_id = fields.integer('case_id')
-  return Record(
-    case_id=case_id,
-    request=fields.request(
-      fields.text(rewrite + 'prompt'),
-      fields.text(rewrite + 'subject'),
-      fields.text(rewrite + 'target_new.str'),
-      fields.text(rewrite + 'target_true.str'),
-      case_id,
-    ),
-    paraphrase_prompts=fields.texts('paraphrase_prompts'),
-    neighborhood_prompts=fields.texts('neighborhood_prompts'),
-    attribute_prompts=fields.texts('attribute_prompts'),
-    generation_prompts=fields.texts('generation_prompts'),
-    relation_id=fields.label(rewrite + 'relation_id'),
-    target_id=fields.label(rewrite + 'target_new.id'),
-    target_true_id=fields.label(rewrite + 'target_true.id'),
-  )
+class _Object(schema.Fields):
+  """An object of CounterFact."""
+
+  text: Text = pydantic.Field(alias='str')
+  id: _Label = None
 
 
-def _read_zsre(fields: _Fields) -> Record:
-  subject = fields.text('subject')
-  answers = fields.texts('answers')
-  if not answers:
-    raise fields.error("has an empty list in the field 'answers'", 'give at least one answer')
-  return Record(
-    case_id=fields.index,
-    request=fields.request(
-      fields.template('src', subject), subject, answers[0], None, fields.index
-    ),
-    paraphrase_prompts=(fields.text('rephrase'),),
-    neighborhood_prompts=(fields.text('loc') + '?',),
-    neighborhood_target=fields.text('loc_ans'),
-  )
+class _Rewrite(schema.Fields):
+  prompt: Text
+  subject: Text
+  target_new: _Object
+  target_true: _Object
+  relation_id: _Label = None
 
 
-def _read_easyedit(fields: _Fields) -> Record:
-  case_id = fields.integer('case_id')
-  subject = fields.text('subject')
-  target_true = fields.text('ground_truth')
-  answer = fields.text('locality_ground_truth')
-  return Record(
-    case_id=case_id,
-    request=fields.request(
-      fields.template('prompt', subject),
-      subject,
-      fields.text('target_new'),
-      target_true,
-      case_id,
-    ),
-    paraphrase_prompts=(fields.text('rephrase_prompt'),),
-    neighborhood_prompts=(fields.text('locality_prompt'),),
-    neighborhood_target=None if answer == target_true else answer,
-  )
+class _CounterFact(schema.Fields):
+  case_id: _Id
+  requested_rewrite: _Rewrite
+  paraphrase_prompts: list[Text]
+  neighborhood_prompts: list[Text]
+  attribute_prompts: list[Text]
+  generation_prompts: list[Text]
+
+  def to_record(self, entry: _Entry) -> Record:
+    edit, case_id = self.requested_rewrite, self.case_id
+    new, true = edit.target_new, edit.target_true
+    return Record(
+      case_id=case_id,
+      request=entry.request(edit.prompt, edit.subject, new.text, true.text, case_id),
+      paraphrase_prompts=tuple(self.paraphrase_prompts),
+      neighborhood_prompts=tuple(self.neighborhood_prompts),
+      attribute_prompts=tuple(self.attribute_prompts),
+      generation_prompts=tuple(self.generation_prompts),
+      relation_id=edit.relation_id,
+      target_id=new.id,
+      target_true_id=true.id,
+    )
 
 
-def _read_known(fields: _Fields) -> Record:
-  subject = fields.text('subject')
-  known_id = fields.integer('known_id')
-  return Record(
-    case_id=known_id,
-    request=fields.request(
-      fields.template('prompt', subject), subject, fields.text('attribute'), None, known_id
-    ),
-    relation_id=fields.label('relation_id'),
-  )
+class _ZsRE(schema.Fields):
+  subject: Text
+  src: Text
+  answers: Annotated[list[Text], pydantic.Field(min_length=1)]
+  rephrase: Text
+  loc: Text
+  loc_ans: Text
+
+  def to_record(self, entry: _Entry) -> Record:
+    prompt = entry.template('src', self.src, self.subject)
+    return Record(
+      case_id=entry.index,
+      request=entry.request(prompt, self.subject, self.answers[0], None, entry.index),
+      paraphrase_prompts=(self.rephrase,),
+      neighborhood_prompts=(self.loc + '?',),
+      neighborhood_target=self.loc_ans,
+    )
 
 
-_READERS: dict[str, Callable[[_Fields], Record]] = {
-  'counterfact': _read_counterfact,
-  'multi_counterfact': _read_counterfact,
-  'zsre': _read_zsre,
-  'easyedit': _read_easyedit,
-  'known': _read_known,
+class _EasyEdit(schema.Fields):
+  case_id: _Id
+  subject: Text
+  prompt: Text
+  target_new: Text
+  ground_truth: Text
+  rephrase_prompt: Text
+  locality_prompt: Text
+  locality_ground_truth: Text
+
+  def to_record(self, entry: _Entry) -> Record:
+    prompt = entry.template('prompt', self.prompt, self.subject)
+    answer, true = self.locality_ground_truth, self.ground_truth
+    return Record(
+      case_id=self.case_id,
+      request=entry.request(prompt, self.subject, self.target_new, true, self.case_id),
+      paraphrase_prompts=(self.rephrase_prompt,),
+      neighborhood_prompts=(self.locality_prompt,),
+      neighborhood_target=None if answer == true else answer,
+    )
+
+
+class _Known(schema.Fields):
+  known_id: _Id
+  subject: Text
+  prompt: Text
+  attribute: Text
+  relation_id: _Label = None
+
+  def to_record(self, entry: _Entry) -> Record:
+    prompt = entry.template('prompt', self.prompt, self.subject)
+    return Record(
+      case_id=self.known_id,
+      request=entry.request(prompt, self.subject, self.attribute, None, self.known_id),
+      relation_id=self.relation_id,
+    )
+
+
+_SCHEMAS: dict[str, Any] = {
+  'counterfact': _CounterFact,
+  'multi_counterfact': _CounterFact,
+  'zsre': _ZsRE,
+  'easyedit': _EasyEdit,
+  'known': _Known,
 }
 
 

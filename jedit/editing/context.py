@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import transformers
@@ -69,6 +70,7 @@ class EditContext:
     contexts: groups of prefix templates.
     second_moments: of the original model; None if the method needs none.
     factors: their Cholesky factors and eigenvectors; None likewise.
+    editor: trained for the model, for methods that have `uses_editor`; None for all others.
     seed: of every random draw.
     target_batch_size: edits whose targets are optimised at once; None takes what fits the device.
     memo: keeps finished targets.
@@ -84,6 +86,7 @@ class EditContext:
   contexts: Contexts = BARE
   second_moments: SecondMoments | None = None
   factors: FactorCache | None = None
+  editor: Any = None
   seed: int = 0
   target_batch_size: int | None = None
   memo: Memo = dataclasses.field(default_factory=lambda: Memo(None))

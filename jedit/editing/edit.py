@@ -86,6 +86,7 @@ def edit(
   store: str | os.PathLike[str] | None = None,
   target_store: str | os.PathLike[str] | None = None,
   factors: FactorCache | None = None,
+  editor: Any = None,
 ) -> EditResult:
   """Edits a model.
 
@@ -108,6 +109,7 @@ def edit(
     target_store: directory for finished targets that several runs share; None keeps them in
       `store`.
     factors: factors of `second_moments` that several edits share; None makes them anew.
+    editor: of `jedit.train_editor`, for the methods that edit with one.
 
   Returns:
     Patch, details and batches; `lm.apply` takes the result as a whole.
@@ -131,6 +133,7 @@ def edit(
       store=store,
       target_store=target_store,
       factors=factors,
+      editor=editor,
     )
   ]
   return collect(results, batching)
@@ -161,6 +164,7 @@ def edit_stream(
   store: str | os.PathLike[str] | None = None,
   target_store: str | os.PathLike[str] | None = None,
   factors: FactorCache | None = None,
+  editor: Any = None,
 ) -> Iterator[Batch]:
   """Yields the batches of `edit` as they are finished; ending the iteration ends the edit.
 
@@ -177,6 +181,13 @@ def edit_stream(
     logging.warning('%s', sentence)
   method.check(lm.config, num_at_once)
   check_second_moments(lm, method, second_moments)
+  if (editor is not None) != getattr(method, 'uses_editor', False):
+    raise UserError(
+      f'Method {method.name} edits without an editor; leave `editor` out.'
+      if editor is not None
+      else f'Method {method.name} edits with a trained editor; give one of jedit.train_editor or '
+      'Editor.load in `editor`.'
+    )
   if factors is not None and factors.source is not second_moments:
     raise UserError('The factors are of other second moments; make them of those of this call.')
   if factors is None and second_moments is not None and method.kernels:
@@ -191,6 +202,7 @@ def edit_stream(
     contexts=groups,
     second_moments=second_moments,
     factors=factors,
+    editor=editor,
     seed=seed,
     target_batch_size=target_batch_size,
     memo=memo.below('targets') if target_store is None else Memo(target_store),
@@ -200,6 +212,7 @@ def edit_stream(
   shared = {
     'contexts': [list(group) for group in groups],
     'second_moments': None if second_moments is None else dict(second_moments.provenance),
+    **({} if editor is None else {'editor': editor.id}),
   }
   earlier: dict[Kernel, np.ndarray] = {}
   for number, part in enumerate(parts):

@@ -13,7 +13,8 @@ class Method(Protocol):
   """An editing method: settings that turn requests into a patch.
 
   Whatever has these members is a method; the driver (`jedit.edit`) looks at nothing else. A method
-  that wants sampled prefix contexts also has `prefixes`, a kind of `jedit.editing.contexts`.
+  that wants sampled prefix contexts also has `prefixes`, a kind of `jedit.editing.contexts`; one
+  that edits with a trained editor (`jedit.train_editor`) has `uses_editor`, which is True.
   """
 
   @property

@@ -11,6 +11,7 @@ from flax import struct
 
 from jedit.types import UserError
 
+_MOST_STEPS = 100_000  # every step has a place in the trace
 DECAY_FORMS = ('released', 'norm')
 
 # A setting on the host; a traced scalar inside a compiled step.
@@ -64,8 +65,10 @@ class Objective:
     check_choice('decay_form', self.decay_form, DECAY_FORMS)
     check_positive('learning_rate', self.learning_rate)
     check_positive('num_steps', self.num_steps)
-    if not isinstance(self.num_steps, int):
-      raise UserError(f'num_steps is {self.num_steps!r}; give a whole number.')
+    if not isinstance(self.num_steps, int) or self.num_steps > _MOST_STEPS:
+      raise UserError(
+        f'num_steps is {self.num_steps!r}; give a whole number of at most {_MOST_STEPS}.'
+      )
     check_not_negative('kl_factor', self.kl_factor)
     check_positive('nll_factor', self.nll_factor)
     for field, disabled in (('stop_loss', -math.inf), ('stop_probability', math.inf)):

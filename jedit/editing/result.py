@@ -79,7 +79,7 @@ class EditResult:
     assert self.patch is not None, 'one batch has a patch'
     stored = self.patch.pack()
     keys = {f'{kernel}:key': key_BxF for kernel, key_BxF in self.details.keys.items()}
-    return Stored({**stored.tensors, **keys}, stored.facts)
+    return stored._replace(tensors={**stored.tensors, **keys})
 
   @classmethod
   def unpack(cls, stored: Stored) -> Self:

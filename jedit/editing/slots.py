@@ -14,8 +14,10 @@ from jedit.editing.problem import Problem
 from jedit.editing.prompts import EditRows
 from jedit.editing.region import TOKENS, KernelUpdate
 from jedit.editing.target import TRACE_COLUMNS, Slots, State, enter, run_steps
-from jedit.io.memo import Memo, Stored, digest
+from jedit.io.memo import Memo, Stored
+from jedit.io.out_of_memory import halve_once
 from jedit.io.progress import Progress
+from jedit.io.sealed import digest
 from jedit.models import Model, ModelConfig
 from jedit.parallel.memory import free_bytes
 from jedit.parallel.mesh import fetch, least_over_processes, num_row_shards
@@ -96,22 +98,50 @@ def choose_batch_size(
     first_layer: the lowest block with a δ.
     row_shards: devices that share the edits.
   """
-  device = jax.local_devices()[0]
-  free = None if device.platform == 'cpu' else free_bytes(device)
-  if free is None:
-    return _HOST_BATCH * row_shards
   texts = [text for edit in rows for text in edit.with_target]
-  num_prompts = len(rows[0].with_target) + 1  # and the KL row
-  window = max(len(text.ids) - window_start(text, TOKENS) for text in texts)
-  past = max(window_start(text, TOKENS) for text in texts)
-  num_targets = max(len(text.target_ids) for text in texts)
+  per_edit = bytes_per_edit(
+    config,
+    first_layer,
+    num_prompts=len(rows[0].with_target) + 1,  # and the KL row
+    window=max(len(text.ids) - window_start(text, TOKENS) for text in texts),
+    past=max(window_start(text, TOKENS) for text in texts),
+    num_targets=max(len(text.target_ids) for text in texts),
+  )
+  return least_over_processes(fitting_batch(per_edit)) * row_shards
+
+
+def bytes_per_edit(
+  config: ModelConfig,
+  first_layer: int,
+  *,
+  num_prompts: int,
+  window: float,
+  past: float,
+  num_targets: float,
+) -> int:
+  """Bytes that the optimisation of one edit keeps on its device.
+
+  Args:
+    config: sizes and dtype of the model.
+    first_layer: the lowest block with a δ.
+    num_prompts: rows of the edit.
+    window, past, num_targets: tokens of a row from the window on, before it, and predicted.
+  """
   itemsize = jnp.dtype(config.dtype).itemsize
   heads = config.num_kv_heads * config.head_dim
   kept = (10 * config.width + 3 * config.ffn_width) * window + 2 * heads * past
   layers = config.num_layers - first_layer
-  per_edit = num_prompts * (layers * kept * itemsize + 3 * 4 * num_targets * config.vocab_size)
-  fits = free // (2 * per_edit)
-  return 2 ** int(np.log2(least_over_processes(min(max(fits, 1), _LARGEST_BATCH)))) * row_shards
+  return int(num_prompts * (layers * kept * itemsize + 3 * 4 * num_targets * config.vocab_size))
+
+
+def fitting_batch(per_edit: int, reserved: int = 0) -> int:
+  """A power of 2 that fits half of a device's free memory, less what is reserved."""
+  device = jax.local_devices()[0]
+  free = None if device.platform == 'cpu' else free_bytes(device)
+  if free is None:
+    return _HOST_BATCH
+  fits = max((free - reserved) // (2 * per_edit), 1)
+  return 2 ** int(np.log2(min(fits, _LARGEST_BATCH)))
 
 
 def optimise_targets(
@@ -137,7 +167,8 @@ def optimise_targets(
     shapes: as of `cut_blocks`.
 
   Raises:
-    UserError: if a loss or δ is not finite; names the record.
+    UserError: if a loss or δ is not finite, names the record; if half a batch does not fit the
+      memory.
   """
   row_shards = num_row_shards(model)
   memo = (memo or Memo(None)).below(digest(key)[:16])
@@ -149,7 +180,28 @@ def optimise_targets(
     batch_size = int(stored.tensors['batch_size'])
   if batch_size < 1:
     raise UserError(f'target_batch_size is {batch_size}; give at least 1.')
+  return halve_once(
+    lambda size: _optimise(model, rows, problem, size, memo, key, shapes),
+    batch_size,
+    stage='targets',
+    field='edit.target_batch_size',
+    most=len(rows),
+    least=row_shards,
+  )
+
+
+def _optimise(
+  model: Model,
+  rows: Sequence[EditRows],
+  problem: Problem,
+  batch_size: int,
+  memo: Memo,
+  key: Any,
+  shapes: Sequence[Block] | None,
+) -> Targets:
+  """`optimise_targets` with batches of this size."""
   numbers: Problem = jax.tree.map(np.float32, problem)
+  row_shards = num_row_shards(model)
   blocks = cut_blocks(
     rows, problem.tokens, batch_size, problem.objective.num_steps, row_shards, shapes
   )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,13 +11,16 @@ import numpy as np
 
 from jedit.evals.generation import Generation
 from jedit.evals.metrics import METRICS, Values
-from jedit.io.jsonl import JsonlWriter, read_jsonl
-from jedit.io.storage import to_json
+from jedit.io.jsonl import JsonlWriter
+from jedit.io.sealed import digest
 from jedit.types import Record
 
 if TYPE_CHECKING:
   from jedit.models.language_model import LanguageModel
   from jedit.models.patch import Patch
+
+
+_FORMAT = 'jedit evaluation 1'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +70,8 @@ class Store:
 
   def __init__(self, path: str | os.PathLike[str] | None):
     """Opens the file; without a path nothing is stored."""
-    self._writer = None if path is None else JsonlWriter(path)
-    lines = [] if path is None else read_jsonl(path)
-    self._lines = {line['key']: line for line in lines if 'key' in line}
+    self._writer = None if path is None else JsonlWriter(path, _FORMAT)
+    self._lines = {} if self._writer is None else {row['key']: row for row in self._writer.rows}
 
   def __enter__(self) -> Store:
     return self
@@ -104,7 +104,7 @@ class Store:
       [options.reencode, options.tokens_per_batch, texts],
       list(METRICS),
     ]
-    return hashlib.sha256(json.dumps(to_json(parts)).encode()).hexdigest()
+    return digest(parts)
 
   def get(self, key: str) -> ChunkResult | None:
     """The result stored under a key; None without one."""

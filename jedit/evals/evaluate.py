@@ -13,10 +13,13 @@ from jedit.evals import metrics, zsre_reference
 from jedit.evals.chunks import Chunk, ChunkResult, EvalOptions, Store
 from jedit.evals.generation import Generation, generate_texts
 from jedit.evals.metrics import PartScores, UneditedScores, Values
-from jedit.evals.scoring import Scores, plan_batches, score_plan
+from jedit.evals.scoring import Scores, default_tokens, plan_batches, score_plan
 from jedit.evals.table import Table
+from jedit.io.out_of_memory import halve_once
 from jedit.io.progress import Progress
+from jedit.models import ModelConfig
 from jedit.models.encoding import Row, encode_many
+from jedit.parallel.memory import check_fits
 from jedit.types import Record, UserError
 
 if TYPE_CHECKING:
@@ -71,7 +74,8 @@ def evaluate(
       identical results.
 
   Raises:
-    UserError: for no records, records of both kinds, or a text that cannot be scored.
+    UserError: for no records, records of both kinds, a text that cannot be scored, or a
+      probability that is not a number.
   """
   options = EvalOptions(generation, reencode, tokens_per_batch)
   return _measure(lm, [(slice(None), ())], records, before, unedited, options, store)
@@ -85,6 +89,7 @@ def evaluate_apart(
   unedited: Sequence[tuple[str, str]] = (),
   generation: Generation | None = None,
   reencode: bool = False,
+  tokens_per_batch: int | None = None,
   store: str | os.PathLike[str] | None = None,
 ) -> Table:
   """Measures separate edits of one model, each on its own records, as one table.
@@ -96,7 +101,7 @@ def evaluate_apart(
     records: as in `evaluate`.
     before: the model before the edits.
     unedited: as in `evaluate`; each edited model is measured on its share, in order.
-    generation, reencode, store: as in `evaluate`.
+    generation, reencode, tokens_per_batch, store: as in `evaluate`.
 
   Returns:
     The table, as if one model had been measured on all records.
@@ -104,7 +109,7 @@ def evaluate_apart(
   Raises:
     UserError: as `evaluate`.
   """
-  options = EvalOptions(generation, reencode)
+  options = EvalOptions(generation, reencode, tokens_per_batch)
   return _measure(before, parts, records, before, unedited, options, store)
 
 
@@ -117,8 +122,28 @@ def _measure(
   options: EvalOptions,
   store: str | os.PathLike[str] | None,
 ) -> Table:
-  """Runs all chunks missing from the store and joins the results."""
+  """`_measure_all`, if necessary with smaller batches."""
   _check(records)
+  size = options.tokens_per_batch or default_tokens()
+
+  def run(tokens: int) -> Table:
+    chosen = options if tokens == size else dataclasses.replace(options, tokens_per_batch=tokens)
+    return _measure_all(lm, parts, records, before, unedited, chosen, store)
+
+  field = 'evaluation.tokens_per_batch'
+  return halve_once(run, size, stage='evaluate', field=field, most=size)
+
+
+def _measure_all(
+  lm: LanguageModel,
+  parts: Sequence[tuple[slice, Sequence[Patch]]],
+  records: Sequence[Record],
+  before: LanguageModel | None,
+  unedited: Sequence[tuple[str, str]],
+  options: EvalOptions,
+  store: str | os.PathLike[str] | None,
+) -> Table:
+  """Runs all chunks missing from the store and joins the results."""
   sizes = len(records), len(unedited)
   by_part = [] if before is None else [*_chunks('before', before, [(slice(None), ())], *sizes)]
   by_part += _chunks('after', lm, parts, *sizes)
@@ -154,12 +179,32 @@ def _measure(
   )
 
 
-def check_texts(lm: LanguageModel, records: Sequence[Record]) -> None:
-  """Raises UserError, before any work, for records that `evaluate` refuses."""
+def check_texts(
+  tokenizer: Any,
+  config: ModelConfig,
+  records: Sequence[Record],
+  unedited: Sequence[tuple[str, str]] = (),
+) -> int:
+  """Checks records and prompts before any work, as `evaluate` does.
+
+  Returns:
+    Tokens of the longest text.
+
+  Raises:
+    UserError: for what `evaluate` refuses, texts whose attention does not fit into memory, and a
+      tokenizer with tokens that the model lacks.
+  """
   _check(records)
-  limit = lm.config.position_limit
-  if limit is not None:
-    encode_many(lm.tokenizer, _chunk_rows(records, ()).rows, limit)
+  rows = encode_many(tokenizer, _chunk_rows(records, unedited).rows, config.position_limit)
+  longest = max(len(row.ids) for row in rows)
+  check_fits(f'A text of {longest} tokens', 4 * config.num_heads * longest**2, 'shorten it')
+  top = max(max(row.ids) for row in rows)
+  if top >= config.vocab_size:
+    raise UserError(
+      f'The tokenizer gives token {top} and the model has {config.vocab_size}; give the tokenizer '
+      'of this model.'
+    )
+  return longest
 
 
 def _notes(records: Sequence[Record], options: EvalOptions) -> tuple[str, ...]:
@@ -216,13 +261,21 @@ def _run(
   """Measures one chunk."""
   chosen = records[chunk.records]
   texts = _chunk_rows(chosen, unedited[chunk.unedited])
+  encoded = encode_many(lm.tokenizer, texts.rows, lm.config.position_limit)
   plan = plan_batches(
-    encode_many(lm.tokenizer, texts.rows, lm.config.position_limit),
+    encoded,
     lm.config.vocab_size,
     tokens_per_batch=options.tokens_per_batch,
     shapes=shapes,
   )
   scores = score_plan(lm.model, plan, on_batch=progress.update)
+  bad = np.flatnonzero(np.isnan(scores.nll_N))
+  if len(bad):
+    raise UserError(
+      f'The probabilities of {len(bad)} texts {chunk.state} the edit are not numbers, the first '
+      f'that of {encoded[bad[0]].text!r}; edit with a lower learning rate, or load the model in '
+      'float32.'
+    )
   if options.reencode and not _compares(chosen):
     again = zsre_reference.token_accuracy(lm, texts.rows)
     scores = dataclasses.replace(scores, is_top_NxT=again)

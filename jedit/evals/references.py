@@ -10,11 +10,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jedit.evals.texts import TfIdf
+from jedit.io import schema
 from jedit.types import Record, UserError
 
 _BLOCK = 2**20  # characters per read; the published file has 926 MB
 
 _Key = tuple[str | None, str | None]  # relation and object, as Wikidata identifiers
+
+
+class _Sample(schema.Fields):
+  name: str
+  text: str
+
+
+class _Entry(schema.Fields):
+  """The snippets about entities that have an object."""
+
+  relation_id: str
+  target_id: str
+  samples: list[_Sample]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,18 +100,9 @@ def load_references(
 def _entries(path: str | os.PathLike[str]) -> Iterator[tuple[_Key, list[tuple[str, str]]]]:
   """Relation and object, names and texts of every entry."""
   for number, entry in enumerate(_stream(path)):
-    try:
-      samples = [(sample['name'], sample['text']) for sample in entry['samples']]
-      key = (entry['relation_id'], entry['target_id'])
-      is_text = all(isinstance(text, str) for sample in samples for text in sample)
-    except (TypeError, KeyError):
-      is_text = False
-    if not is_text:
-      raise UserError(
-        f'{path}: entry {number} lacks relation_id, target_id, or samples with name and text; '
-        'give a file in the form of attribute_snippets.json.'
-      )
-    yield key, samples
+    found = schema.check(_Entry, entry, f'{path}: entry {number}')
+    samples = [(sample.name, sample.text) for sample in found.samples]
+    yield (found.relation_id, found.target_id), samples
 
 
 def _stream(path: str | os.PathLike[str]) -> Iterator[Any]:
@@ -121,6 +126,8 @@ def _stream(path: str | os.PathLike[str]) -> Iterator[Any]:
             rest = rest[1:].lstrip()
           try:
             item, end = decoder.raw_decode(rest)
+          except RecursionError:
+            raise UserError(f'{path} is nested too deep; repair it or give another.') from None
           except ValueError as error:
             if more:
               break  # the item continues in the next piece

@@ -104,6 +104,11 @@ class Plan:
     return tuple(sorted(set(sizes)))
 
 
+def default_tokens() -> int:
+  """Tokens of a batch by device: a CPU has small caches."""
+  return 2048 if jax.default_backend() == 'cpu' else 8192
+
+
 def plan_batches(
   rows: Sequence[Encoded],
   vocab_size: int,
@@ -116,8 +121,8 @@ def plan_batches(
   Args:
     rows: encoded texts with a target each.
     vocab_size: V, which bounds the rows of a batch by the size of their logits.
-    tokens_per_batch: tokens of a batch, padding included, but at least one row. None takes 2048 on
-      a CPU, with its small caches, and 8192 elsewhere.
+    tokens_per_batch: tokens of a batch, padding included, but at least one row. None takes
+      `default_tokens`.
     shapes: of compiled programs (`Plan.shapes`) to reuse where they fit.
 
   Returns:
@@ -126,8 +131,7 @@ def plan_batches(
   Raises:
     UserError: for a row without target or with an empty prompt.
   """
-  if tokens_per_batch is None:
-    tokens_per_batch = 2048 if jax.default_backend() == 'cpu' else 8192
+  tokens_per_batch = tokens_per_batch or default_tokens()
   answers: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
   for number, row in enumerate(rows):
     if not 0 < row.target_start < len(row.ids):

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from jedit.io import storage
+from jedit.io import schema, storage
 from jedit.types import UserError
 
 _WORD = re.compile(r'\b\w\w+\b')
@@ -148,14 +148,18 @@ class TfIdf:
     Raises:
       UserError: for files that cannot be read or do not match.
     """
-    columns = storage.read_json(vocabulary)
-    if not isinstance(columns, dict) or not all(type(c) is int for c in columns.values()):
-      raise UserError(f'{vocabulary} must map words to columns; give a tfidf_vocab.json.')
+    columns = schema.read_json(vocabulary, dict[str, int])
     try:
-      idf_W = np.asarray(np.load(idf, allow_pickle=False), np.float64)
-    except OSError as error:
-      raise UserError(f'Cannot read {idf} ({error.strerror}); check the path.') from error
-    except ValueError as error:
+      with storage.read_errors(idf):
+        loaded = np.load(idf, mmap_mode='r', allow_pickle=False)
+      if not isinstance(loaded, np.ndarray) or loaded.dtype.kind not in 'fiu':
+        raise ValueError('it has other content')
+      idf_W = np.asarray(loaded, np.float64)
+      if not np.isfinite(idf_W).all():
+        raise ValueError('it has numbers that are not finite')
+    except UserError:
+      raise
+    except Exception as error:  # numpy raises many kinds
       raise UserError(f'{idf} is not a numeric array ({error}); give an idf.npy.') from error
     if idf_W.ndim != 1 or not all(0 <= column < len(idf_W) for column in columns.values()):
       raise UserError(

@@ -5,16 +5,25 @@ A missing field takes its default; an unknown one is an error.
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from jedit import methods
 from jedit.experiments.schema import Settings
+from jedit.io import schema
 from jedit.methods import Method
 from jedit.testbeds.settings import Training
-from jedit.types import UserError
+from jedit.types import UserError, is_text
+
+_PLAIN = (
+  *(bool, int, float, str, float | str, int | None, float | None, str | None),
+  *(Sequence[int], Sequence[str]),
+)
+_LONGEST_NAME = 255  # bytes, as file systems have it
 
 # Former names of fields.
 RENAMED: Mapping[str, str] = {
@@ -27,7 +36,7 @@ RENAMED: Mapping[str, str] = {
 
 # Tasks with a subset of the fields; all other tasks read all fields but these tasks' own.
 _FIELDS: Mapping[str, tuple[str, ...]] = {
-  'probe': ('task', 'seed', 'model', 'mesh', 'data', 'patches', 'probe'),
+  'probe': ('task', 'seed', 'model', 'mesh', 'data', 'patches', 'patches_anywhere', 'probe'),
   'compare': ('task', 'workdirs'),
 }
 
@@ -77,14 +86,30 @@ def read_method(section: Any) -> Method:
   Raises:
     UserError: for a section without name, and for fields that `jedit.methods.get` refuses.
   """
-  if not isinstance(section, Mapping) or not isinstance(section.get('name'), str):
+  if (
+    not isinstance(section, Mapping)
+    or not isinstance(section.get('name'), str)
+    or not all(isinstance(name, str) for name in section)
+  ):
     raise UserError(f'method is {section!r}; give a section with a name and its fields.')
   fields = {name: value for name, value in section.items() if name != 'name'}
+  kinds = _method_kinds(section['name'])
   for name, value in fields.items():
     _refuse_renamed(f'method.{name}')
+    check_value(f'method.{name}', value)
     if name.startswith('layers') and not isinstance(value, list | tuple):
       raise UserError(f'method.{name} is {value!r}; give a tuple of layer numbers.')
+    if name in kinds:
+      schema.check(kinds[name], value, f'The config field method.{name}')
   return methods.get(section['name'], **fields)
+
+
+def _method_kinds(name: str) -> dict[str, Any]:
+  """Types of the fields of a method, where they are plain."""
+  if name not in methods.METHODS:
+    return {}
+  parameters = inspect.signature(methods.METHODS[name]).parameters.values()
+  return {p.name: p.annotation for p in parameters if p.annotation in _PLAIN}
 
 
 def read_training(config: Mapping[str, Any]) -> ConfigDict:
@@ -93,7 +118,10 @@ def read_training(config: Mapping[str, Any]) -> ConfigDict:
   Raises:
     UserError: for unknown fields or values of a wrong type.
   """
-  return ConfigDict(_section_of(_read(Training, 'A config for training', '', config)))
+  settings = _read(Training, 'A config for training', '', config)
+  if settings.seed < 0:
+    raise UserError(f'seed is {settings.seed}; give at least 0.')
+  return ConfigDict(_section_of(settings))
 
 
 def _section_of(values: Any) -> dict[str, Any]:
@@ -113,13 +141,13 @@ def _read(cls: Any, label: str, prefix: str, values: Any) -> Any:
   fields, found = _fields(cls), {}
   for name, value in values.items():
     if name not in fields:
-      _refuse_renamed(prefix + name)
+      _refuse_renamed(f'{prefix}{name}')
       raise UserError(f'{label} has no field {name!r}; it has {", ".join(fields)}.')
     kind = fields[name].type
     if dataclasses.is_dataclass(kind):
       found[name] = _read(kind, f'The config section {name}', f'{name}.', value)
     else:
-      found[name] = _typed(kind, prefix + name, value)
+      found[name] = _typed(kind, f'{prefix}{name}', value)
   return cls(**found)
 
 
@@ -137,4 +165,25 @@ def _typed(kind: Any, name: str, value: Any) -> Any:
   if not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool):
     words = {str: 'a string', int: 'a whole number', float: 'a number', bool: 'True or False'}[kind]
     raise UserError(f'The config field {name} is {value!r}; give {words}.')
+  check_value(name, value)
   return value
+
+
+def check_value(name: str, value: Any) -> None:
+  """Raises UserError for numbers out of every range and texts that files cannot hold."""
+  if isinstance(value, Mapping):
+    for key, each in value.items():
+      check_value(f'{name}.{key}', each)
+  elif isinstance(value, list | tuple):
+    for each in value:
+      check_value(name, each)
+  elif isinstance(value, float) and not math.isfinite(value):
+    raise UserError(f'The config field {name} is {value}; give a finite number.')
+  elif isinstance(value, int) and not -(2**31) <= value < 2**31:
+    raise UserError(f'The config field {name} is {value}; give a number below 2**31.')
+  elif isinstance(value, str) and ('\0' in value or not is_text(value)):
+    raise UserError(f'The config field {name} is {value!r}; give text in UTF-8 without NUL.')
+  elif isinstance(value, str) and any(
+    len(part.encode()) > _LONGEST_NAME for part in re.split('[,/]', value)
+  ):
+    raise UserError(f'The config field {name} has a name of more than {_LONGEST_NAME} bytes.')

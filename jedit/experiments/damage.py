@@ -9,11 +9,14 @@ import jax.numpy as jnp
 
 from jedit.evals.evaluate import evaluate
 from jedit.experiments.schema import Edit
+from jedit.io import sealed
 from jedit.io.jsonl import read_jsonl, write_jsonl
 from jedit.io.progress import quiet
 from jedit.io.storage import to_json
 from jedit.models.language_model import LanguageModel
 from jedit.types import Record
+
+_FORMAT = 'jedit damage 1'
 
 
 class DamageMonitor:
@@ -25,7 +28,12 @@ class DamageMonitor:
   """
 
   def __init__(
-    self, file: pathlib.Path, lm: LanguageModel, records: Sequence[Record], settings: Edit
+    self,
+    file: pathlib.Path,
+    lm: LanguageModel,
+    records: Sequence[Record],
+    settings: Edit,
+    key: Any = None,
   ):
     """Args:
 
@@ -33,13 +41,14 @@ class DamageMonitor:
     lm: the unedited model.
     records: of the run; the first ones with neighborhood prompts are the canary.
     settings: size of the canary and thresholds.
+    key: everything that the rows depend on.
     """
-    self._file, self._settings = file, settings
+    self._file, self._settings, self._key = file, settings, key
     watched = [record for record in records if record.neighborhood_prompts]
     self._canary = [
       dataclasses.replace(record, paraphrase_prompts=()) for record in watched[: settings.canary]
     ]
-    self.rows: list[dict[str, Any]] = read_jsonl(file) if file.is_file() else []
+    self.rows: list[dict[str, Any]] = sealed.kept(file, read_jsonl, _FORMAT, key) or []
     if not self.rows:
       self._add(0, lm)
 
@@ -69,7 +78,7 @@ class DamageMonitor:
       'neighborhood': self._neighborhood(lm),
     }
     self.rows.append(to_json(row))
-    write_jsonl(self._file, self.rows)
+    write_jsonl(self._file, _FORMAT, self.rows, self._key)
     return self.rows[-1]
 
   def _neighborhood(self, lm: LanguageModel) -> float | None:

@@ -3,19 +3,22 @@
 import dataclasses
 import hashlib
 import itertools
+import os
 import pathlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jedit.data.download import FILES, fetch
+from jedit.data.download import default_directory, fetch
+from jedit.data.public import FILES, archives_of
 from jedit.data.records import load_records, select
 from jedit.editing.prompts import Contexts, check_contexts
 from jedit.evals.generation import Generation
 from jedit.evals.references import load_references
 from jedit.evals.texts import TfIdf
 from jedit.experiments.schema import Data, Model, Settings
-from jedit.io import storage
+from jedit.io import schema, sealed
+from jedit.models.checkpoints import CHECKPOINTS
 from jedit.models.language_model import LanguageModel, load
 from jedit.models.patch import Patch
 from jedit.moments.corpus import Corpus, read_corpus, read_dataset
@@ -23,9 +26,28 @@ from jedit.moments.files import is_archive
 from jedit.parallel.mesh import make_mesh
 from jedit.testbeds.known_facts import KnownFacts
 from jedit.testbeds.world import Prompt, World
-from jedit.types import Record, UserError
+from jedit.types import Kernel, Record, UserError
 
 PATCH_FILE = 'patch.safetensors'
+EDITOR_FILE = 'editor.safetensors'
+CONTEXTS = 'jedit contexts 1'  # format
+# Text for second moments of public checkpoints without published ones: the papers' kind, of a
+# later dump; its card states the licences CC BY-SA 3.0 and GFDL.
+DATASET = ('wikimedia/wikipedia', '20231101.en')
+_TRAINING_RECORDS = 7680  # of a world: every fact four times, with other objects
+_Groups = list[list[schema.Text]]
+
+
+class _TrainedOn(schema.Fields):
+  records: str
+  world: dict[str, Any]
+
+
+class _Knowledge(schema.Fields):
+  """The part of a testbed's knowledge.json that names its facts."""
+
+  config: _TrainedOn
+
 
 Question = tuple[str, str]  # a prompt and its known answer
 
@@ -34,6 +56,53 @@ def load_model(settings: Settings) -> LanguageModel:
   """The unpatched model, on all devices."""
   mesh = make_mesh(settings.mesh.data, settings.mesh.model)
   return load(settings.model.directory, dtype=settings.model.dtype, mesh=mesh)
+
+
+def with_default_moments(
+  settings: Settings, directory: pathlib.Path | None, kernels: Iterable[Kernel]
+) -> Settings:
+  """The settings with a source of second moments where they name none.
+
+  That is corpus.txt of the model, or of a public checkpoint the published second moments of its
+  MLPs, or a dataset.
+
+  Args:
+    settings: of the run.
+    directory: of the model, if it is here.
+    kernels: whose second moments are needed.
+  """
+  kernels, wanted, name = tuple(kernels), settings.statistics, settings.model.name
+  has_text = directory is not None and (directory / 'corpus.txt').is_file()
+  has_file = is_archive(wanted.file) if wanted.file else False
+  if wanted.corpus or wanted.dataset or has_text or has_file or not kernels:
+    return settings
+  if name not in CHECKPOINTS or (wanted.file and pathlib.Path(wanted.file).is_file()):
+    return settings
+  names = archives_of(name, (kernel.layer for kernel in kernels))
+  if names and not wanted.file and all(kernel.name == 'mlp' for kernel in kernels):
+    folder = public_directory(settings.data) / names[0]
+    found = dataclasses.replace(wanted, file=str(folder.parent))
+  else:
+    found = dataclasses.replace(wanted, dataset=DATASET[0], dataset_config=DATASET[1])
+  return dataclasses.replace(settings, statistics=found)
+
+
+def published_moments(settings: Settings, kernels: Iterable[Kernel]) -> tuple[str, ...]:
+  """Names of the public archives that `with_default_moments` has chosen; none otherwise."""
+  names = archives_of(settings.model.name, (kernel.layer for kernel in kernels))
+  folder = public_directory(settings.data)
+  is_chosen = names and settings.statistics.file == str((folder / names[0]).parent)
+  return names if is_chosen else ()
+
+
+def public_directory(data: Data) -> pathlib.Path:
+  """The directory of public files."""
+  return pathlib.Path(data.directory) if data.directory else default_directory()
+
+
+def mirrors_of(data: Data) -> list[str]:
+  """Addresses to try before the public ones."""
+  return [mirror.strip() for mirror in data.mirrors.split(',') if mirror.strip()]
 
 
 def load_selection(settings: Settings) -> list[Record]:
@@ -46,6 +115,48 @@ def load_selection(settings: Settings) -> list[Record]:
   records = load_records(_records_file(settings), data.kind or None)  # type: ignore[arg-type]
   seed = settings.seed if data.selection == 'random' else None
   return select(records, data.num_edits, seed, unique_subjects=data.unique_subjects)
+
+
+def load_training(settings: Settings) -> list[Record]:
+  """Records to train an editor on, none of them about a subject of the test.
+
+  Raises:
+    UserError: without a file, for a model other than the testbeds, or if too few records remain.
+  """
+  wanted = settings.training
+  if not wanted.records:
+    world = _world(settings.model)
+    if world is None:
+      raise UserError(
+        'The model has no made-up world to train an editor on; give records in training.records, '
+        'or a trained editor in editor.'
+      )
+    return world.training_records(wanted.num_records or _TRAINING_RECORDS, settings.seed)
+  file = public_file(wanted.records, settings.data)
+  tested_file = _records_file(settings)
+  is_same = file.resolve() == tested_file.resolve()
+  tested = load_selection(settings) if is_same else load_records(tested_file)
+  subjects = {record.request.subject for record in tested}
+  records = [
+    record
+    for record in load_records(file, wanted.kind or None)  # type: ignore[arg-type]
+    if record.request.subject not in subjects
+  ]
+  return select(records, wanted.num_records or None)
+
+
+def editor_file(settings: Settings, workdir: pathlib.Path) -> pathlib.Path:
+  """The file of the editor: given, shared, or in the workdir."""
+  return pathlib.Path(settings.editor or settings.training.file or workdir / EDITOR_FILE)
+
+
+def describe_training(settings: Settings, records: Sequence[Record]) -> dict[str, Any]:
+  """Provenance of the records that an editor is trained on."""
+  return {
+    'file': settings.training.records or 'made-up world',
+    'sha256': hashlib.sha256(repr(list(records)).encode()).hexdigest(),
+    'num_records': len(records),
+  }
 
 
 def describe_selection(settings: Settings, records: Sequence[Record]) -> str:
@@ -75,8 +186,7 @@ def public_file(name: str, data: Data) -> pathlib.Path:
   path = pathlib.Path(name)
   if path.is_file() or name not in FILES:
     return path
-  mirrors = [mirror.strip() for mirror in data.mirrors.split(',') if mirror.strip()]
-  return fetch(name, data.directory or None, mirrors=mirrors)
+  return fetch(name, data.directory or None, mirrors=mirrors_of(data))
 
 
 def load_generation(
@@ -146,24 +256,25 @@ def load_documents(settings: Settings) -> Corpus | None:
     return None
   else:
     raise UserError(
-      f'{beside.parent} has no corpus.txt; give a text file in statistics.corpus, or second '
-      'moments in statistics.file.'
+      f'{beside.parent} has no corpus.txt; give a text file in statistics.corpus, a dataset of the '
+      f'hub in statistics.dataset (such as {DATASET[0]}), or second moments in statistics.file.'
     )
   return corpus.draw(wanted.max_documents, wanted.seed).part(*wanted.divided)
 
 
-def load_contexts(path: str) -> Contexts:
-  """The groups of templates in a contexts.json.
+def load_contexts(path: str | os.PathLike[str], key: Any = None) -> Contexts:
+  """The groups of templates in a contexts.json of a run, or in a JSON list of lists.
+
+  Args:
+    path: the file.
+    key: what it must be made of; None takes any, and files that jedit did not write.
 
   Raises:
-    UserError: for a file of another form.
+    UserError: for a file of another form or key.
   """
-  groups = storage.read_json(path)
-  if not isinstance(groups, list) or not all(
-    isinstance(group, list) and all(isinstance(text, str) for text in group) for group in groups
-  ):
-    raise UserError(f'{path} holds no contexts; give a JSON list of lists of templates.')
-  return check_contexts(groups)
+  if key is None and not sealed.is_sealed_json(pathlib.Path(path)):
+    return check_contexts(schema.read_json(path, _Groups))
+  return check_contexts(sealed.read_json(path, CONTEXTS, key, dict[str, _Groups])['contexts'])
 
 
 def load_patches(settings: Settings, workdir: pathlib.Path) -> list[Patch]:
@@ -179,7 +290,8 @@ def load_patches(settings: Settings, workdir: pathlib.Path) -> list[Patch]:
     raise UserError(
       f'{workdir} has no {PATCH_FILE}; name a patch or the workdir of an edit in patches.'
     )
-  return [Patch.load(file) for file in files or [workdir / PATCH_FILE]]
+  patches = [Patch.load(file) for file in files or [workdir / PATCH_FILE]]
+  return [patch.anywhere() for patch in patches] if settings.patches_anywhere else patches
 
 
 def unedited_questions(settings: Settings, records: Sequence[Record]) -> list[Question]:
@@ -209,10 +321,19 @@ def _taught(model: Model, data: Data) -> list[Prompt] | None:
   made_by = model.directory / 'knowledge.json'
   if data.records or not made_by.is_file():
     return None
-  config = storage.read_json(made_by)['config']
-  if config['records']:
+  world = _world(model)
+  if world is None:
     return KnownFacts(load_records(model.directory / 'records.json')).prompts()
-  return World(**config['world']).prompts()
+  return world.prompts()
+
+
+def _world(model: Model) -> World | None:
+  """The made-up world that a testbed was trained on; None for other models."""
+  made_by = model.directory / 'knowledge.json'
+  if not made_by.is_file():
+    return None
+  made = schema.read_json(made_by, _Knowledge).config
+  return None if made.records else schema.check(World, made.world, f'{made_by}', strict=False)
 
 
 def describe_model(lm: LanguageModel, settings: Settings) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """The probes of a run, as rows of numbers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
 
 from jedit.evals.estimates import summarize_values
 from jedit.experiments.schema import Probe
-from jedit.io import storage
+from jedit.io import schema
 from jedit.io.storage import to_json
 from jedit.models.language_model import LanguageModel
 from jedit.probes import contrast, similarity, trace, windows_of
@@ -15,9 +16,12 @@ from jedit.probes.contrast import NORMS, OBJECTS, POSITIONS
 from jedit.probes.logit_lens import PROJECTIONS
 from jedit.probes.similarity import BEFORE, MODULES
 from jedit.probes.tracing import PLACES
-from jedit.types import Request, UserError
+from jedit.types import Request
 
 Row = dict[str, Any]
+
+
+_Words = Annotated[list[schema.Text], pydantic.Field(min_length=1)]
 
 
 def load_words(path: str) -> dict[str, list[str]]:
@@ -28,13 +32,7 @@ def load_words(path: str) -> dict[str, list[str]]:
   """
   if not path:
     return {}
-  sets = storage.read_json(path)
-  if not isinstance(sets, dict) or not all(
-    isinstance(words, list) and words and all(isinstance(word, str) and word for word in words)
-    for words in sets.values()
-  ):
-    raise UserError(f'{path} holds no sets of words; give a JSON object of lists by name.')
-  return sets
+  return schema.read_json(path, dict[str, _Words])
 
 
 def measure(

@@ -13,7 +13,7 @@ from jedit import methods
 from jedit.editing.edit import Batching, Separate, Sequential, Together
 from jedit.methods import Method
 from jedit.models.checkpoints import CHECKPOINTS
-from jedit.models.hub import find_directory
+from jedit.models.hub import Location, find_directory, locate
 from jedit.probes.tracing import POSITIONS
 from jedit.testbeds import NAMES, testbed_directory
 from jedit.types import UserError
@@ -21,6 +21,7 @@ from jedit.types import UserError
 _TESTBED = 'testbed-'
 _MODES = ('together', 'separate', 'sequential')
 _SELECTIONS = ('first', 'random')
+_LONGEST_TEXT = 2**20  # tokens
 PROBES = ('similarity', 'contrast', 'tracing')
 
 
@@ -28,6 +29,12 @@ def _at_least(section: str, values: Any, **least: int) -> None:
   for name, bound in least.items():
     if getattr(values, name) < bound:
       raise UserError(f'{section}.{name} is {getattr(values, name)}; give at least {bound}.')
+
+
+def _at_most(section: str, values: Any, **most: int) -> None:
+  for name, bound in most.items():
+    if getattr(values, name) > bound:
+      raise UserError(f'{section}.{name} is {getattr(values, name)}; give at most {bound}.')
 
 
 def _separated(names: str) -> list[str]:
@@ -43,7 +50,8 @@ class Model:
     path: Hugging Face directory or hub id; empty takes the shipped model or the public checkpoint
       (`jedit.models.checkpoints`) of this name.
     dtype: of weights and activations.
-    revision: branch, tag or commit on the hub; empty takes the main branch.
+    revision: branch, tag or commit on the hub; empty takes that of the public checkpoint, or the
+      main branch.
   """
 
   name: str = 'testbed-gptj'
@@ -58,8 +66,31 @@ class Model:
     Raises:
       UserError: for an unknown name without a path, or a missing model.
     """
-    if self.path or self.name in CHECKPOINTS:
-      return find_directory(self.path or CHECKPOINTS[self.name].hub, self.revision or None)
+    hub = self._on_hub
+    return self._shipped if hub is None else find_directory(*hub)
+
+  @property
+  def location(self) -> Location:
+    """The model's directory, or the download of it, without downloading anything.
+
+    Raises:
+      UserError: as `directory`.
+    """
+    hub = self._on_hub
+    return Location(self._shipped) if hub is None else locate(*hub)
+
+  @property
+  def _on_hub(self) -> tuple[str, str | None] | None:
+    """Path or hub id, and revision; None for the shipped models."""
+    if self.path:
+      return self.path, self.revision or None
+    if self.name not in CHECKPOINTS:
+      return None
+    public = CHECKPOINTS[self.name]
+    return public.hub, self.revision or public.revision or None
+
+  @property
+  def _shipped(self) -> pathlib.Path:
     shipped = [_TESTBED + name for name in NAMES]
     if self.name not in shipped:
       raise UserError(
@@ -91,7 +122,7 @@ class Data:
 
   Attributes:
     records: CounterFact, zsRE or EasyEdit file, or the name of a public one to download
-      (`jedit.data.download.FILES`); empty takes records.json of the model's directory.
+      (`jedit.data.public.RECORDS`); empty takes records.json of the model's directory.
     kind: schema of the file, see `jedit.data.records.load_records`; empty detects it.
     num_edits: number of records.
     selection: 'first' takes the first ones, 'random' draws them with the seed of the run.
@@ -118,8 +149,9 @@ class Statistics:
   """Second moments of the keys to preserve.
 
   Attributes:
-    corpus: text, JSON lines or parquet: a file or a directory of files. Without corpus and dataset,
-      corpus.txt of the model's directory.
+    corpus: text, JSON lines or parquet: a file or a directory of files. Without corpus, dataset and
+      file: corpus.txt of the model's directory, the published second moments of a public
+      checkpoint, or the dataset of `jedit.experiments.inputs.DATASET`.
     dataset: a dataset of the Hugging Face hub instead.
     dataset_config: its config, such as a Wikipedia dump.
     column: text field of a dataset, JSON lines or parquet.
@@ -152,8 +184,15 @@ class Statistics:
 
   def __post_init__(self) -> None:
     _at_least(
-      'statistics', self, max_documents=0, max_document_tokens=0, row_tokens=0, batch_tokens=1
+      'statistics',
+      self,
+      max_documents=0,
+      max_document_tokens=0,
+      row_tokens=0,
+      batch_tokens=1,
+      seed=0,
     )
+    _at_most('statistics', self, row_tokens=_LONGEST_TEXT, batch_tokens=2**26)
     if self.corpus and self.dataset:
       raise UserError('The config has statistics.corpus and statistics.dataset; give one of them.')
     if self.streaming and not self.dataset:
@@ -167,6 +206,27 @@ class Statistics:
     """Index of the part, from 1, and number of parts; zeros if undivided."""
     match = re.fullmatch(r'(\d+)/(\d+)', self.part or '1/1')
     return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EditorTraining:
+  """Training of the editor of MEND or MALMEN; its settings are the method's.
+
+  Attributes:
+    records: file of records to train on; empty takes people of a testbed's world whom no record
+      edits. Records about subjects of the test are left out.
+    kind: schema of the file, see `jedit.data.records.load_records`; empty detects it.
+    num_records: number of records; 0 takes all of a file, and 7,680 of a world.
+    file: of the trained editor, shared between runs; empty keeps it in the workdir.
+  """
+
+  records: str = ''
+  kind: str = ''
+  num_records: int = 0
+  file: str = ''
+
+  def __post_init__(self) -> None:
+    _at_least('training', self, num_records=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +285,7 @@ class Evaluation:
       one. Both metrics are omitted without the file.
     idf, vocabulary: published word weights, idf.npy and tfidf_vocab.json; empty counts the words of
       the snippets.
+    tokens_per_batch: tokens of a forward pass, which bounds the memory; 0 chooses by device.
     reencode: zsRE token accuracies by the published procedure, see `jedit.evals.zsre_reference`.
     store: JSON lines file of finished chunks, shared between consecutive runs; empty keeps them in
       the workdir.
@@ -238,12 +299,14 @@ class Evaluation:
   snippets: str = ''
   idf: str = ''
   vocabulary: str = ''
+  tokens_per_batch: int = 0
   reencode: bool = False
   store: str = ''
 
   def __post_init__(self) -> None:
     _at_least('evaluation', self, unedited=0, samples=0, new_tokens=1)
-    _at_least('evaluation', self, generation_interval=0, generation_tokens=1)
+    _at_least('evaluation', self, generation_interval=0, generation_tokens=1, tokens_per_batch=0)
+    _at_most('evaluation', self, new_tokens=_LONGEST_TEXT, generation_tokens=_LONGEST_TEXT)
     if bool(self.idf) != bool(self.vocabulary):
       raise UserError('evaluation.idf and evaluation.vocabulary go together; give both or none.')
 
@@ -286,6 +349,7 @@ class Probe:
 
   def __post_init__(self) -> None:
     _at_least('probe', self, top_k=1, window=1, noise=0, draws=1)
+    _at_most('probe', self, draws=10_000)
     for name in self.names:
       if name not in PROBES:
         raise UserError(f'Unknown probe {name!r}; choose from {", ".join(PROBES)}.')
@@ -319,8 +383,10 @@ class Settings:
     method: a section with a name and the fields of `jedit.methods.<name>`.
     contexts: a contexts.json to use; empty samples contexts from the model.
     targets: directory of optimised targets, shared between runs; empty keeps them in the workdir.
+    editor: file of a trained editor for MEND or MALMEN; empty trains one first.
     patches: for `evaluate`, `export` and `probe`: patch files or workdirs, separated by commas.
       Empty takes the patch of the workdir; a probe then takes the unedited model.
+    patches_anywhere: allow patches of another model, or in another order than they were made in.
     workdirs: of finished runs, for `compare`, separated by commas.
   """
 
@@ -332,13 +398,19 @@ class Settings:
   method: Method | None = None
   contexts: str = ''
   targets: str = ''
+  editor: str = ''
+  training: EditorTraining = EditorTraining()
   statistics: Statistics = Statistics()
   edit: Edit = Edit()
   evaluation: Evaluation = Evaluation()
   export: Export = Export()
   probe: Probe = Probe()
   patches: str = ''
+  patches_anywhere: bool = False
   workdirs: str = ''
+
+  def __post_init__(self) -> None:
+    _at_least('config', self, seed=0)
 
   @property
   def required_method(self) -> Method:

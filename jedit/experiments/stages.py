@@ -6,8 +6,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from jedit.editing.contexts import contexts_of, prefixes_of
 from jedit.editing.edit import (
   Batching,
@@ -19,27 +17,36 @@ from jedit.editing.edit import (
 )
 from jedit.editing.prompts import BARE, Contexts
 from jedit.editing.result import Details, EditResult
-from jedit.evals import metrics
 from jedit.evals.evaluate import evaluate_apart
 from jedit.evals.samples import Sample, sample_texts
 from jedit.evals.table import Table
 from jedit.experiments import probing
 from jedit.experiments.damage import DamageMonitor
-from jedit.experiments.inputs import PATCH_FILE, Question, load_contexts, load_generation
+from jedit.experiments.inputs import (
+  CONTEXTS,
+  PATCH_FILE,
+  Question,
+  describe_training,
+  editor_file,
+  load_contexts,
+  load_generation,
+)
+from jedit.experiments.results import read_table, write_table
 from jedit.experiments.schema import PROBES, Settings
 from jedit.experiments.workdir import Workdir
-from jedit.io import storage
-from jedit.io.jsonl import read_jsonl, write_jsonl
+from jedit.hypernetworks.editor import Editor
+from jedit.hypernetworks.train import train_editor
+from jedit.io import sealed, storage
 from jedit.io.progress import Progress
 from jedit.io.storage import to_json
-from jedit.methods import Method
+from jedit.methods import HyperNetwork, Method
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch, patch_of
 from jedit.moments.collect import statistics
 from jedit.moments.corpus import Corpus
 from jedit.moments.files import SecondMoments, read_moments
 from jedit.solvers import FactorCache
-from jedit.types import Record, UserError
+from jedit.types import Record
 
 STATISTICS_FILE = 'statistics.safetensors'
 DAMAGE_FILE = 'damage.jsonl'
@@ -49,9 +56,18 @@ _PROBES = 'probes'
 _TARGETS = 'targets'
 _CONTEXTS = 'contexts.json'
 _EVALUATION = 'evaluation.json'
-_RECORDS = 'records.jsonl'
-_UNEDITED = 'unedited.jsonl'
 _SAMPLES = 'samples.json'
+_TEXTS, _PROBE, _EXPORT = 'jedit samples 1', 'jedit probe 1', 'jedit export 1'  # formats
+
+
+def finished(workdir: Workdir) -> list[str]:
+  """The stages of `jedit.experiments.plan` that the workdir has results of."""
+  files = {
+    'statistics': (STATISTICS_FILE, PATCH_FILE),
+    **dict.fromkeys(('targets', 'keys', 'solve'), (PATCH_FILE,)),
+    'evaluate': (_EVALUATION,),
+  }
+  return [name for name, each in files.items() if any((workdir / f).is_file() for f in each)]
 
 
 def second_moments(
@@ -71,9 +87,9 @@ def second_moments(
   wanted = settings.statistics
   layers = sorted({kernel.layer for kernel in needed})
   names = sorted({kernel.name for kernel in needed})
-  with workdir.stage('statistics'):
-    if documents is None:
-      return read_moments(wanted.file, lm, layers, names)
+
+  def collect(cache: str | pathlib.Path) -> SecondMoments:
+    assert documents is not None, 'without them the moments are read'
     return statistics(
       lm,
       documents,
@@ -83,8 +99,20 @@ def second_moments(
       batch_tokens=wanted.batch_tokens,
       max_document_tokens=wanted.max_document_tokens or None,
       fast=wanted.fast,
-      cache=wanted.file or workdir / STATISTICS_FILE,
+      cache=cache,
     )
+
+  with workdir.stage('statistics'):
+    if documents is None:
+      return read_moments(wanted.file, lm, layers, names)
+    if wanted.file:
+      return collect(wanted.file)
+    own = workdir / STATISTICS_FILE
+    found = sealed.kept(own, collect)
+    if found is None:
+      storage.remove(own)
+      found = collect(own)
+    return found
 
 
 def shared_files(settings: Settings, workdir: Workdir) -> dict[str, Any]:
@@ -97,9 +125,19 @@ def shared_files(settings: Settings, workdir: Workdir) -> dict[str, Any]:
   return {
     'contexts': settings.contexts or _shared_contexts(settings, workdir),
     'targets': settings.targets or str(workdir / _TARGETS),
+    'training': {'file': settings.training.file or _shared_editor(settings, workdir)},
     'statistics': {'file': settings.statistics.file or str(workdir / STATISTICS_FILE)},
     'evaluation': {'store': settings.evaluation.store or str(workdir / CHUNKS_FILE)},
   }
+
+
+def _shared_editor(settings: Settings, workdir: Workdir) -> str:
+  """Path of the editor of all cells with this method and training; empty for other methods."""
+  method = settings.required_method
+  if not isinstance(method, HyperNetwork):
+    return ''
+  key = sealed.digest([method, dataclasses.replace(settings.training, file='')])
+  return str(workdir / f'editor_{method.name}_{key[:8]}.safetensors')
 
 
 def contexts(
@@ -112,12 +150,14 @@ def contexts(
   if not settings.contexts and prefixes_of(settings.required_method) is None:
     return BARE
   file = workdir / name
-  if file.is_file():
-    return load_contexts(str(file))
+  given = load_contexts(settings.contexts) if settings.contexts else None
+  key = [lm.fingerprint, prefixes_of(settings.required_method), settings.seed, given]
+  stored = sealed.kept(file, load_contexts, key)
+  if stored is not None:
+    return stored
   with workdir.stage('contexts'):
-    given = load_contexts(settings.contexts) if settings.contexts else None
     found = contexts_of(lm, settings.required_method, settings.seed, given)
-  storage.write_json(file, found)
+  sealed.write_json(file, CONTEXTS, {'contexts': found}, key)
   return found
 
 
@@ -135,6 +175,38 @@ def _shared_contexts(settings: Settings, workdir: Workdir) -> str:
   return str(workdir / (_CONTEXTS if kind == 'memit' else f'contexts_{kind}.json'))
 
 
+def editor(
+  lm: LanguageModel, training: Sequence[Record] | None, settings: Settings, workdir: Workdir
+) -> Editor | None:
+  """The editor of the run, given or trained; None for methods that need none.
+
+  Args:
+    lm: the unedited model.
+    training: records to train on; not needed if an editor is given.
+    settings, workdir: of the run.
+  """
+  method = settings.required_method
+  if not isinstance(method, HyperNetwork):
+    return None
+  file = editor_file(settings, workdir.path)
+  if settings.editor:
+    found = Editor.load(file)
+    found.check(lm, method)
+    return found
+  assert training is not None, 'without an editor there are records'
+  key = [lm.fingerprint, lm.config.dtype, method, settings.seed]
+  key.append(describe_training(settings, training)['sha256'])
+  stored = sealed.kept(file, Editor.load, key)
+  if stored is not None:
+    return stored
+  with workdir.stage('training'):
+    trained = train_editor(
+      lm, training, method, seed=settings.seed, store=file.with_name(f'{file.stem}.partial')
+    )
+  trained.save(file, key)
+  return trained
+
+
 def edit(
   lm: LanguageModel,
   records: Sequence[Record],
@@ -142,6 +214,7 @@ def edit(
   settings: Settings,
   workdir: Workdir,
   factors: FactorCache | None = None,
+  training: Sequence[Record] | None = None,
 ) -> list[tuple[slice, Patch]]:
   """Patches with the slices of records they edit: one for all, or one per separate batch.
 
@@ -152,11 +225,15 @@ def edit(
     lm, records, settings, workdir: of the run.
     documents: text for second moments.
     factors: factorised second moments, shared by the cells of a sweep.
+    training: records to train an editor on, for methods that use one and have none yet.
   """
   file, batching, method = workdir / PATCH_FILE, settings.edit.batching, settings.required_method
-  if file.is_file():
-    patch = Patch.load(file)
-    return [(slice(0, patch.provenance['num_edits']), patch)]
+  text = None if documents is None else documents.identity
+  trained = editor(lm, training, settings, workdir)
+  key = workdir.key(lm.fingerprint, records, text, trained and trained.id)
+  stored = sealed.kept(file, Patch.load, key)
+  if stored is not None:
+    return [(slice(0, stored.provenance['num_edits']), stored)]
   if factors is None:
     moments = second_moments(lm, documents, [method], settings, workdir)
   else:
@@ -168,7 +245,7 @@ def edit(
   with workdir.stage('edit'), _batch_progress(batching, len(records)) as progress:
     monitor = None
     if isinstance(batching, Sequential):
-      monitor = DamageMonitor(workdir / DAMAGE_FILE, lm, records, settings.edit)
+      monitor = DamageMonitor(workdir / DAMAGE_FILE, lm, records, settings.edit, key)
     for batch in edit_stream(
       lm,
       [record.request for record in records],
@@ -181,6 +258,7 @@ def edit(
       store=workdir.path,
       target_store=settings.targets or workdir / _TARGETS,
       factors=factors,
+      editor=trained,
     ):
       parts.append((batch.edits, dataclasses.replace(batch.result, details=Details())))
       # The stage 'edit' counts all these seconds; name its parts separately.
@@ -195,9 +273,11 @@ def edit(
   if isinstance(batching, Separate):
     return [(edits, patch_of(result)) for edits, result in parts]
   patch = patch_of(collect([result for _, result in parts], batching))
+  provenance = {**patch.provenance, 'config': sealed.digest(workdir.key())}
   if monitor is not None:
-    patch = dataclasses.replace(patch, provenance={**patch.provenance, 'stopped': reason})
-  patch.save(file)
+    provenance['stopped'] = reason
+  patch = dataclasses.replace(patch, provenance=provenance)
+  patch.save(file, key)
   return [(slice(0, parts[-1][0].stop), patch)]
 
 
@@ -224,8 +304,13 @@ def evaluate(
   are stored in `evaluation.jsonl`, which the cells of a sweep share, so that the unedited model is
   measured once.
   """
-  files = [workdir / name for name in (_RECORDS, _UNEDITED, _EVALUATION)]
-  if not all(file.is_file() for file in files):
+  file = workdir / _EVALUATION
+  ids = [[part.indices(len(records)), [each.id for each in patches]] for part, patches in parts]
+  options = dataclasses.replace(settings.evaluation, store='')
+  key = [lm.fingerprint, lm.config.dtype, records, questions, ids, options, settings.seed]
+  sizes = len(records), len(questions)
+  table = sealed.kept(file, read_table, key, sizes)
+  if table is None:
     with workdir.stage('evaluate'):
       generation, notes = load_generation(settings, records)
       table = evaluate_apart(
@@ -235,12 +320,12 @@ def evaluate(
         unedited=questions,
         generation=generation,
         reencode=settings.evaluation.reencode,
+        tokens_per_batch=settings.evaluation.tokens_per_batch or None,
         store=settings.evaluation.store or workdir / CHUNKS_FILE,
       )
-    write_jsonl(workdir / _UNEDITED, _unedited_rows(table, questions))
-    write_jsonl(workdir / _RECORDS, table.to_records())
-    storage.write_json(workdir / _EVALUATION, {'notes': [*table.notes, *notes]})
-  return _read_table(*files)
+    write_table(file, table, notes, questions, key)
+    table = read_table(file, key, sizes)
+  return table
 
 
 def probe(
@@ -253,74 +338,37 @@ def probe(
 ) -> None:
   """Runs one probe and stores its result; see `probing.measure`."""
   file = workdir / _PROBES / f'{name}.json'
-  if not file.is_file():
+  key = _probe_key(name, lm, records, words, workdir)
+  if sealed.kept(file, sealed.read_json, _PROBE, key) is None:
     requests = [record.request for record in records]
     with workdir.stage(name):
       found = probing.measure(name, lm, requests, settings.probe, words=words, seed=settings.seed)
-    storage.write_json(file, found)
+    sealed.write_json(file, _PROBE, found, key)
 
 
-def finished_probes(workdir: Workdir) -> dict[str, Any]:
-  """Results of the probes of this and earlier runs, by name."""
-  files = {name: workdir / _PROBES / f'{name}.json' for name in PROBES}
-  return {name: storage.read_json(file) for name, file in files.items() if file.is_file()}
+def finished_probes(
+  lm: LanguageModel,
+  records: Sequence[Record],
+  words: Mapping[str, Sequence[str]],
+  workdir: Workdir,
+) -> dict[str, Any]:
+  """Results of the probes of this and earlier runs on the same inputs, by name."""
+  found = {}
+  for name in PROBES:
+    key = _probe_key(name, lm, records, words, workdir)
+    file = workdir / _PROBES / f'{name}.json'
+    found[name] = sealed.kept(file, sealed.read_json, _PROBE, key)
+  return {name: each for name, each in found.items() if each is not None}
 
 
-def _unedited_rows(table: Table, questions: Sequence[Question]) -> list[dict[str, Any]]:
-  """One row per prompt about an unedited subject, with its values."""
-  rows = []
-  for i, (prompt, answer) in enumerate(questions):
-    row: dict[str, Any] = {'prompt': prompt, 'answer': answer}
-    for state, values in (('before', table.unedited_before), ('after', table.unedited_after)):
-      row[state] = {name: value_N[i] for name, value_N in values.items()}
-    rows.append(row)
-  return rows
-
-
-def _read_table(records: pathlib.Path, unedited: pathlib.Path, evaluation: pathlib.Path) -> Table:
-  """The table as written: JSON keeps floats exactly, and None stands for nan."""
-  rows = _read_rows(records, ('case_id', 'before', 'after'))
-  questions = _read_rows(unedited, ('before', 'after'))
-  notes = storage.read_json(evaluation)['notes']
-  generated = [
-    any(metrics.entry(name).evidence == metrics.TEXTS for name in row['after']) for row in rows
-  ]
-  return Table(
-    case_ids=tuple(row['case_id'] for row in rows),
-    after=_columns(rows, 'after'),
-    before=_columns(rows, 'before'),
-    unedited_after=_columns(questions, 'after'),
-    unedited_before=_columns(questions, 'before'),
-    is_generated_R=np.array(generated) if any(generated) else None,
-    notes=tuple(notes),
-  )
-
-
-def _read_rows(file: pathlib.Path, fields: Sequence[str]) -> list[dict[str, Any]]:
-  """Result lines with these fields, whose values are numbers or null.
-
-  Raises:
-    UserError: for any other line, with its number.
-  """
-  rows = read_jsonl(file)
-  for number, row in enumerate(rows, start=1):
-    values = [row.get(state) for state in ('before', 'after')]
-    if not all(field in row for field in fields) or not all(
-      isinstance(each, dict)
-      and all(value is None or isinstance(value, int | float) for value in each.values())
-      for each in values
-    ):
-      raise UserError(
-        f'Line {number} of {file} is not a result with {", ".join(fields)}; remove {file.name} to '
-        'evaluate again.'
-      )
-  return rows
-
-
-def _columns(rows: Sequence[Mapping[str, Any]], state: str) -> dict[str, np.ndarray]:
-  """Values by name; a row may lack some."""
-  names = dict.fromkeys(name for row in rows for name in row[state])
-  return {n: np.array([row[state].get(n) for row in rows], np.float64) for n in names}
+def _probe_key(
+  name: str,
+  lm: LanguageModel,
+  records: Sequence[Record],
+  words: Mapping[str, Sequence[str]],
+  workdir: Workdir,
+) -> list[Any]:
+  return [name, workdir.key(lm.fingerprint, [each.id for each in lm.patches], records, words)]
 
 
 def samples(
@@ -331,27 +379,38 @@ def samples(
   workdir: Workdir,
 ) -> list[Sample]:
   """Texts about a few edited subjects, before and after."""
-  file = workdir / _SAMPLES
   if not settings.evaluation.samples:
     return []
-  if not file.is_file():
-    with workdir.stage('samples'):
-      texts = sample_texts(
-        edited,
-        records,
-        before=lm,
-        count=settings.evaluation.samples,
-        max_new_tokens=settings.evaluation.new_tokens,
-        seed=settings.seed,
-      )
-    storage.write_json(file, texts)
-  return finished_samples(workdir)
+  file = workdir / _SAMPLES
+  options = settings.evaluation
+  key: list[Any] = [lm.fingerprint, lm.config.dtype, records, [p.id for p in edited.patches]]
+  key += [options.samples, options.new_tokens, settings.seed]
+  stored = sealed.kept(file, read_samples, key)
+  if stored is not None:
+    return stored
+  with workdir.stage('samples'):
+    texts = sample_texts(
+      edited,
+      records,
+      before=lm,
+      count=settings.evaluation.samples,
+      max_new_tokens=settings.evaluation.new_tokens,
+      seed=settings.seed,
+    )
+  sealed.write_json(file, _TEXTS, {'samples': texts}, key)
+  return list(texts)
 
 
 def finished_samples(workdir: Workdir) -> list[Sample]:
-  """The texts stored by `samples`; none without that stage."""
+  """The texts of a finished run; none without that stage."""
   file = workdir / _SAMPLES
-  return [Sample(**text) for text in storage.read_json(file)] if file.is_file() else []
+  return sealed.kept(file, read_samples) or []
+
+
+def read_samples(file: pathlib.Path, key: Any = None) -> list[Sample]:
+  """The texts stored by `samples`."""
+  content = sealed.read_json(file, _TEXTS, key, kind=dict[str, list[Sample]])
+  return content['samples']
 
 
 def export(edited: LanguageModel, settings: Settings, workdir: Workdir) -> dict[str, Any]:
@@ -365,11 +424,11 @@ def export(edited: LanguageModel, settings: Settings, workdir: Workdir) -> dict[
     'model': edited.fingerprint,
     'patches': [each.id for each in edited.patches],
   }
-  done = storage.read_json(file) if file.is_file() else {}
+  done = sealed.kept(file, sealed.read_json, _EXPORT) or {}
   if {name: done.get(name) for name in same} == same and pathlib.Path(path).is_dir():
     return done
   with workdir.stage('export'):
     written = edited.export(path, dtype=wanted.dtype or None)
   made = {**same, 'rounding': written.rounding}
-  storage.write_json(file, made)
+  sealed.write_json(file, _EXPORT, made)
   return to_json(made)

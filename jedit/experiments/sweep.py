@@ -9,14 +9,16 @@ from typing import Any
 
 from jedit.experiments.config import read_settings
 from jedit.experiments.schema import Settings
-from jedit.experiments.workdir import CONFIG_FILE, FREE, SUMMARY_FILE, flat
-from jedit.io import storage
+from jedit.experiments.workdir import CONFIG, CONFIG_FILE, FREE, SUMMARY, SUMMARY_FILE, flat
+from jedit.io import schema, sealed
 from jedit.io.storage import to_json
 from jedit.reports.comparison import Axis
 from jedit.types import UserError
 
 _OF_SWEEP = ('cells', 'published', 'axis')  # fields of a sweep that its cells lack
-SWEEP_FILE = 'sweep.json'  # the summaries of all cells
+SWEEP_FILE, SWEEP = 'sweep.json', 'jedit sweep 1'  # the summaries of all cells, and its format
+_LONGEST = 200  # bytes of a directory's name
+_Cell = tuple[schema.Text, dict[str, Any]]
 _SHARED = ('contexts', 'statistics.file')  # files that differ between sweeps and affect results
 
 
@@ -36,14 +38,23 @@ def read_cells(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   base = {name: value for name, value in config.items() if name not in _OF_SWEEP}
   found = {}
   for pair in cells:
-    if len(pair) != 2 or not isinstance(pair[1], Mapping):
-      raise UserError(f'The cell {pair!r} must be a pair of a name and its changed sections.')
-    name, changes = pair
+    try:
+      name, changes = schema.check(_Cell, tuple(pair), 'The cell')
+    except (TypeError, UserError):
+      raise UserError(
+        f'The cell {pair!r} must be a pair of a name and its changed sections.'
+      ) from None
+    if not folder(name).strip('._') or len(folder(name).encode()) > _LONGEST:
+      raise UserError(
+        f'The cell {name!r} cannot have a directory of its name; give it one with letters or '
+        f'digits, of at most {_LONGEST} bytes.'
+      )
     cell = copy.deepcopy({**base, 'task': 'edit'})
     for section, fields in changes.items():
-      is_whole = section == 'method' and 'name' in fields
-      if isinstance(fields, Mapping) and not is_whole:
-        cell[section] = {**cell.get(section, {}), **fields}
+      is_whole = section == 'method' and 'name' in (fields or ())
+      before = cell.get(section, {})
+      if isinstance(fields, Mapping) and isinstance(before, Mapping) and not is_whole:
+        cell[section] = {**before, **fields}
       else:
         cell[section] = fields
     try:
@@ -140,13 +151,14 @@ def read_runs(
     place = pathlib.Path(workdir)
     label = place.name or place.resolve().name
     if (place / SWEEP_FILE).is_file():
-      cells = storage.read_json(place / SWEEP_FILE)
+      cells = sealed.read_json(place / SWEEP_FILE, SWEEP)['cells']
       config = _read_config(place)
       shared = {field: config.get(field, '') for field in _SHARED}
       more = {f'{label}: {name}': summary for name, summary in cells.items()}
       places = [place / 'cells' / folder(name) for name in cells]
     elif (place / SUMMARY_FILE).is_file():
-      more, places, shared = {label: storage.read_json(place / SUMMARY_FILE)}, [place], {}
+      summary = sealed.read_json(place / SUMMARY_FILE, SUMMARY)
+      more, places, shared = {label: summary}, [place], {}
     else:
       raise UserError(f'{place} has no {SUMMARY_FILE}; give the workdir of a finished run.')
     for (name, summary), where in zip(more.items(), places, strict=True):
@@ -161,5 +173,5 @@ def read_runs(
 def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
   """The flat config of a run, without fields that leave results unchanged; empty without one."""
   file = workdir / CONFIG_FILE
-  fields = flat(storage.read_json(file)) if file.is_file() else {}
+  fields = flat(sealed.read_json(file, CONFIG)) if file.is_file() else {}
   return {name: value for name, value in fields.items() if not name.startswith(FREE)}

@@ -5,21 +5,27 @@ resumes from where it stopped and gives the same numbers.
 """
 
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from jedit.evals.evaluate import check_texts
 from jedit.experiments import inputs, probing, stages, sweep
+from jedit.experiments.checks import Inputs, Problems, check
 from jedit.experiments.config import read_settings, read_training
 from jedit.experiments.schema import Settings
-from jedit.experiments.workdir import SUMMARY_FILE, Workdir
-from jedit.io import storage
+from jedit.experiments.workdir import PROVENANCE, SUMMARY, SUMMARY_FILE, Workdir
+from jedit.io import schema, sealed
+from jedit.io.lock import Lock
+from jedit.io.out_of_memory import is_out_of_memory
+from jedit.io.progress import show
+from jedit.methods import HyperNetwork
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch
+from jedit.moments.corpus import Corpus
 from jedit.probes.contrast import check_objects
-from jedit.reports import comparison, probes, summary
+from jedit.reports import comparison, editors, probes, summary
 from jedit.reports.published import read_published
 from jedit.solvers import FactorCache
 from jedit.testbeds.train import train
@@ -39,58 +45,84 @@ def run(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> N
   task = config.get('task', 'edit')
   if task not in TASKS:
     raise UserError(f'Unknown task {task!r}; choose one of {", ".join(TASKS)}.')
-  TASKS[task](config, os.fspath(workdir))
+  try:
+    with _lock(workdir):
+      TASKS[task](config, os.fspath(workdir))
+  except Exception as error:
+    if not is_out_of_memory(error):
+      raise
+    reason = ' '.join(str(error).split())[:120]
+    raise UserError(
+      f'The run is out of memory ({reason}); split the model over more devices with mesh.model, '
+      'choose a narrower model.dtype, or use a machine with more memory.'
+    ) from error
 
 
 def _edit(config: ml_collections.ConfigDict, path: str) -> None:
   """Statistics, edit, evaluation and report."""
-  settings, workdir = _open(config.to_dict(), path)
-  _edit_model(inputs.load_model(settings), settings, workdir)
+  found, workdir = _prepare(
+    config.to_dict(), path, edits=True, needs_records=True, needs_moments=True
+  )
+  settings, documents = found.first, found.load_documents()
+  lm = inputs.load_model(settings)
+  _edit_model(lm, settings, workdir, found.records[''], documents, found.training[''])
 
 
 def _edit_model(
-  lm: LanguageModel, settings: Settings, workdir: Workdir, factors: FactorCache | None = None
+  lm: LanguageModel,
+  settings: Settings,
+  workdir: Workdir,
+  records: list[Record],
+  documents: Corpus | None,
+  training: list[Record] | None,
+  factors: FactorCache | None = None,
 ) -> None:
-  method = settings.required_method
-  records = _checked_records(lm, settings)
-  documents = inputs.load_documents(settings) if method.kernels and factors is None else None
-  if settings.contexts:
-    inputs.load_contexts(settings.contexts)
   workdir.begin(
     {
       'seed': settings.seed,
       'model': inputs.describe_model(lm, settings),
       'data': inputs.describe_data(settings, records),
+      **({} if training is None else {'training': inputs.describe_training(settings, training)}),
     }
   )
-  parts = stages.edit(lm, records, documents, settings, workdir, factors)
+  parts = stages.edit(lm, records, documents, settings, workdir, factors, training)
   records = records[: parts[-1][0].stop]  # a sequence may have stopped early
   _measure(lm, [(part, [patch]) for part, patch in parts], records, settings, workdir)
 
 
-def _checked_records(lm: LanguageModel, settings: Settings) -> list[Record]:
-  """The records of an edit, checked against model and method before any computation."""
-  method, edit = settings.required_method, settings.edit
-  records = inputs.load_selection(settings)
-  at_once = len(records) if edit.mode == 'together' else min(edit.edits_per_batch, len(records))
-  method.check(lm.config, at_once)
-  check_texts(lm, records)
-  return records
+def _train_editor(config: ml_collections.ConfigDict, path: str) -> None:
+  """Trains an editor, whose file is then `editor` of the other tasks."""
+  values = config.to_dict()
+  given = read_settings(values)
+  method = given.required_method
+  if not isinstance(method, HyperNetwork):
+    raise UserError(f'Method {method.name} has no editor to train; choose mend or malmen.')
+  if given.editor:
+    raise UserError(f'The editor {given.editor} is trained already; remove editor.')
+  found, workdir = _prepare(values, path, edits=True)
+  settings, training = found.first, found.training['']
+  lm = inputs.load_model(settings)
+  named = {} if training is None else {'training': inputs.describe_training(settings, training)}
+  workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings), **named})
+  editor = stages.editor(lm, training, settings, workdir)
+  assert editor is not None, 'the method uses one'
+  show(editors.write(workdir.path, editor, settings.model.name))
+  show(f'The editor is in {inputs.editor_file(settings, workdir.path)}.')
 
 
 def _stats(config: ml_collections.ConfigDict, path: str) -> None:
   """Second moments alone, for an `edit` in the same workdir."""
-  settings, workdir = _open(config.to_dict(), path)
-  method = settings.required_method
+  values = config.to_dict()
+  method = read_settings(values).required_method
   if not method.kernels:
     raise UserError(f'Method {method.name} needs no second moments; choose another method or task.')
+  found, workdir = _prepare(values, path, edits=True, needs_moments=True)
+  settings, documents = found.first, found.load_documents()
   lm = inputs.load_model(settings)
-  method.check(lm.config, 1)
-  documents = inputs.load_documents(settings)
   workdir.begin({'seed': settings.seed, 'model': inputs.describe_model(lm, settings)})
   moments = stages.second_moments(lm, documents, [method], settings, workdir)
   assert moments is not None, 'the method needs them'
-  print(
+  show(
     f'Second moments of {len(moments.cov)} kernels over {moments.num_tokens} tokens are in '
     f'{settings.statistics.file or workdir / stages.STATISTICS_FILE}.'
   )
@@ -98,10 +130,10 @@ def _stats(config: ml_collections.ConfigDict, path: str) -> None:
 
 def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
   """Measures existing patches."""
-  settings, workdir = _open(config.to_dict(), path)
-  patches = inputs.load_patches(settings, workdir.path)
+  found, workdir = _prepare(config.to_dict(), path, needs_records=True, needs_patches=True)
+  settings, patches, records = found.first, found.patches, found.records['']
+  _check_own(settings, patches, workdir)
   lm = inputs.load_model(settings)
-  records = inputs.load_selection(settings)
   _apply(lm, patches)
   workdir.begin(
     {
@@ -116,16 +148,17 @@ def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
 
 def _export(config: ml_collections.ConfigDict, path: str) -> None:
   """Writes the edited model as a Hugging Face directory."""
-  settings, workdir = _open(config.to_dict(), path)
-  patches = inputs.load_patches(settings, workdir.path)
+  found, workdir = _prepare(config.to_dict(), path, needs_patches=True)
+  settings = found.first
+  _check_own(settings, found.patches, workdir)
   lm = inputs.load_model(settings)
-  edited = _apply(lm, patches)
+  edited = _apply(lm, found.patches)
   workdir.begin({'model': inputs.describe_model(lm, settings)})
   written = stages.export(edited, settings, workdir)
-  print(f'The edited model is in {written["path"]}, stored as {written["dtype"]}.')
+  show(f'The edited model is in {written["path"]}, stored as {written["dtype"]}.')
   lost = [each['update'] for each in written['rounding'].values() if each['update'] is not None]
   if lost:
-    print(f'Rounding to {written["dtype"]} moved the edits by up to {100 * max(lost):.2f}%.')
+    show(f'Rounding to {written["dtype"]} moved the edits by up to {100 * max(lost):.2f}%.')
 
 
 def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
@@ -138,24 +171,19 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
   published, axis = read_published(values), sweep.read_axis(values, cells)
   settings = {name: read_settings(cell) for name, cell in cells.items()}
   sweep.check_shared(settings)
-  whole = Workdir(path, values)
-  first = next(iter(settings.values()))
-  opened = {}
-  for name, cell in cells.items():
-    shared = stages.shared_files(settings[name], whole)
-    place = str(whole / 'cells' / sweep.folder(name))
-    opened[name] = _open(sweep.with_shared(cell, shared), place)
-  lm = inputs.load_model(first)
+  problems = Problems()
+  opened: dict[str, tuple[Settings, Workdir]] = {}
+  with problems.noted():
+    whole = Workdir(path, values)
+    for name, cell in cells.items():
+      shared = stages.shared_files(settings[name], whole)
+      place = str(whole / 'cells' / sweep.folder(name))
+      opened[name] = _open(sweep.with_shared(cell, shared), place)
+  needs = dict(edits=True, needs_records=True, needs_moments=True)
+  found = _fetch(check(settings, path, problems, **needs), settings, whole, **needs)
+  first, documents = found.first, found.load_documents()
   methods = [each.required_method for each in settings.values()]
-  for name, each in settings.items():
-    try:
-      _checked_records(lm, each)
-    except UserError as error:
-      raise UserError(f'In the cell {name!r}: {error}') from error
-  needy = any(method.kernels for method in methods)
-  documents = inputs.load_documents(first) if needy else None
-  if first.contexts:
-    inputs.load_contexts(first.contexts)
+  lm = inputs.load_model(first)
   whole.begin({'seed': first.seed, 'model': inputs.describe_model(lm, first)})
   moments = stages.second_moments(lm, documents, methods, first, whole)
   factors = None if moments is None else FactorCache(moments)
@@ -163,19 +191,21 @@ def _sweep(config: ml_collections.ConfigDict, path: str) -> None:
     stages.shared_contexts(lm, each, whole)
   summaries = {}
   for number, (name, (cell_settings, workdir)) in enumerate(opened.items(), start=1):
-    if not (workdir / SUMMARY_FILE).is_file():
-      print(f'Cell {number} of {len(cells)}: {name}', flush=True)
-      _edit_model(lm, cell_settings, workdir, factors)
-    summaries[name] = storage.read_json(workdir / SUMMARY_FILE)
-  storage.write_json(whole / sweep.SWEEP_FILE, summaries)
+    with _lock(workdir.path):
+      if _finished_summary(workdir) is None:
+        show(f'Cell {number} of {len(cells)}: {name}')
+        records, training = found.records[name], found.training[name]
+        _edit_model(lm, cell_settings, workdir, records, None, training, factors)
+      summaries[name] = sealed.read_json(workdir / SUMMARY_FILE, SUMMARY)
+  sealed.write_json(whole / sweep.SWEEP_FILE, sweep.SWEEP, {'cells': summaries})
   title = f'{len(cells)} runs on {first.model.name}'
-  provenance = storage.read_json(whole / 'provenance.json')
+  provenance = sealed.read_json(whole / 'provenance.json', PROVENANCE)
   samples = [stages.finished_samples(workdir) for _, workdir in opened.values()]
   texts = dict(zip(cells, samples, strict=True)) if all(samples) else None
   text = comparison.write(
     whole.path, 'sweep', title, summaries, provenance, published, texts, axis=axis
   )
-  print(f'\n{text}\n\nThe files are in {whole.path}; open report.html there.')
+  show(f'\n{text}\n\nThe files are in {whole.path}; open report.html there.')
 
 
 def _compare(config: ml_collections.ConfigDict, path: str) -> None:
@@ -186,31 +216,30 @@ def _compare(config: ml_collections.ConfigDict, path: str) -> None:
   title = f'{len(summaries)} runs compared'
   provenance = {'workdirs': settings.compared}
   text = comparison.write(workdir.path, 'compare', title, summaries, provenance, configs=configs)
-  print(f'\n{text}\n\nThe files are in {workdir.path}; open report.html there.')
+  show(f'\n{text}\n\nThe files are in {workdir.path}; open report.html there.')
 
 
 def _probe(config: ml_collections.ConfigDict, path: str) -> None:
   """Probes the hidden states between prompts and answers."""
-  settings, workdir = _open(config.to_dict(), path)
+  found, workdir = _prepare(config.to_dict(), path, needs_records=True, needs_words=True)
+  settings, records = found.first, found.records['']
   words = probing.load_words(settings.probe.words)
-  patches = inputs.load_patches(settings, workdir.path) if settings.patches else []
   lm = inputs.load_model(settings)
-  records = inputs.load_selection(settings)
   if 'contrast' in settings.probe.names:
     check_objects([record.request for record in records])
-  probed = _apply(lm, patches)
+  probed = _apply(lm, found.patches)
   workdir.begin(
     {
       'seed': settings.seed,
       'model': inputs.describe_model(lm, settings),
       'data': inputs.describe_data(settings, records),
-      'patches': {'ids': [patch.id for patch in patches]},
+      'patches': {'ids': [patch.id for patch in found.patches]},
     }
   )
   for name in settings.probe.names:
     stages.probe(name, probed, records, settings, words, workdir)
-  found = stages.finished_probes(workdir)
-  print(probes.write(workdir.path, f'{settings.model.name} from within', found))
+  results = stages.finished_probes(probed, records, words, workdir)
+  show(probes.write(workdir.path, f'{settings.model.name} from within', results))
 
 
 def _train(config: ml_collections.ConfigDict, path: str) -> None:
@@ -219,8 +248,8 @@ def _train(config: ml_collections.ConfigDict, path: str) -> None:
   workdir = Workdir(path, complete.to_dict())
   made = workdir / 'model' / 'knowledge.json'
   if made.is_file():
-    knows = storage.read_json(made)
-    print(f'{made.parent} is trained already: {knows["trained"]}% of trained prompts are right.')
+    knows = schema.read_json(made, dict[str, Any])
+    show(f'{made.parent} is trained already: {knows["trained"]}% of trained prompts are right.')
     return
   train(complete, path)
   workdir.begin({'seed': complete.seed})
@@ -230,12 +259,54 @@ TASKS: Mapping[str, Callable[[ml_collections.ConfigDict, str], None]] = {
   'edit': _edit,
   'stats': _stats,
   'train': _train,
+  'train_editor': _train_editor,
   'sweep': _sweep,
   'evaluate': _evaluate,
   'probe': _probe,
   'compare': _compare,
   'export': _export,
 }
+
+
+def _lock(workdir: str | os.PathLike[str]) -> Lock:
+  """One run at a time has a workdir."""
+  return Lock(pathlib.Path(workdir).absolute() / '.lock', f'The workdir {os.fspath(workdir)}')
+
+
+def _finished_summary(workdir: Workdir) -> dict[str, Any] | None:
+  """The summary of a finished run; None for any other run."""
+  file = workdir / SUMMARY_FILE
+  return sealed.kept(file, sealed.read_json, SUMMARY, workdir.key())
+
+
+def _check_own(settings: Settings, patches: Sequence[Patch], workdir: Workdir) -> None:
+  """Refuses a patch that lies in the workdir and was made by another run."""
+  made_by = patches[0].provenance.get('config')
+  if not settings.patches and made_by != sealed.digest(workdir.key()):
+    raise UserError(
+      f'{workdir / inputs.PATCH_FILE} is of another run; restore it, or make the edit again.'
+    )
+
+
+def _prepare(config: Mapping[str, Any], path: str, **needs: bool) -> tuple[Inputs, Workdir]:
+  """The checked inputs of a run and its workdir; prints the plan, downloads what is missing."""
+  settings = {'': read_settings(config)}
+  problems = Problems()
+  with problems.noted():
+    workdir = Workdir(path, config)
+  found = check(settings, path, problems, **needs)
+  return _fetch(found, settings, workdir, **needs), workdir
+
+
+def _fetch(
+  found: Inputs, settings: Mapping[str, Settings], workdir: Workdir, **needs: bool
+) -> Inputs:
+  """Prints the plan; downloads what is missing, and checks it like the rest."""
+  show(str(found.plan(stages.finished(workdir))))
+  if not found.downloads:
+    return found
+  found.fetch()
+  return check(settings, workdir.path, Problems(), **needs)
 
 
 def _open(config: Mapping[str, Any], path: str) -> tuple[Settings, Workdir]:
@@ -270,6 +341,6 @@ def _measure(
     edits_per_batch=settings.edit.edits_per_batch,
     seconds=workdir.seconds,
   )
-  storage.write_json(workdir / SUMMARY_FILE, found)
+  sealed.write_json(workdir / SUMMARY_FILE, SUMMARY, found, workdir.key())
   summary.write_page(workdir.path, found, table, records, samples)
-  print(summary.as_text(found, table, samples, str(workdir.path)))
+  show(summary.as_text(found, table, samples, str(workdir.path)))

@@ -5,6 +5,8 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,19 +18,25 @@ import numpy as np
 import transformers
 
 from jedit.experiments.compile_timer import CompileClock
-from jedit.io import storage
+from jedit.io import sealed
 from jedit.io.progress import Timers
 from jedit.io.storage import to_json
+from jedit.parallel.mesh import is_first_process
 from jedit.types import UserError
 
 CONFIG_FILE = 'config.json'
 SUMMARY_FILE = 'summary.json'
 _PROVENANCE = 'provenance.json'
 _SECONDS = 'seconds.json'
+CONFIG, SUMMARY, PROVENANCE, _TIMES = (
+  f'jedit {name} 1' for name in ('config', 'summary', 'provenance', 'seconds')
+)  # formats
 # Results of stages, finished or partial. A workdir without any is free for every config.
 _RESULTS = (
   'statistics.partial',
   'statistics.safetensors',
+  'editor.partial',
+  'editor.safetensors',
   'contexts.json',
   'contexts_rome.json',
   'patch.safetensors',
@@ -42,6 +50,20 @@ _RESULTS = (
   SUMMARY_FILE,
   'model',
 )
+# What runs write besides; files of these names without a config of ours are of somebody else.
+_WRITTEN = (
+  CONFIG_FILE,
+  _PROVENANCE,
+  _SECONDS,
+  'evaluation.json',
+  'unedited.jsonl',
+  'samples.json',
+  'export.json',
+  'report.html',
+  *('cases.*', 'compare.*', 'curves.*', 'metrics.*', 'published.*', 'relations.*', 'seeds.*'),
+  *('shifts.*', 'sweep.*'),
+)
+_TEMPORARY = re.compile(r'\..+\.[0-9a-f]{8}\.tmp')  # of `jedit.io.storage`
 # Fields that may change between two runs in one workdir, because no result depends on them.
 FREE = (
   'task',
@@ -51,10 +73,14 @@ FREE = (
   'axis',
   'targets',
   'evaluation.store',
+  # Batches, which somebody lowers where memory runs out.
+  'edit.target_batch_size',
+  'evaluation.tokens_per_batch',
+  'training.file',
   'probe.probes',
 )
 # Parts of the provenance that must match before finished stages are reused.
-_INPUTS = ('model', 'data', 'patches')
+_INPUTS = ('model', 'data', 'patches', 'training')
 
 
 class Workdir:
@@ -80,8 +106,9 @@ class Workdir:
     self._config = to_json(config)
     self._goes_on = self._check_config()
     self._check_writable()
-    stored = storage.read_json(self / _SECONDS) if self._has(_SECONDS) else None
-    self._timers = Timers(stored)
+    file = self / _SECONDS
+    stored = sealed.kept(file, sealed.read_json, _TIMES, None, dict[str, float])
+    self._timers = Timers(stored if self._goes_on else None)
 
   def __truediv__(self, name: str) -> pathlib.Path:
     return self.path / name
@@ -96,14 +123,25 @@ class Workdir:
       UserError: if the workdir's finished stages had other inputs.
     """
     new = to_json(inputs)
-    old = storage.read_json(self / _PROVENANCE) if self._has(_PROVENANCE) else {}
+    file = self / _PROVENANCE
+    old = sealed.read_json(file, PROVENANCE) if self._goes_on and file.is_file() else {}
     for part in _INPUTS:
       if part in new and part in old:
         self._check_same_input(part, old[part], new[part])
+    self._remove_temporary()
     # The provenance of the first result stays.
     added = {part: value for part, value in new.items() if part not in old}
-    storage.write_json(self / _PROVENANCE, {**_environment(), **old, **added})
-    storage.write_json(self / CONFIG_FILE, self._config)
+    sealed.write_json(file, PROVENANCE, {**_environment(), **old, **added})
+    sealed.write_json(self / CONFIG_FILE, CONFIG, self._config)
+
+  def key(self, *inputs: Any) -> list[Any]:
+    """Key of a stage's result: the config without the fields that leave results unchanged.
+
+    Args:
+      inputs: what the stage works with, JSON-able.
+    """
+    fields = {name: each for name, each in flat(self._config).items() if not _is_free(name)}
+    return [fields, *inputs]
 
   @property
   def seconds(self) -> dict[str, float]:
@@ -125,29 +163,38 @@ class Workdir:
     total = self._timers.seconds
     for name, value in seconds.items():
       total[name] = total.get(name, 0.0) + value
-    storage.write_json(self / _SECONDS, total)
-
-  def _has(self, name: str) -> bool:
-    return self._goes_on and (self / name).is_file()
+    sealed.write_json(self / _SECONDS, _TIMES, total)
 
   def _check_config(self) -> bool:
     """True if the workdir has results of this config to resume from."""
     results = [name for name in _RESULTS if (self / name).exists()]
+    if not self._is_ours():
+      written = [file.name for name in _WRITTEN for file in self.path.glob(name)]
+      if results or written:
+        raise UserError(
+          f'{self.path} holds {[*results, *written][0]} but no {CONFIG_FILE} of jedit, so it may '
+          'belong to somebody else; choose another workdir.'
+        )
     if not results:
       return False
-    if not (self / CONFIG_FILE).is_file():
-      raise UserError(
-        f'{self.path} holds {results[0]} but no {CONFIG_FILE}, so the run that made it is unknown; '
-        'choose another workdir.'
-      )
-    old, new = flat(storage.read_json(self / CONFIG_FILE)), flat(self._config)
+    old, new = flat(sealed.read_json(self / CONFIG_FILE, CONFIG)), flat(self._config)
     for name in [*old, *new]:
-      if not name.startswith(FREE) and old.get(name) != new.get(name):
+      if not _is_free(name) and old.get(name) != new.get(name):
         raise UserError(
           f'{self.path} holds the run of another config: {name} is {_show(old, name)} there and '
           f'{_show(new, name)} here; choose another workdir.'
         )
     return True
+
+  def _is_ours(self) -> bool:
+    return sealed.is_sealed_json(self / CONFIG_FILE)
+
+  def _remove_temporary(self) -> None:
+    """Removes what killed runs were writing."""
+    if is_first_process() and self._is_ours():
+      for path in self.path.rglob('.*.tmp'):
+        if _TEMPORARY.fullmatch(path.name):
+          shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
   def _check_writable(self) -> None:
     """Tests for write access now, so that a run does not fail at its first result."""
@@ -181,6 +228,10 @@ def flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     else:
       found[prefix + name] = value
   return found
+
+
+def _is_free(name: str) -> bool:
+  return name.startswith(FREE)
 
 
 def _show(fields: Mapping[str, Any], name: str) -> str:

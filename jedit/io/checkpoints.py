@@ -13,13 +13,17 @@ from typing import Any
 
 import jax
 
-from jedit.io.storage import read_json, write_json
-from jedit.parallel.mesh import is_first_process, least_over_processes, wait_for_all
+from jedit.io import sealed
+from jedit.io.progress import note
+from jedit.parallel.checksum import checksum
+from jedit.parallel.mesh import fetch, is_first_process, least_over_processes, wait_for_all
 from jedit.types import UserError
 
 _SECONDS_PER_SAVE = 60.0
 _WORK_PER_SAVE = 20.0  # saving takes at most a twentieth of the time
 _ABOUT = 'about.json'  # written last: a state without it does not count
+_OWNED = 'jedit.json'  # written first: numbered folders without it are of somebody else
+_STATE, _STATES = 'jedit state 1', 'jedit states 1'  # formats
 
 
 class Checkpoints:
@@ -40,12 +44,22 @@ class Checkpoints:
       directory: of the states; None saves nothing.
       key: hash of everything that the states depend on, such as settings and data; not needed to
         remove them.
+
+    Raises:
+      UserError: if somebody else has numbered folders there.
     """
     self._directory, self._key = directory, key
     self._due = time.monotonic() + _SECONDS_PER_SAVE
+    others = None if directory is None else next(directory.glob('[0-9]*'), None)
+    if directory is not None and directory.exists() and not directory.is_dir():
+      raise UserError(f'{directory} is not a directory; choose another file for the result.')
+    if others is not None and not sealed.is_sealed_json(others.parent / _OWNED):
+      raise UserError(
+        f'{others} was not made by jedit; move it elsewhere, or choose another file for the result.'
+      )
 
   def newest(self, abstract: Mapping[str, Any]) -> tuple[int, dict[str, Any], Any] | None:
-    """The state to continue from; states of another key are removed.
+    """The state to continue from; states of another key and damaged ones are removed.
 
     Args:
       abstract: the state with a `jax.ShapeDtypeStruct` for every array; its shardings say where
@@ -53,21 +67,30 @@ class Checkpoints:
 
     Returns:
       Step, state, and what was saved about it; None where there is no state.
-
-    Raises:
-      UserError: if the state cannot be read.
     """
     saved = [] if self._directory is None else list(self._directory.glob(f'[0-9]*/{_ABOUT}'))
     if not saved:
       return None
-    import orbax.checkpoint as ocp  # here, because it takes a while
-
     folder = max((file.parent for file in saved), key=lambda folder: int(folder.name))
-    kept = read_json(folder / _ABOUT)
-    if kept['key'] != self._key:
+    try:
+      about = sealed.read_json(folder / _ABOUT, _STATE)
+      found = None if about['inputs'] != self._key else self._restore(folder, abstract, about)
+    except sealed.StaleFile as error:
+      note(f'jedit: {str(error).partition(";")[0]}; the work begins again.')
+      found = None
+    if not least_over_processes(int(found is not None)):
       self.remove()
       return None
-    state = {}
+    assert found is not None
+    return int(folder.name), found, about['about']
+
+  def _restore(
+    self, folder: pathlib.Path, abstract: Mapping[str, Any], about: Mapping[str, Any]
+  ) -> dict[str, Any]:
+    """The arrays of a state; raises StaleFile if they are not those that were saved."""
+    import orbax.checkpoint as ocp  # here, because it takes a while
+
+    state: dict[str, Any] = {}
     for name, tree in abstract.items():
       leaves, structure = jax.tree.flatten(tree)
       try:
@@ -77,12 +100,11 @@ class Checkpoints:
           )
       except Exception as error:  # orbax and tensorstore raise many kinds
         reason = str(error).strip().split('\n')[0]
-        raise UserError(
-          f'The saved state in {folder} cannot be read ({reason}); remove {self._directory} to '
-          'begin again.'
-        ) from error
+        raise sealed.damaged(folder, reason) from error
+      if _checksums(found) != about['checksums'].get(name):
+        raise sealed.damaged(folder, f'{name} does not match its checksums')
       state[name] = jax.tree.unflatten(structure, found)
-    return int(folder.name), state, kept['about']
+    return state
 
   def save_if_due(self, step: int, state: Mapping[str, Any], about: Any = None) -> None:
     """Saves at most once a minute, and for at most a twentieth of the time.
@@ -101,8 +123,13 @@ class Checkpoints:
       return
     import orbax.checkpoint as ocp
 
-    folder = self._directory / str(step)
+    folder, checksums = self._directory / str(step), {}
+    is_new = not self._directory.exists()
+    # All processes write, or none.
+    if not least_over_processes(int(sealed.is_sealed_json(self._directory / _OWNED))):
+      sealed.write_json(self._directory / _OWNED, _STATES, {'made_directory': is_new})
     for name, tree in state.items():
+      checksums[name] = _checksums(jax.tree.leaves(tree))
       try:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
           checkpointer.save(
@@ -115,7 +142,9 @@ class Checkpoints:
         raise UserError(
           f'Cannot write {folder} ({reason}); choose a place that is writable and has space.'
         ) from error
-    write_json(folder / _ABOUT, {'key': self._key, 'about': about})
+    sealed.write_json(
+      folder / _ABOUT, _STATE, {'inputs': self._key, 'about': about, 'checksums': checksums}
+    )
     self._remove_folders(but=folder.name)
     now = time.monotonic()
     self._due = now + max(_SECONDS_PER_SAVE, _WORK_PER_SAVE * (now - started))
@@ -130,13 +159,27 @@ class Checkpoints:
     assert self._directory is not None
     wait_for_all()  # until every process has looked at them
     if is_first_process() and self._directory.is_dir():
-      for folder in self._directory.iterdir():
+      for folder in list(self._directory.iterdir()):
         if folder.name.isdigit() and folder.name != but:
           (folder / _ABOUT).unlink(missing_ok=True)  # first, since a kill may come between
           shutil.rmtree(folder, ignore_errors=True)
-      if not but and not any(self._directory.iterdir()):
-        self._directory.rmdir()
+      if not but:
+        self._give_back(self._directory)
     wait_for_all()
+
+  @staticmethod
+  def _give_back(directory: pathlib.Path) -> None:
+    """Removes the mark of ownership, and the directory if it was made for the states."""
+    mark = directory / _OWNED
+    if sealed.is_sealed_json(mark):
+      about = sealed.kept(mark, sealed.read_json, _STATES) or {}
+      mark.unlink()
+      if about.get('made_directory') and not any(directory.iterdir()):
+        directory.rmdir()
+
+
+def _checksums(leaves: list[jax.Array]) -> list[list[int]]:
+  return [found[:2].tolist() for found in fetch([checksum(leaf) for leaf in leaves])]
 
 
 def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

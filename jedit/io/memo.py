@@ -1,7 +1,5 @@
 """Memo: finished work kept as files, found again by everything that it depends on."""
 
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -9,21 +7,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jedit.io.storage import read_tensors, to_json, write_tensors
+from jedit.io import sealed
+from jedit.io.tensors import read_tensors, write_tensors
 
 
 class Stored(NamedTuple):
-  """Arrays by name and JSON-able facts: what a memo keeps of a result."""
+  """Arrays by name and JSON-able facts: what a memo keeps of a result, and the file's format."""
 
   tensors: Mapping[str, np.ndarray]
   facts: Mapping[str, Any] = {}
+  format: str = 'jedit result 1'
 
 
 class Memo:
   """Keeps results in a directory; a run that is repeated after a kill takes them from there.
 
-  A result is stored under a name with the digest of its key. One of another key is made anew and
-  replaced, so that a stale file never passes for a result.
+  A result is stored under a name with the digest of its key. One of another key, and one that is
+  damaged, is made anew and replaced, so that a stale file never passes for a result.
   """
 
   def __init__(self, folder: str | os.PathLike[str] | None):
@@ -39,24 +39,15 @@ class Memo:
     if self.folder is None:
       return None
     path = self._path(name)
-    if not path.is_file():
-      return None
-    tensors, metadata = read_tensors(path)
-    if metadata.get('key') != digest(key):
-      return None
-    return Stored(tensors, metadata)
+    found = sealed.kept(path, read_tensors, None, key)
+    return None if found is None else Stored(*found)
 
   def put(self, name: str, key: Any, result: Stored) -> Stored:
     """Stores a result and returns it."""
     if self.folder is not None:
-      write_tensors(self._path(name), result.tensors, {**result.facts, 'key': digest(key)})
+      write_tensors(self._path(name), result.format, result.tensors, result.facts, key)
     return result
 
   def _path(self, name: str) -> pathlib.Path:
     assert self.folder is not None
     return self.folder / f'{name}.safetensors'
-
-
-def digest(key: Any) -> str:
-  """Hash of a JSON-able value."""
-  return hashlib.sha256(json.dumps(to_json(key), sort_keys=True).encode()).hexdigest()

@@ -12,6 +12,7 @@ import tqdm.autonotebook
 import tqdm.std
 
 from jedit.parallel.mesh import is_first_process
+from jedit.units import visible
 
 _IN_NOTEBOOK = tqdm.autonotebook.tqdm is not tqdm.std.tqdm
 _SCALED_UNITS = ('bytes', 'tokens')  # counted in k, M and G
@@ -33,7 +34,12 @@ def quiet() -> Iterator[None]:
 def note(line: str) -> None:
   """Prints a line beside the progress bars, such as the memory that a stage will take."""
   if not _is_quiet.get():
-    print(line, file=sys.stderr, flush=True)
+    print(visible(line), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+  """Prints a result; control characters of its texts do not reach the terminal."""
+  print(visible(text), flush=True)
 
 
 class _Bar(tqdm.auto.tqdm):

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: JSON, safetensors, and directories built beside.
+"""Files that are either whole or absent: bytes, text, JSON, and directories built beside.
 
 Everything is written under a temporary name in its own directory and renamed when it is complete
 and on disk, so that a killed run leaves nothing half-written. Of several processes the first one
@@ -14,24 +14,13 @@ import pathlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
 
 from jedit.parallel.mesh import is_first_process, wait_for_all
 from jedit.types import UserError
-
-# Names of the dtypes of numpy and ml_dtypes in safetensors.
-DTYPES = {
-  'float64': 'F64', 'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16', 'bool': 'BOOL',
-  **{f'int{bits}': f'I{bits}' for bits in (8, 16, 32, 64)},
-  **{f'uint{bits}': f'U{bits}' for bits in (8, 16, 32, 64)},
-}  # fmt: skip
-# Key of our metadata in a safetensors header. One entry, because the library writes several in
-# random order, and equal content should give equal bytes.
-_HEADER_KEY = 'jedit'
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:
@@ -51,7 +40,8 @@ def _sync(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _write_errors(path: pathlib.Path) -> Iterator[None]:
+def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Raises errors of the operating system as UserError about writing `path`."""
   try:
     yield
   except OSError as error:
@@ -59,6 +49,15 @@ def _write_errors(path: pathlib.Path) -> Iterator[None]:
       f'Cannot write {path} ({error.strerror or error}); '
       'choose a place that is writable and has space.'
     ) from error
+
+
+@contextlib.contextmanager
+def read_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Raises errors of the operating system as UserError about reading `path`."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(f'Cannot read {path} ({error.strerror or error}); check the path.') from error
 
 
 @contextlib.contextmanager
@@ -81,7 +80,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     wait_for_all()
     return
   beside = _beside(path)
-  with _write_errors(path):
+  with write_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
       yield beside
@@ -113,7 +112,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     wait_for_all()
     return
   beside = _beside(path)
-  with _write_errors(path):
+  with write_errors(path):
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
       raise UserError(f'{path} exists already; remove it or choose another directory.')
     beside.mkdir(parents=True)
@@ -166,13 +165,12 @@ def to_json(value: Any) -> Any:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-  """Writes `value` as indented JSON; nan and infinities become null.
+  """Writes `value` as indented JSON for other programs; nan and infinities become null.
 
   Raises:
     UserError: where the file cannot be written.
   """
-  text = json.dumps(to_json(value), indent=2, ensure_ascii=False) + '\n'
-  write_text(path, text)
+  write_text(path, json.dumps(to_json(value), indent=2, ensure_ascii=False) + '\n')
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -181,118 +179,32 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
   Raises:
     UserError: where the file cannot be written.
   """
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+  """Writes a whole file.
+
+  Raises:
+    UserError: where the file cannot be written.
+  """
   with atomic_file(path) as beside:
-    beside.write_bytes(text.encode())
+    beside.write_bytes(data)
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-  """Reads a JSON file.
-
-  Raises:
-    UserError: where it cannot be read or is not JSON.
-  """
-  try:
-    return json.loads(pathlib.Path(path).read_bytes())
-  except OSError as error:
-    raise UserError(f'Cannot read {path} ({error.strerror}); check the path.') from error
-  except ValueError as error:
-    raise UserError(f'{path} is not JSON ({error}); repair it or give another file.') from error
+def remove(path: str | os.PathLike[str]) -> None:
+  """Removes a file that every process has looked at, if it is there."""
+  wait_for_all()
+  if is_first_process():
+    pathlib.Path(path).unlink(missing_ok=True)
+  wait_for_all()
 
 
-def write_tensors(
-  path: str | os.PathLike[str],
-  tensors: Mapping[str, Any],
-  metadata: Mapping[str, Any] | None = None,
-) -> None:
-  """Writes named arrays and metadata as one safetensors file.
-
-  Args:
-    path: the file.
-    tensors: arrays by name, of any dtype of safetensors (bfloat16 and float64 included).
-    metadata: any JSON values. None writes the header of a PyTorch weight file, which
-      transformers requires.
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+  """Reads a whole file.
 
   Raises:
-    UserError: where the file cannot be written.
+    UserError: where it cannot be read.
   """
-  arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
-  stream_tensors(path, arrays, arrays.__getitem__, metadata)
-
-
-def stream_tensors(
-  path: str | os.PathLike[str],
-  shapes: Mapping[str, Any],
-  tensor: Callable[[str], np.ndarray],
-  metadata: Mapping[str, Any] | None = None,
-) -> None:
-  """As `write_tensors`, for arrays that are made one at a time.
-
-  Args:
-    path: the file.
-    shapes: by name, anything with the `shape` and `dtype` of the array.
-    tensor: makes the array of a name.
-    metadata: as of `write_tensors`.
-
-  Raises:
-    UserError: where the file cannot be written.
-  """
-  if metadata is None:
-    about = {'format': 'pt'}
-  else:
-    about = {_HEADER_KEY: json.dumps(to_json(metadata), ensure_ascii=False)}
-  header: dict[str, Any] = {'__metadata__': about}
-  # The widest first, so that every array begins at a multiple of its item size.
-  names = sorted(shapes, key=lambda name: (-np.dtype(shapes[name].dtype).itemsize, name))
-  end = 0
-  for name in names:
-    shape, dtype = tuple(shapes[name].shape), np.dtype(shapes[name].dtype)
-    start, end = end, end + math.prod(shape) * dtype.itemsize
-    header[name] = {'dtype': DTYPES[dtype.name], 'shape': shape, 'data_offsets': (start, end)}
-  text = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
-  text += b' ' * (-len(text) % 8)
-  # Every process makes every array, which may take all of them; one keeps the bytes.
-  with (
-    atomic_file(path) as beside,
-    open(beside if is_first_process() else os.devnull, 'wb') as file,
-  ):
-    file.write(len(text).to_bytes(8, 'little') + text)
-    for name in names:
-      # Order 'C' because the format has no strides.
-      array = np.asarray(tensor(name), order='C')
-      file.write(array.reshape(-1).view(np.uint8).data)
-
-
-def read_tensors(
-  path: str | os.PathLike[str], names: Collection[str] | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Reads a file of `write_tensors`.
-
-  Args:
-    path: the file.
-    names: the arrays to read; all of them by default, none for `()`, which reads only the metadata.
-
-  Returns:
-    The arrays by name, and the metadata (empty for a file of another program).
-
-  Raises:
-    UserError: where the file cannot be read, is no safetensors file or lacks a name.
-  """
-  try:
-    with safetensors.safe_open(os.fspath(path), framework='numpy') as file:
-      present = list(file.keys())
-      absent = sorted(set(names or ()) - set(present))
-      if absent:
-        raise UserError(f'{path} lacks {", ".join(absent)}; give another file.')
-      metadata = json.loads((file.metadata() or {}).get(_HEADER_KEY, '{}'))
-      wanted = present if names is None else names
-      return {name: file.get_tensor(name) for name in wanted}, metadata
-  except UserError:
-    raise
-  except OSError as error:
-    raise UserError(
-      f'Cannot read {path} ({error.strerror or "no such file"}); check the path.'
-    ) from error
-  except (safetensors.SafetensorError, ValueError) as error:
-    raise UserError(
-      f'{path} is not a whole safetensors file ({error}); write or download it again.'
-    ) from error
+  with read_errors(path):
+    return pathlib.Path(path).read_bytes()

@@ -12,13 +12,14 @@ from typing import Any
 import pandas as pd
 
 from jedit.io import storage
+from jedit.units import visible
 
 Cell = str | int | float | Mapping[str, Any] | None
 
 NOTHING = '–'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> pd.DataFrame:
+def table(head: Sequence[Any], rows: Iterable[Sequence[Cell]]) -> pd.DataFrame:
   """Rows of cells under a head; the first column names the rows."""
   return pd.DataFrame([list(row) for row in rows], columns=list(head), dtype=object)
 
@@ -65,7 +66,16 @@ def to_csv(frame: pd.DataFrame) -> str:
     head += [str(name), f'{name} ci95', f'{name} n']
     estimates = [cell if isinstance(cell, Mapping) else {'mean': cell} for cell in column]
     columns += [[cell.get(field) for cell in estimates] for field in ('mean', 'ci95', 'n')]
-  return table(head, zip(*columns, strict=True)).to_csv(index=False)
+  rows = ([_harmless(cell) for cell in row] for row in zip(*columns, strict=True))
+  return table([_harmless(name) for name in head], rows).to_csv(index=False)
+
+
+def _harmless(cell: Cell) -> Cell:
+  """Text that spreadsheets would run as a formula, behind an apostrophe."""
+  if not isinstance(cell, str):
+    return cell
+  cell = visible(cell)
+  return f"'{cell}" if cell.startswith(('=', '+', '-', '@', '\t', '\r', '\n')) else cell
 
 
 def write(path: pathlib.Path, frame: pd.DataFrame) -> None:
@@ -88,5 +98,5 @@ def _words(cell: Cell, plus_minus: str, nothing: str, *, align: bool = False) ->
 
 
 def _latex(cell: Cell) -> str:
-  words = _words(cell, r' \pm ', '--')
+  words = visible(_words(cell, r' \pm ', '--'))
   return f'${words}$' if isinstance(cell, Mapping) and words != '--' else words

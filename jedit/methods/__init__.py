@@ -12,8 +12,11 @@ from jedit.editing.method import Method
 from jedit.methods.alphaedit import alphaedit
 from jedit.methods.emmet import emmet
 from jedit.methods.fine_tuning import FineTuning, ft, ft_l, ft_w
+from jedit.methods.hypernetwork import HyperNetwork
 from jedit.methods.jeep import jeep
+from jedit.methods.malmen import malmen
 from jedit.methods.memit import memit
+from jedit.methods.mend import mend
 from jedit.methods.pmet import pmet
 from jedit.methods.recipe import Recipe
 from jedit.methods.rome import r_rome, rome
@@ -22,6 +25,7 @@ from jedit.types import UserError
 __all__ = [
   'METHODS',
   'FineTuning',
+  'HyperNetwork',
   'Method',
   'Recipe',
   'alphaedit',
@@ -31,7 +35,9 @@ __all__ = [
   'ft_w',
   'get',
   'jeep',
+  'malmen',
   'memit',
+  'mend',
   'pmet',
   'r_rome',
   'rome',
@@ -44,7 +50,9 @@ METHODS: dict[str, Callable[..., Method]] = {
   'ft_l': ft_l,
   'ft_w': ft_w,
   'jeep': jeep,
+  'malmen': malmen,
   'memit': memit,
+  'mend': mend,
   'pmet': pmet,
   'r_rome': r_rome,
   'rome': rome,

@@ -16,6 +16,7 @@ from jedit.types import UserError
 MEMIT, PMET, JEEP, ALPHAEDIT = 'MEMIT', 'PMET', 'JEEP', 'AlphaEdit'
 UNIFIED, EASYEDIT = 'unified', 'EasyEdit'
 ISSUE, PAPER, TESTBED = 'PMET, issue 5', 'EMMET paper, A.1', 'testbeds'
+MEND_CODE, MALMEN_CODE, JEEP_PAPER = 'MEND', 'MALMEN', 'JEEP paper, D.4'
 
 # The hyper-parameter files that come with released code, at a commit, unless it says otherwise.
 SOURCES: Mapping[str, str] = {
@@ -27,6 +28,9 @@ SOURCES: Mapping[str, str] = {
   ALPHAEDIT: 'jianghoucheng/AlphaEdit f5248d3',
   ISSUE: "the author's answer in issue 5 of xpq-tech/PMET",
   PAPER: 'arXiv:2403.14236, appendix A.1',
+  MEND_CODE: 'eric-mitchell/mend e04fdb9',
+  MALMEN_CODE: 'ChenmienTan/malmen 1df295d',
+  JEEP_PAPER: 'arXiv:2412.17872, appendix D.4',
   TESTBED: 'tuned on the shipped models, see docs/testbeds.md',
 }
 
@@ -68,6 +72,26 @@ def _rows(
 _TARGET = dict(learning_rate=0.5, kl_factor=0.0625)
 _SMALL = dict(learning_rate=0.3, num_steps=80, kl_factor=0.0625)
 _WEAK = dict(_SMALL, weight_decay=0.01)  # the norms it divides by are small in a small model
+_NET = dict(
+  rank=128,
+  num_edits=64,
+  mini_batch_size=16,
+  learning_rate=1e-3,
+  rate_learning_rate=3e-4,
+  initial_rate=1e-2,
+  num_steps=120,
+)
+_NET_ALONE = dict(
+  rank=128,
+  accumulate=8,
+  learning_rate=1e-4,
+  rate_learning_rate=1e-5,
+  clip_norm=1.0,
+  num_steps=400,
+  num_validation=40,
+  validation_interval=50,
+  patience=150,
+)
 _TUNING = dict(num_epochs=25, batch_size=64)
 
 # fmt: off
@@ -154,6 +178,18 @@ PRESETS: tuple[Preset, ...] = (
     ('gptj-6b', '', MEMIT, (0,), 5e-4, 0.01, 5e-5),
   ),
 
+  *_rows(
+    'mend', dict(rank=1920), 'layers kernels',
+    ('gpt2-xl', '', MEND_CODE, (45, 46, 47), ('mlp', 'mlp_up')),
+    ('gptj-6b', '', MEND_CODE, (25, 26, 27), ('mlp_up', 'mlp')),
+    ('llama-7b', '', EASYEDIT, (29, 30, 31), ('mlp_gate', 'mlp_up', 'mlp')),
+  ),
+  *_rows(
+    'malmen', dict(rank=1920, num_blocks=2), 'layers num_edits',
+    ('gptj-6b', '', MALMEN_CODE, (22, 23, 24, 25, 26, 27), 512),
+    ('llama-7b', '', JEEP_PAPER, (26, 27, 28, 29, 30, 31), 512),
+  ),
+
   # The shipped models, and one that has learned a CounterFact file.
   *_rows(
     'rome', dict(_WEAK, prefixes='memit'), 'layers clip_factor',  # a third of ROME's own prefixes
@@ -187,6 +223,16 @@ PRESETS: tuple[Preset, ...] = (
     'alphaedit', _WEAK, 'layers threshold ridge clip_factor',
     ('testbed-gptj', '', TESTBED, (2, 3, 4), 0.02, 1.0, 5.0),
     ('testbed-llama', '', TESTBED, (1, 2, 3), 0.02, 1.0, 5.0),
+  ),
+  *_rows(
+    'mend', _NET_ALONE, 'layers kernels',
+    ('testbed-gptj', '', TESTBED, (5, 6, 7), ('mlp_up', 'mlp')),
+    ('testbed-llama', '', TESTBED, (3, 4, 5), ('mlp_gate', 'mlp_up', 'mlp')),
+  ),
+  *_rows(
+    'malmen', _NET, 'layers',
+    ('testbed-gptj', '', TESTBED, (4, 5, 6, 7)),
+    ('testbed-llama', '', TESTBED, (2, 3, 4, 5)),
   ),
   *_rows(
     'ft_w', {}, 'layers learning_rate',  # 5e-4 leaves a fifth of the targets unlearned

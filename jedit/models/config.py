@@ -3,13 +3,75 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
+
+from jedit.io.schema import Fields, Positive
 from jedit.types import UserError
 
 _ACTIVATIONS = (
   'gelu_new', 'gelu_fast', 'gelu_pytorch_tanh', 'gelu', 'silu', 'swish', 'relu',
 )  # fmt: skip
+
+
+_Above0 = Annotated[float, pydantic.Field(gt=0, lt=1e30)]
+_Epsilon = Annotated[float, pydantic.Field(gt=0, le=1)]
+_Layers = Annotated[int, pydantic.Field(ge=1, le=10_000)]
+
+
+class _HfRope(Fields):
+  """`rope_parameters` or `rope_scaling` of a Hugging Face config."""
+
+  rope_type: str = ''
+  type: str = ''
+  rope_theta: _Above0 = 1.0
+  factor: _Above0 = 1.0
+  low_freq_factor: _Above0 = 1.0
+  high_freq_factor: _Above0 = 4.0
+  partial_rotary_factor: _Above0 = 1.0
+  original_max_position_embeddings: Positive = 1
+
+
+class HfConfig(Fields):
+  """Types of the fields of a Hugging Face config that any family reads; all may be absent."""
+
+  model_type: str
+  # Sizes.
+  vocab_size: Positive = 1
+  n_layer: _Layers = 1
+  num_hidden_layers: _Layers = 1
+  n_embd: Positive = 1
+  hidden_size: Positive = 1
+  n_head: Positive = 1
+  num_attention_heads: Positive = 1
+  num_key_value_heads: Positive | None = None
+  head_dim: Positive | None = None
+  n_inner: Positive | None = None
+  intermediate_size: Positive = 1
+  # Positions.
+  n_positions: Positive = 1
+  max_position_embeddings: Positive = 1
+  rotary_dim: Positive | None = None
+  rotary_pct: _Above0 = 1.0
+  rotary_emb_base: _Above0 = 1.0
+  rope_theta: _Above0 = 1.0
+  rope_scaling: _HfRope | None = None
+  rope_parameters: _HfRope | None = None
+  sliding_window: Positive | None = None
+  max_window_layers: int = 0
+  layer_types: list[str] | None = None
+  # Forms.
+  activation_function: str = ''
+  hidden_act: str = ''
+  layer_norm_epsilon: _Epsilon = 1.0
+  layer_norm_eps: _Epsilon = 1.0
+  rms_norm_eps: _Epsilon = 1.0
+  tie_word_embeddings: bool = False
+  attention_bias: bool = False
+  mlp_bias: bool = False
+  use_parallel_residual: bool = False
+  use_sliding_window: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +147,15 @@ class ModelConfig:
         f'config.json requires activation {self.activation!r}; '
         f'supported are {", ".join(_ACTIVATIONS)}.'
       )
+    if self.head_dim < 1:
+      raise UserError(
+        f'config.json has {self.num_heads} heads for a width of {self.width}; correct it.'
+      )
+    if self.rope and (self.rope.dim % 2 or not 2 <= self.rope.dim <= self.head_dim):
+      raise UserError(
+        f'config.json rotates {self.rope.dim} of the {self.head_dim} units of a head; give an even '
+        'number of at most all.'
+      )
     if self.num_heads % self.num_kv_heads:
       raise UserError(
         f'The model has {self.num_heads} heads over {self.num_kv_heads} key/value heads; '
@@ -102,7 +173,12 @@ class ModelConfig:
   @property
   def key_sizes(self) -> dict[str, int]:
     """F of the kernels that can be edited."""
-    return {'mlp': self.ffn_width, 'attn': self.num_heads * self.head_dim}
+    return {
+      'mlp': self.ffn_width,
+      'attn': self.num_heads * self.head_dim,
+      'mlp_up': self.width,
+      'mlp_gate': self.width,
+    }
 
   @property
   def position_limit(self) -> int | None:
@@ -165,6 +241,8 @@ def read_rope(hf: Mapping[str, Any], dim: int, *, interleaved: bool, max_positio
     )
   theta = given.get('rope_theta', hf.get('rope_theta', 10000.0))
   original = given.get('original_max_position_embeddings', max_positions)
+  if kind == 'llama3' and given.get('low_freq_factor', 1.0) >= given.get('high_freq_factor', 4.0):
+    raise UserError('config.json has a low_freq_factor that is not below its high_freq_factor.')
   return Rope(
     dim=dim,
     interleaved=interleaved,

@@ -16,9 +16,11 @@ from flax import struct
 
 from jedit.models import gpt2, gpt_neox, gptj, llama, mistral, qwen
 from jedit.models.config import Family, ModelConfig
-from jedit.models.layers import Cache, Embed, Linear, View, linear, rotary_tables
+from jedit.models.layers import Cache, Embed, Linear, View, linear
 from jedit.models.precision import wider
-from jedit.models.sites import Sites, site
+from jedit.models.rotary import Rotary
+from jedit.models.sites import Change, Sites, site
+from jedit.types import Kernel
 
 FAMILIES: dict[str, Family] = {
   family.model_type: family
@@ -92,6 +94,7 @@ class Decoder(nn.Module):
     cache: Cache | None = None,
     edits: Mapping[str, Callable] | None = None,
     taps: Iterable[str] = (),
+    changes: Mapping[Kernel, Change] | None = None,
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Runs blocks `start` to `stop - 1`.
 
@@ -107,6 +110,7 @@ class Decoder(nn.Module):
         blocks return theirs with that token at `attn_cache`.
       edits: by site, a function from the site's value to its new value.
       taps: sites whose values are returned.
+      changes: by kernel, what this pass adds to it.
 
     Returns:
       The residual stream at the input of block `stop` in the activation dtype, and the tapped
@@ -124,7 +128,7 @@ class Decoder(nn.Module):
       hidden_NxTxD = self.embed(given, position_NxT)
     x_NxTxD = hidden_NxTxD.astype(dtype)
     view = self._view(x_NxTxD, position_NxT, segment_NxT, past, cache)
-    sites = Sites(edits, taps)
+    sites = Sites(edits, taps, changes)
     for layer in range(start, stop):
       x_NxTxD = getattr(self, f'block_{layer}')(x_NxTxD, view, sites)
     unseen = sites.taps - sites.seen.keys()
@@ -174,9 +178,12 @@ class Decoder(nn.Module):
     if window is not None:  # the last of the visible tokens, which are in order
       rank_NxTxS = jnp.cumsum(mask_NxTxS[..., ::-1], axis=-1)[..., ::-1]
       mask_NxTxS = mask_NxTxS & (rank_NxTxS <= window)
-    rope = self.config.rope
-    cos, sin = (None, None) if rope is None else rotary_tables(rope, position_NxT)
-    return View(cos_NxTxR=cos, sin_NxTxR=sin, mask_NxTxS=mask_NxTxS, past=layers, cache=cache)
+    c = self.config
+    rotary = None
+    if c.rope is not None:
+      dtype = wider(x_NxTxD.dtype, 'float32')
+      rotary = Rotary.at(position_NxT, c.rope, c.head_dim, dtype)
+    return View(rotary=rotary, mask_NxTxS=mask_NxTxS, past=layers, cache=cache)
 
 
 def init_params(config: ModelConfig, rng: jax.Array) -> Any:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jedit.io import storage
+from jedit.io import storage, tensors
 from jedit.models.decoder import FAMILIES
 from jedit.models.load import name_table
 from jedit.models.model import Model
@@ -140,7 +140,7 @@ def save_directory(
     count_bytes('exporting', list(stored.values())) as progress,
   ):
     for file, inside in files.items():
-      storage.stream_tensors(beside / file, {name: stored[name] for name in inside}, tensor)
+      tensors.stream_tensors(beside / file, {name: stored[name] for name in inside}, tensor)
       for name in inside:
         progress(stored[name])
     if list(files) != [WEIGHTS]:

@@ -19,6 +19,7 @@ from jedit.models.decoder import past_taps
 from jedit.models.layers import Cache
 from jedit.models.model import Model
 from jedit.models.sites import site
+from jedit.parallel.memory import check_fits
 from jedit.parallel.mesh import fetch, place_rows
 from jedit.parallel.shapes import bucket, pad
 from jedit.types import UserError
@@ -72,6 +73,7 @@ def generate(
     num_rows = min(batch_size, 1 << (len(indices) - 1).bit_length())
     filler = [indices[0]] * (num_rows - len(indices))
     longest = max(len(rows[i]) for i in indices)
+    check_memory(config, num_rows, bucket(longest) + bucket(max(room)))
     arrays = (
       *pad([rows[i] for i in indices + filler], bucket(longest)),
       np.array([room[i] for i in indices] + [0] * len(filler), np.int32),
@@ -113,6 +115,13 @@ def _check(
     raise UserError(f'top_k is {top_k}; give 1 to {config.vocab_size}, or None for greedy.')
   if temperature <= 0:
     raise UserError(f'temperature is {temperature}; give more than 0, or top_k=None for greedy.')
+
+
+def check_memory(config: ModelConfig, num_rows: int, num_tokens: int) -> None:
+  """Raises UserError for a cache of keys and values that does not fit."""
+  per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+  size = num_rows * num_tokens * per_token * jnp.dtype(config.dtype).itemsize
+  check_fits(f'Generating {num_tokens} tokens of {num_rows} texts', size, 'generate fewer')
 
 
 def _batches(

@@ -80,31 +80,38 @@ class LanguageModel:
     """A model with one more patch.
 
     Args:
-      patch: a `Patch`, or an `EditResult`, which has one.
+      patch: a `Patch`, or an `EditResult`, which has one; `Patch.anywhere` allows other models.
 
     Raises:
       UserError: if the patch was made on another model or on top of patches that this one does not
-        carry, or is applied already.
+        carry in the same order, is applied already, or has numbers that are not finite.
     """
     patch = patch_of(patch)
-    applied = {name for each in self.patches for name in each.names}
+    applied = [name for each in self.patches for name in each.names]
+    if patch.id in applied:
+      raise UserError(f'Patch {patch.id} is applied already; revert it first.')
+    self._check_origin(patch, applied)
+    check_sites(patch.interventions, self.config.num_layers)
+    params = patched(self.params, patch.updates)
+    return dataclasses.replace(self, patches=(*self.patches, patch), params=params)
+
+  def _check_origin(self, patch: Patch, applied: Sequence[str]) -> None:
     made_on = patch.provenance.get('model')
     if made_on is not None and made_on != self.fingerprint:
       raise UserError(
         f'The patch was made on a model with fingerprint {made_on}, this one has '
         f'{self.fingerprint}; apply it to the model it was made on.'
       )
-    if patch.id in applied:
-      raise UserError(f'Patch {patch.id} is applied already; revert it first.')
     lacking = [each for each in patch.before if each not in applied]
-    if lacking:
-      raise UserError(
-        f'Patch {patch.id} was made on top of {", ".join(lacking)}, which this model lacks; '
-        'apply them first, in the order in which they were made.'
+    order = [applied.index(each) for each in patch.before if each in applied]
+    if lacking or order != sorted(order):
+      below = (
+        f'{", ".join(lacking)}, which this model lacks' if lacking else ', '.join(patch.before)
       )
-    check_sites(patch.interventions, self.config.num_layers)
-    params = patched(self.params, patch.updates)
-    return dataclasses.replace(self, patches=(*self.patches, patch), params=params)
+      raise UserError(
+        f'Patch {patch.id} was made on top of {below}; apply them first, in the order in '
+        'which they were made.'
+      )
 
   def revert(self, patch: Any) -> 'LanguageModel':
     """A model without this patch, recomputed from the base: the bits before come back.
@@ -117,7 +124,7 @@ class LanguageModel:
     if len(left) == len(self.patches):
       raise UserError(f'Patch {patch.id} is not applied to this model; there is nothing to revert.')
     [gone] = [applied for applied in self.patches if applied.id == patch.id]
-    above = [each.id for each in left if gone.names & set(each.before)]
+    above = [each.id for each in left if {*gone.names} & {*each.before}]
     if above:
       raise UserError(
         f'Patch {patch.id} lies below {", ".join(above)}, made on top of it; revert '

@@ -1,4 +1,4 @@
-"""The parts that families share: linear maps, norms, positions, attention, MLP and block."""
+"""The parts that families share: linear maps, norms, attention, MLP and block."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,9 +9,10 @@ from flax import linen as nn
 from flax import struct
 from jax.typing import DTypeLike
 
-from jedit.models.config import ModelConfig, Rope, attention_scale
+from jedit.models.config import ModelConfig, attention_scale
 from jedit.models.precision import contract, matmul, wider
-from jedit.models.sites import Sites
+from jedit.models.rotary import Rotary
+from jedit.models.sites import Change, Sites
 
 ACTIVATIONS = {
   'gelu_new': lambda x: nn.gelu(x, approximate=True),
@@ -22,6 +23,8 @@ ACTIVATIONS = {
   'swish': nn.silu,
   'relu': nn.relu,
 }
+# Queries of a long row that are attended at once, each with the keys up to its last one alone.
+_QUERIES = 256
 _KERNEL_INIT = nn.initializers.normal(0.02)
 
 # How the parameters of the modules below, and of the decoder around them, are split over a mesh:
@@ -76,28 +79,34 @@ class View:
   """What the tokens of a forward pass see, shared by all layers.
 
   Attributes:
-    cos_NxTxR, sin_NxTxR: rotary tables, one angle per rotated pair, float32; None where
-      positions are learned.
+    rotary: turns queries and keys; None where positions are learned.
     mask_NxTxS: which of the S tokens, the past ones and these T, each of these attends to.
     past: attention keys and values [N, S - T, K, Dh] of earlier tokens by layer, or empty.
     cache: where earlier tokens are instead, and this one goes.
   """
 
-  cos_NxTxR: jax.Array | None
-  sin_NxTxR: jax.Array | None
+  rotary: Rotary | None
   mask_NxTxS: jax.Array
   past: dict[int, tuple[jax.Array, jax.Array]]
   cache: Cache | None = None
 
 
 def linear(
-  x: jax.Array, kernel: jax.Array, bias: jax.Array | None, out_dtype: DTypeLike
+  x: jax.Array,
+  kernel: jax.Array,
+  bias: jax.Array | None,
+  out_dtype: DTypeLike,
+  change: Change | None = None,
 ) -> jax.Array:
-  """The map x @ kernel + bias, rounded once to `out_dtype`, at the end.
+  """The map x @ (kernel + change) + bias, rounded once to `out_dtype`, at the end.
 
   An edited kernel, which is float32 in a bfloat16 model, is not rounded on the way.
   """
-  y = matmul(x, kernel, out_dtype)
+  if change is None:
+    y = matmul(x, kernel, out_dtype)
+  else:
+    added = change(x)
+    y = matmul(x, kernel, wider(out_dtype, added.dtype)).astype(added.dtype) + added
   if bias is not None:
     y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
   return y.astype(out_dtype)
@@ -117,12 +126,12 @@ class Linear(nn.Module):
   out_dtype: str | None = None
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, change: Change | None = None) -> jax.Array:
     kernel = self.param('kernel', _KERNEL_INIT, (x.shape[-1], self.features))
     bias = None
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    return linear(x, kernel, bias, wider(x.dtype, self.out_dtype or x.dtype))
+    return linear(x, kernel, bias, wider(x.dtype, self.out_dtype or x.dtype), change)
 
 
 class Embed(nn.Module):
@@ -176,78 +185,62 @@ class RMSNorm(nn.Module):
     return y.astype(x.dtype) * scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def rotary_tables(rope: Rope, position_NxT: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cosine and sine of the rotary angles, float32, one per rotated pair: two [N, T, dim/2]."""
-  exponent_R = jnp.arange(0, rope.dim, 2, dtype=jnp.float32) / rope.dim
-  if rope.kind == 'dynamic':
-    # The base grows with the row's length once that exceeds the context of the training.
-    length_N = (position_NxT.max(-1) + 1).astype(jnp.float32)
-    length_N = jnp.maximum(length_N, float(rope.original_positions))
-    stretch_N = rope.factor * length_N / rope.original_positions - (rope.factor - 1)
-    theta_N = rope.theta * stretch_N ** (rope.dim / (rope.dim - 2))
-    frequency_NxR = 1.0 / theta_N[:, None] ** exponent_R[None, :]
-  else:
-    frequency_NxR = _static_frequencies(rope, exponent_R)[None, :]
-  angle_NxTxR = position_NxT.astype(jnp.float32)[..., None] * frequency_NxR[:, None, :]
-  return jnp.cos(angle_NxTxR), jnp.sin(angle_NxTxR)
-
-
-def _static_frequencies(rope: Rope, exponent_R: jax.Array) -> jax.Array:
-  frequency_R = 1.0 / rope.theta**exponent_R
-  if rope.kind == 'linear':
-    return frequency_R / rope.factor
-  if rope.kind != 'llama3':
-    return frequency_R
-  # Llama 3: long wavelengths are stretched, short ones kept, those between blended.
-  wavelength_R = 2 * jnp.pi / frequency_R
-  turns_R = rope.original_positions / wavelength_R
-  blend_R = (turns_R - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-  blend_R = jnp.clip(blend_R, 0.0, 1.0)
-  return (1 - blend_R) * frequency_R / rope.factor + blend_R * frequency_R
-
-
-def rotate(x_NxTxHxDh: jax.Array, view: View, *, interleaved: bool) -> jax.Array:
-  """Turns the first 2R units of each head by the angles of the view; the rest pass through."""
-  assert view.cos_NxTxR is not None and view.sin_NxTxR is not None
-  cos = view.cos_NxTxR[:, :, None, :].astype(x_NxTxHxDh.dtype)
-  sin = view.sin_NxTxR[:, :, None, :].astype(x_NxTxHxDh.dtype)
-  pairs = cos.shape[-1]
-  turned, rest = x_NxTxHxDh[..., : 2 * pairs], x_NxTxHxDh[..., 2 * pairs :]
-  if interleaved:
-    first, second = turned[..., 0::2], turned[..., 1::2]
-  else:
-    first, second = turned[..., :pairs], turned[..., pairs:]
-  new_first, new_second = first * cos - second * sin, second * cos + first * sin
-  if interleaved:
-    turned = jnp.stack([new_first, new_second], axis=-1).reshape(turned.shape)
-  else:
-    turned = jnp.concatenate([new_first, new_second], axis=-1)
-  return jnp.concatenate([turned, rest], axis=-1)
-
-
 def attend(
   query_NxTxHxDh: jax.Array,
   key_NxKxSxDh: jax.Array,
   value_NxKxSxDh: jax.Array,
   mask_NxTxS: jax.Array,
   scale: float,
+  past: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
   """Softmax attention with H query heads over K key/value heads; scores in float32 or wider.
 
-  A token that sees nothing (a padded one) gets the mean of all values: finite and never read.
+  Past keys and values are multiplied apart from the new ones: neither is copied, and no gradient
+  is taken of what is constant. A token that sees nothing (a padded one) gets the mean of all
+  values: finite and never read.
+
+  Args:
+    query_NxTxHxDh: of the new tokens.
+    key_NxKxSxDh, value_NxKxSxDh: of the new tokens, or of all slots of a cache.
+    mask_NxTxS: of the past tokens, if any, and the new ones.
+    scale: of the scores.
+    past: key and value [N, P, K, Dh] of earlier tokens.
   """
   num_rows, num_tokens, num_heads, head_dim = query_NxTxHxDh.shape
   kv_heads = key_NxKxSxDh.shape[1]
-  dtype = wider(query_NxTxHxDh.dtype, jnp.float32)
   grouped = query_NxTxHxDh.reshape(num_rows, num_tokens, kv_heads, -1, head_dim)
-  score_NxKxGxTxS = contract('ntkgd,nksd->nkgts', grouped, key_NxKxSxDh)
-  score_NxKxGxTxS = jnp.where(
-    mask_NxTxS[:, None, None], score_NxKxGxTxS * scale, jnp.finfo(dtype).min
-  )
-  weight_NxKxGxTxS = jax.nn.softmax(score_NxKxGxTxS, axis=-1).astype(value_NxKxSxDh.dtype)
-  out = contract('nkgts,nksd->ntkgd', weight_NxKxGxTxS, value_NxKxSxDh)
-  out = out.astype(value_NxKxSxDh.dtype)
+  parts = []
+  for start in range(0, num_tokens, _QUERIES):
+    stop = min(start + _QUERIES, num_tokens)
+    seen = mask_NxTxS.shape[-1] - (num_tokens - stop)  # nobody looks ahead
+    new = seen - (0 if past is None else past[0].shape[1])
+    parts.append(
+      _attend(
+        grouped[:, start:stop],
+        key_NxKxSxDh[:, :, :new],
+        value_NxKxSxDh[:, :, :new],
+        mask_NxTxS[:, start:stop, :seen],
+        scale,
+        past,
+      )
+    )
+  out = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
   return out.reshape(num_rows, num_tokens, num_heads * head_dim)
+
+
+def _attend(query_NxTxKxGxDh, key_NxKxSxDh, value_NxKxSxDh, mask_NxTxS, scale, past) -> jax.Array:
+  """Attention of some queries, the heads in groups that share keys: [N, T, K, G, Dh]."""
+  dtype = wider(query_NxTxKxGxDh.dtype, jnp.float32)
+  score = contract('ntkgd,nksd->nkgts', query_NxTxKxGxDh, key_NxKxSxDh)
+  if past is not None:
+    score = jnp.concatenate([contract('ntkgd,npkd->nkgtp', query_NxTxKxGxDh, past[0]), score], -1)
+  score = jnp.where(mask_NxTxS[:, None, None], score * scale, jnp.finfo(dtype).min)
+  weight = jax.nn.softmax(score, axis=-1).astype(value_NxKxSxDh.dtype)
+  num_past = 0 if past is None else past[0].shape[1]
+  out = contract('nkgts,nksd->ntkgd', weight[..., num_past:], value_NxKxSxDh)
+  if past is not None:
+    out = out + contract('nkgtp,npkd->ntkgd', weight[..., :num_past], past[1])
+  return out.astype(value_NxKxSxDh.dtype)
 
 
 class Attention(nn.Module):
@@ -263,21 +256,19 @@ class Attention(nn.Module):
     if c.qk_norm:
       query = RMSNorm(c.norm_eps, name='q_norm')(query)
       key = RMSNorm(c.norm_eps, name='k_norm')(key)
-    if c.rope is not None:
-      query = rotate(query, view, interleaved=c.rope.interleaved)
-      key = rotate(key, view, interleaved=c.rope.interleaved)
+    if view.rotary is not None:
+      query, key = view.rotary(query), view.rotary(key)
     key = sites(self.layer, 'attn_key', key)
     value = sites(self.layer, 'attn_value', value)
-    if self.layer in view.past:
-      past_key, past_value = view.past[self.layer]
-      key = jnp.concatenate([past_key.astype(key.dtype), key], axis=1)
-      value = jnp.concatenate([past_value.astype(value.dtype), value], axis=1)
+    past = view.past.get(self.layer)
+    if past is not None:
+      past = past[0].astype(key.dtype), past[1].astype(value.dtype)
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
     if view.cache is not None:
       key, value = sites(self.layer, 'attn_cache', view.cache.write(self.layer, key, value))
-    mix = attend(query, key, value, view.mask_NxTxS, attention_scale(c))
+    mix = attend(query, key, value, view.mask_NxTxS, attention_scale(c), past)
     mix = sites(self.layer, 'attn_in', mix)
-    out = Linear(c.width, c.out_bias, name='out')(mix)
+    out = Linear(c.width, c.out_bias, name='out')(mix, sites.change(self.layer, 'attn'))
     return sites(self.layer, 'attn_out', out)
 
   def _query_key_value(self, x_NxTxD: jax.Array) -> Sequence[jax.Array]:
@@ -304,9 +295,11 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x_NxTxD: jax.Array, sites: Sites) -> jax.Array:
     c = self.config
-    key_NxTxF = ACTIVATIONS[c.activation](Linear(c.ffn_width, c.mlp_bias, name='up')(x_NxTxD))
-    key_NxTxF = sites(self.layer, 'mlp_in', key_NxTxF)
-    return sites(self.layer, 'mlp_out', Linear(c.width, c.mlp_bias, name='down')(key_NxTxF))
+    up = Linear(c.ffn_width, c.mlp_bias, name='up')
+    up_NxTxF = sites(self.layer, 'mlp_up', up(x_NxTxD, sites.change(self.layer, 'mlp_up')))
+    key_NxTxF = sites(self.layer, 'mlp_in', ACTIVATIONS[c.activation](up_NxTxF))
+    down = Linear(c.width, c.mlp_bias, name='down')
+    return sites(self.layer, 'mlp_out', down(key_NxTxF, sites.change(self.layer, 'mlp')))
 
 
 class TwoNormBlock(nn.Module):

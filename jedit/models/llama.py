@@ -21,10 +21,14 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x_NxTxD: jax.Array, sites: Sites) -> jax.Array:
     c = self.config
-    gate_NxTxF = ACTIVATIONS[c.activation](Linear(c.ffn_width, c.mlp_bias, name='gate')(x_NxTxD))
-    key_NxTxF = gate_NxTxF * Linear(c.ffn_width, c.mlp_bias, name='up')(x_NxTxD)
-    key_NxTxF = sites(self.layer, 'mlp_in', key_NxTxF)
-    return sites(self.layer, 'mlp_out', Linear(c.width, c.mlp_bias, name='down')(key_NxTxF))
+    gate = Linear(c.ffn_width, c.mlp_bias, name='gate')
+    gate_NxTxF = gate(x_NxTxD, sites.change(self.layer, 'mlp_gate'))
+    gate_NxTxF = ACTIVATIONS[c.activation](sites(self.layer, 'mlp_gate', gate_NxTxF))
+    up = Linear(c.ffn_width, c.mlp_bias, name='up')
+    up_NxTxF = sites(self.layer, 'mlp_up', up(x_NxTxD, sites.change(self.layer, 'mlp_up')))
+    key_NxTxF = sites(self.layer, 'mlp_in', gate_NxTxF * up_NxTxF)
+    down = Linear(c.width, c.mlp_bias, name='down')
+    return sites(self.layer, 'mlp_out', down(key_NxTxF, sites.change(self.layer, 'mlp')))
 
 
 def read_config(hf: Mapping[str, Any], dtype: str) -> ModelConfig:

@@ -22,13 +22,22 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from jedit.io import storage
-from jedit.models.config import ModelConfig
+from jedit.io import schema
+from jedit.models.config import HfConfig, ModelConfig
 from jedit.models.decoder import FAMILIES
 from jedit.models.model import Model
 from jedit.models.precision import check_dtype
-from jedit.models.safetensors_index import Stored, count_bytes, in_order, open_tensors, some
+from jedit.models.safetensors_index import (
+  COMPANIONS,
+  Stored,
+  check_inside,
+  count_bytes,
+  in_order,
+  open_tensors,
+  some,
+)
 from jedit.models.sharding import param_shapes, param_shardings
+from jedit.parallel.checksum import checksum
 from jedit.parallel.memory import free_bytes
 from jedit.parallel.mesh import fetch
 from jedit.types import UserError
@@ -73,18 +82,12 @@ def load_directory(
     UserError: for an unusable directory or config, for tensors that are unknown, missing or
       mis-shaped (all in one message), and for a model larger than the free memory.
   """
-  check_dtype(dtype)
   path = pathlib.Path(path)
-  hf_config = _read_hf_config(path)
-  config = FAMILIES[hf_config['model_type']].read_config(hf_config, dtype)
-  tensors = open_tensors(path)
-  config = _with_renames(config, tensors)
-  config, hf_config = _untie_if_different(config, hf_config, tensors)
+  config, hf_config, tensors = _read_metadata(path, dtype)
+  check_fits(str(path), config, dtype, mesh)
   table = name_table(config)
-  _check_names(path, config, table, tensors)
   shardings = {} if mesh is None else param_shardings(config, mesh)
   placed = traverse_util.flatten_dict(shardings, sep='/')
-  _check_fits(path, table, dtype, placed)
   flat = {}
   with count_bytes('loading', list(tensors.values())) as progress:
     for name, stored in tensors.items():
@@ -95,20 +98,67 @@ def load_directory(
   return Model(traverse_util.unflatten_dict(flat, sep='/'), config=config), hf_config
 
 
-def _check_fits(
-  path: pathlib.Path,
-  table: Mapping[str, tuple[str, str, tuple[int, ...]]],
-  dtype: str,
-  shardings: Mapping[str, jax.sharding.Sharding],
-) -> None:
-  """Refuses a model larger than the free memory of its devices."""
+def _check_sizes(path: pathlib.Path, config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
+  """Refuses sizes that no tensor has, before anything is made of them."""
+  largest = max((size for stored in tensors.values() for size in stored.shape), default=0)
+  sizes = {
+    'layers': (config.num_layers, len(tensors)),
+    'tokens in the vocabulary': (config.vocab_size, largest),
+    'units in its hidden states': (config.width, largest),
+    'units in its MLP': (config.ffn_width, largest),
+    'units in its heads': (config.num_heads * config.head_dim, largest),
+    'positions': (config.position_limit or 0, largest),
+  }
+  for name, (size, bound) in sizes.items():
+    if size > bound:
+      raise UserError(
+        f'The config.json of {path} has {size} {name}, and its weights have no more than {bound}; '
+        'correct it or download the model again.'
+      )
+
+
+def check_directory(path: str | os.PathLike[str], dtype: str = 'float32') -> ModelConfig:
+  """The config of a directory that `load_directory` can read; no weights are read.
+
+  Raises:
+    UserError: as `load_directory`, except for the memory.
+  """
+  return _read_metadata(pathlib.Path(path), dtype)[0]
+
+
+def _read_metadata(
+  path: pathlib.Path, dtype: str
+) -> tuple[ModelConfig, dict[str, Any], dict[str, Stored]]:
+  """The config in both forms, and the places of all tensors."""
+  check_dtype(dtype)
+  hf_config = _read_hf_config(path)
+  config = read_config(hf_config, dtype, path)
+  tensors = open_tensors(path)
+  config = _with_renames(config, tensors)
+  _check_sizes(path, config, tensors)
+  config, hf_config = _untie_if_different(config, hf_config, tensors)
+  _check_names(path, config, name_table(config), tensors)
+  return config, hf_config, tensors
+
+
+def bytes_per_device(
+  config: ModelConfig, dtype: str, mesh: Mesh | None = None
+) -> dict[jax.Device, int]:
+  """Bytes of the parameters on each device of this process."""
   here = jax.sharding.SingleDeviceSharding(jnp.zeros(()).device)
+  shardings = {} if mesh is None else param_shardings(config, mesh)
+  placed = traverse_util.flatten_dict(shardings, sep='/')
   needed: collections.Counter[jax.Device] = collections.Counter()
-  for ours, kind, stored in table.values():
-    sharding = shardings.get(ours, here)
-    part = sharding.shard_shape(stored[::-1] if kind == 'kernel' else stored)
+  for ours, shape in _expected(config).items():
+    sharding = placed.get(ours, here)
     for device in sharding.addressable_devices:
-      needed[device] += math.prod(part) * jnp.dtype(dtype).itemsize
+      needed[device] += math.prod(sharding.shard_shape(shape)) * jnp.dtype(dtype).itemsize
+  return dict(needed)
+
+
+def check_fits(label: str, config: ModelConfig, dtype: str, mesh: Mesh | None = None) -> None:
+  """Raises a UserError for a model larger than the free memory of its devices."""
+  needed = bytes_per_device(config, dtype, mesh)
   for platform in {device.platform for device in needed}:
     devices = [device for device in needed if device.platform == platform]
     # CPU devices share their memory.
@@ -117,9 +167,27 @@ def _check_fits(
       wanted, free = sum(needed[device] for device in group), free_bytes(group[0])
       if free is not None and wanted > free:
         raise UserError(
-          f'{path} takes {wanted / 1e9:.1f} GB as {dtype} and {group[0]} has {free / 1e9:.1f} GB '
+          f'{label} takes {wanted / 1e9:.1f} GB as {dtype} and {group[0]} has {free / 1e9:.1f} GB '
           'free; load it in a narrower dtype, over more devices or where there is more memory.'
         )
+
+
+def read_config(
+  hf_config: Mapping[str, Any], dtype: str, label: str | os.PathLike[str]
+) -> ModelConfig:
+  """The sizes in a config.json; `label` names the model in errors.
+
+  Raises:
+    UserError: for a family or a form of weights that is not supported.
+  """
+  model_type = hf_config.get('model_type')
+  if not isinstance(model_type, str) or model_type not in FAMILIES:
+    supported = ', '.join(sorted(FAMILIES))
+    raise UserError(f'{label} has model_type {model_type!r}; supported are {supported}.')
+  schema.check(HfConfig, hf_config, f'The config.json of {label}')
+  if hf_config.get('quantization_config'):
+    raise UserError(f'{label} holds quantised weights; give the unquantised model.')
+  return FAMILIES[model_type].read_config(hf_config, dtype)
 
 
 def _read_hf_config(path: pathlib.Path) -> dict[str, Any]:
@@ -127,15 +195,10 @@ def _read_hf_config(path: pathlib.Path) -> dict[str, Any]:
     raise UserError(f'There is no model directory {path}; check the path.')
   if not (path / 'config.json').is_file():
     raise UserError(f'{path} has no config.json; give a directory in Hugging Face format.')
-  hf_config = storage.read_json(path / 'config.json')
+  check_inside(path, ('config.json', *COMPANIONS))
+  hf_config = schema.read_json(path / 'config.json')
   if not isinstance(hf_config, dict):
     raise UserError(f'{path / "config.json"} is not an object; give a Hugging Face config.')
-  model_type = hf_config.get('model_type')
-  if model_type not in FAMILIES:
-    supported = ', '.join(sorted(FAMILIES))
-    raise UserError(f'{path} has model_type {model_type!r}; supported are {supported}.')
-  if hf_config.get('quantization_config'):
-    raise UserError(f'{path} holds quantised weights; give the unquantised model.')
   return hf_config
 
 
@@ -207,37 +270,26 @@ def _to_param(stored: Stored, kind: str, dtype: str, sharding: Any) -> jax.Array
   ).block_until_ready()
 
 
-@jax.jit
-def _checksum(x: jax.Array) -> jax.Array:
-  """Two 32-bit sums over the bits of an array, each bit pattern mixed with its index.
-
-  Sums modulo 2^32 do not depend on the order of addition, hence not on device or sharding; only
-  eight bytes leave the device.
-  """
-  unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
-  bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-  index = jnp.zeros(bits.shape, jnp.uint32)
-  for axis, size in enumerate(bits.shape):
-    index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-  sums = []
-  for salt in (0x9E3779B9, 0x85EBCA6B):
-    mixed = bits ^ (index * jnp.uint32(salt))
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # an established integer hash
-      mixed = (mixed ^ (mixed >> jnp.uint32(shift))) * jnp.uint32(factor)
-    sums.append((mixed ^ (mixed >> jnp.uint32(16))).sum(dtype=jnp.uint32))
-  return jnp.stack(sums)
-
-
 def fingerprint(model: Model) -> str:
   """Sixteen hexadecimal digits that change with any weight, name, shape, dtype or config field.
 
   The config counts because equal weights with other heads, positions or norms are another model.
+
+  Raises:
+    UserError: for a weight that is not finite.
   """
   flat = sorted(traverse_util.flatten_dict(model.params, sep='/').items())
-  sums = fetch([_checksum(jnp.asarray(leaf)) for _, leaf in flat])
+  sums = fetch([checksum(jnp.asarray(leaf)) for _, leaf in flat])
+  for (path, _), (*_, num_bad) in zip(flat, sums, strict=True):
+    if num_bad:
+      raise UserError(
+        f'{num_bad} numbers of {path} are not finite; download the model again, or load it in a '
+        'wider dtype.'
+      )
   digest = hashlib.sha256(json.dumps(_given(model.config)).encode())
-  for (path, leaf), pair in zip(flat, sums, strict=True):
-    digest.update(json.dumps([path, list(leaf.shape), str(leaf.dtype), pair.tolist()]).encode())
+  for (path, leaf), found in zip(flat, sums, strict=True):
+    about = [path, list(leaf.shape), str(leaf.dtype), found[:2].tolist()]
+    digest.update(json.dumps(about).encode())
   return digest.hexdigest()[:16]
 
 

@@ -19,13 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jedit.io.memo import Stored
-from jedit.io.storage import read_tensors, write_tensors
+from jedit.io.tensors import read_tensors, write_tensors
 from jedit.models.sites import KINDS, PLACES, Chain, Intervention, chained, steps_of
 from jedit.parallel.mesh import fetch
 from jedit.types import UserError
 
-_FORMAT = 'jedit-patch-1'
-_FORMAT_WITH_SITES = 'jedit-patch-2'  # earlier readers would leave interventions out
+_FORMAT = 'jedit patch 3'
 LISTED = 5  # kernels, sites or patches that a repr names
 _NORM_FLOP = 1e10  # a repr that takes longer than this leaves the norm out
 
@@ -152,14 +151,23 @@ class Patch:
     return digest.hexdigest()[:16]
 
   @property
-  def names(self) -> set[str]:
-    """Its id and, of a merged patch, those of its parts."""
-    return {self.id, *self.provenance.get('patches', ())}
+  def names(self) -> tuple[str, ...]:
+    """Its id and, of a merged patch, before it those of its parts."""
+    return (*self.provenance.get('patches', ()), self.id)
 
   @property
   def before(self) -> Sequence[str]:
     """Ids of the patches that the model had when this one was made."""
     return tuple(self.provenance.get('patches_before', ()))
+
+  def anywhere(self) -> 'Patch':
+    """The same changes for any model of these shapes, on top of any patches."""
+    provenance = {
+      name: value
+      for name, value in self.provenance.items()
+      if name not in ('model', 'patches_before')
+    }
+    return dataclasses.replace(self, provenance=provenance)
 
   def pack(self) -> Stored:
     """Arrays and facts of the file.
@@ -172,17 +180,20 @@ class Patch:
       for key, update in self.updates.items()
       for name, array in update.tensors().items()
     }
-    facts: dict[str, Any] = {'format': _FORMAT, 'provenance': dict(self.provenance)}
-    if self.interventions:
-      facts |= {'format': _FORMAT_WITH_SITES, 'interventions': {}}
+    interventions = {}
     for name, intervention in self.interventions.items():
-      facts['interventions'][name], arrays = _pack_steps(name, intervention)
+      interventions[name], arrays = _pack_steps(name, intervention)
       tensors |= arrays
-    return Stored(tensors, facts)
+    facts = {'id': self.id, 'provenance': dict(self.provenance), 'interventions': interventions}
+    return Stored(tensors, facts, _FORMAT)
 
   @classmethod
   def unpack(cls, stored: Stored) -> 'Patch':
-    """The patch that `pack` stored."""
+    """The patch that `pack` stored.
+
+    Raises:
+      UserError: if it has another id than the facts say.
+    """
     parts: dict[str, dict[str, np.ndarray]] = {}
     for name, array in stored.tensors.items():
       key, _, part = name.rpartition(':')
@@ -194,25 +205,38 @@ class Patch:
     }
     interventions = {
       name: _unpack_steps(name, kinds, stored.tensors)
-      for name, kinds in stored.facts.get('interventions', {}).items()
+      for name, kinds in stored.facts['interventions'].items()
     }
-    return cls(updates, stored.facts['provenance'], interventions)
+    patch = cls(updates, stored.facts['provenance'], interventions)
+    if patch.id != stored.facts['id']:
+      raise UserError(
+        f'The patch stored as {stored.facts["id"]} has the id {patch.id}; restore its file, or '
+        'make the edit again.'
+      )
+    return patch
 
-  def save(self, path: str | os.PathLike[str]) -> None:
-    """Writes a safetensors file with the provenance in its header."""
-    write_tensors(path, *self.pack())
+  def save(self, path: str | os.PathLike[str], key: Any = None) -> None:
+    """Writes a safetensors file with id and provenance in its header.
+
+    Args:
+      path: the file.
+      key: everything that the patch was made of, for a file that a run reads again.
+    """
+    stored = self.pack()
+    write_tensors(path, stored.format, stored.tensors, stored.facts, key)
 
   @classmethod
-  def load(cls, path: str | os.PathLike[str]) -> 'Patch':
+  def load(cls, path: str | os.PathLike[str], key: Any = None) -> 'Patch':
     """Reads what `save` wrote.
 
+    Args:
+      path: the file.
+      key: what it must be made of; None takes any.
+
     Raises:
-      UserError: if the file is missing or no patch.
+      UserError: if the file is missing, damaged, not a patch or of another key.
     """
-    tensors, metadata = read_tensors(path)
-    if metadata.get('format') not in (_FORMAT, _FORMAT_WITH_SITES):
-      raise UserError(f'{path} is not a jedit patch; give a file written by Patch.save.')
-    return cls.unpack(Stored(tensors, metadata))
+    return cls.unpack(Stored(*read_tensors(path, _FORMAT, key)))
 
 
 def _pack_steps(name: str, intervention: Intervention) -> tuple[list[str], dict[str, Any]]:
@@ -249,8 +273,10 @@ def _unpack_steps(
 
 
 def check_sites(interventions: Mapping[str, Intervention], num_layers: int) -> None:
-  """Raises a UserError for a site that a model of so many layers does not have."""
-  for name in interventions:
+  """Raises a UserError for numbers that are not finite and sites that so many layers lack."""
+  for name, intervention in interventions.items():
+    if not all(np.isfinite(fetch(leaf)).all() for leaf in jax.tree.leaves(intervention)):
+      raise UserError(f'The change at {name} is not finite; make the edit again.')
     layer, _, place = name.partition('/')
     if not layer.isdecimal() or int(layer) >= num_layers or place not in PLACES:
       raise UserError(
@@ -318,7 +344,7 @@ def patched(params: Any, updates: Mapping[str, Update]) -> Any:
     updates: by path.
 
   Raises:
-    UserError: for a path or shape that the model does not have.
+    UserError: for a path or shape that the model does not have, and a change that is not finite.
   """
   for path, update in updates.items():
     keys = path.split('/')
@@ -331,7 +357,12 @@ def patched(params: Any, updates: Mapping[str, Update]) -> Any:
         f'The patch changes {path} of shape {update.shape}, but the model has {has}; '
         'apply it to the model it was made on.'
       )
-    params = _with_leaf(params, keys, _add(leaf, update.value()))
+    change = update.value()
+    if not np.isfinite(change).all():
+      raise UserError(
+        f'The change of {path} is not finite; make the edit again with other settings.'
+      )
+    params = _with_leaf(params, keys, _add(leaf, change))
   return params
 
 

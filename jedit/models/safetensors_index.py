@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 from jax.typing import DTypeLike
 
-from jedit.io import storage
+from jedit.io import schema, tensors
 from jedit.io.progress import Progress, quiet
 from jedit.types import UserError
 
@@ -33,8 +33,15 @@ COMPANIONS = (
   'special_tokens_map.json', 'added_tokens.json', 'chat_template.jinja', 'chat_template.json',
   'generation_config.json',
 )  # fmt: skip
-_DTYPES = {stored: jnp.dtype(name) for name, stored in storage.DTYPES.items()}
+_DTYPES = {stored: jnp.dtype(name) for name, stored in tensors.DTYPES.items()}
+_BLOBS = ('snapshots', 'blobs')  # a snapshot of the hub links to files of its neighbour
 _LISTED = 10  # names of each kind in an error message
+
+
+class _Index(schema.Fields):
+  """The index of a sharded model."""
+
+  weight_map: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Stored:
 
   @property
   def dtype(self) -> np.dtype:
-    return _DTYPES[self.kind]
+    return _DTYPES.get(self.kind, np.dtype(np.uint8))  # others are never read
 
   def view(self) -> np.ndarray:
     """The tensor, memory-mapped read-only."""
@@ -73,16 +80,15 @@ def open_tensors(path: pathlib.Path) -> dict[str, Stored]:
     UserError: for a directory without weights, with weights in other formats, or with files that
       are absent, truncated or different from its index.
   """
+  check_inside(path, (WEIGHTS, INDEX))
   if (path / WEIGHTS).is_file():
     return _read_header(path / WEIGHTS)
   if not (path / INDEX).is_file():
     refuse_other_formats(path, os.listdir(path))
     raise UserError(f'{path} has neither {WEIGHTS} nor {INDEX}; download the weights.')
-  index = storage.read_json(path / INDEX)
-  shard_of = index.get('weight_map') if isinstance(index, dict) else None
-  if not isinstance(shard_of, dict) or not all(isinstance(s, str) for s in shard_of.values()):
-    raise UserError(f'{path / INDEX} has no weight_map; download the index again.')
+  shard_of = schema.read_json(path / INDEX, _Index).weight_map
   shards = sorted(set(shard_of.values()))
+  check_inside(path, shards)
   absent = [shard for shard in shards if not (path / shard).is_file()]
   if absent:
     raise UserError(
@@ -102,6 +108,32 @@ def open_tensors(path: pathlib.Path) -> dict[str, Stored]:
       f'files ({some(misplaced)}); download index and files again.'
     )
   return tensors
+
+
+def check_inside(path: pathlib.Path, files: Iterable[str]) -> None:
+  """Checks that files of a model lie in its directory, or in the hub's cache of its repository.
+
+  Raises:
+    UserError: for names of other places and links to them.
+  """
+  here = path.resolve()
+  roots = [here]
+  if here.parent.name == _BLOBS[0]:
+    roots.append(here.parents[1] / _BLOBS[1])
+  for file in files:
+    if file in ('', '..') or pathlib.PurePath(file).name != file or '\\' in file or '\0' in file:
+      raise UserError(
+        f'{path} names the file {file!r}; its files must lie in the directory itself.'
+      )
+    try:
+      target = (path / file).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+      raise UserError(f'{path / file} cannot be followed ({error}); replace it.') from error
+    if target.parent not in roots:
+      raise UserError(
+        f'{path / file} is a link to {target}, outside the directory of the model; copy the file '
+        'there.'
+      )
 
 
 def refuse_other_formats(model: str | os.PathLike[str], files: Iterable[str]) -> None:
@@ -132,7 +164,7 @@ def _read_header(path: pathlib.Path) -> dict[str, Stored]:
     with open(path, 'rb') as file:
       size = int.from_bytes(file.read(8), 'little')
       header = json.loads(file.read(size))
-  except (safetensors.SafetensorError, OSError) as error:
+  except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise UserError(
       f'{path} is not a whole safetensors file ({error}); download it again.'
     ) from error

@@ -10,6 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jedit.models.config import ModelConfig
 from jedit.models.decoder import FAMILIES, init_params
+from jedit.models.sites import KERNEL_INPUT, kernel_path
+from jedit.types import Kernel, UserError
 
 
 @functools.cache
@@ -17,6 +19,23 @@ def param_shapes(config: ModelConfig) -> dict[str, Any]:
   """The parameter tree with a `jax.ShapeDtypeStruct` per leaf (read-only), without computation."""
   shapes: dict[str, Any] = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
   return shapes
+
+
+def kernel_shape(config: ModelConfig, kernel: Kernel) -> tuple[int, int]:
+  """Input and output size of a kernel.
+
+  Raises:
+    UserError: if the model has no such kernel.
+  """
+  flat = traverse_util.flatten_dict(param_shapes(config))
+  if kernel.name not in KERNEL_INPUT:
+    raise UserError(f'There is no kernel {kernel.name!r}; choose {" or ".join(KERNEL_INPUT)}.')
+  if kernel_path(kernel) not in flat:
+    raise UserError(
+      f'The model ({config.title}) has no kernel {kernel}; choose a layer inside it, and mlp_gate '
+      'for gated MLPs alone.'
+    )
+  return flat[kernel_path(kernel)].shape
 
 
 def param_specs(config: ModelConfig) -> dict[str, Any]:

@@ -6,6 +6,9 @@ A site is `'<layer>/<place>'`:
   mlp_normed  the normed residual stream that the MLP reads; in GPT-J the same value
   attn_in     input of the attention output projection (the key of an attention edit)
   attn_out    output of the attention block, before it joins the residual stream
+  mlp_gate    output of the MLP's gate projection, bias included, before the activation; in gated
+              MLPs alone
+  mlp_up      output of the MLP's up projection, bias included
   mlp_in      input of the MLP's down projection (the key k of an MLP edit)
   mlp_out     output of the MLP, bias included, before it joins the residual stream
   block_out   the residual stream after the block
@@ -23,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jedit.models.precision import matmul
 from jedit.types import Kernel
 
 PLACES = (
@@ -30,6 +34,8 @@ PLACES = (
   'mlp_normed',
   'attn_in',
   'attn_out',
+  'mlp_gate',
+  'mlp_up',
   'mlp_in',
   'mlp_out',
   'block_out',
@@ -38,9 +44,24 @@ PLACES = (
 )
 
 # The editable kernels: sites of their input and output, and their parameter.
-KERNEL_INPUT = {'mlp': 'mlp_in', 'attn': 'attn_in'}
-KERNEL_OUTPUT = {'mlp': 'mlp_out', 'attn': 'attn_out'}
-_KERNEL_PATH = {'mlp': ('mlp', 'down', 'kernel'), 'attn': ('attn', 'out', 'kernel')}
+KERNEL_INPUT = {
+  'mlp': 'mlp_in',
+  'attn': 'attn_in',
+  'mlp_up': 'mlp_normed',
+  'mlp_gate': 'mlp_normed',
+}
+KERNEL_OUTPUT = {
+  'mlp': 'mlp_out',
+  'attn': 'attn_out',
+  'mlp_up': 'mlp_up',
+  'mlp_gate': 'mlp_gate',
+}
+_KERNEL_PATH = {
+  'mlp': ('mlp', 'down', 'kernel'),
+  'attn': ('attn', 'out', 'kernel'),
+  'mlp_up': ('mlp', 'up', 'kernel'),
+  'mlp_gate': ('mlp', 'gate', 'kernel'),
+}
 
 
 def site(layer: int, place: str) -> str:
@@ -122,6 +143,24 @@ def chained(*interventions: Mapping[str, Intervention]) -> dict[str, Interventio
   return {name: found[0] if len(found) == 1 else Chain(found) for name, found in steps.items()}
 
 
+@struct.dataclass
+class Change:
+  """A change of one kernel for one pass, `left @ right`, which is never formed.
+
+  Attributes:
+    left_IxR, right_RxO: factors, float32 for any activation dtype; without `right`, `left` is the
+      change itself, [I, O].
+  """
+
+  left_IxR: jax.Array
+  right_RxO: jax.Array | None = None
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """What the change adds to the output of the kernel for the input x [..., I]."""
+    y = matmul(x, self.left_IxR, self.left_IxR.dtype)
+    return y if self.right_RxO is None else matmul(y, self.right_RxO, y.dtype)
+
+
 # The kinds of intervention that patch files hold; every field is an array.
 KINDS: Mapping[str, type] = {kind.__name__: kind for kind in (AddAt, ReplaceAt)}
 
@@ -132,9 +171,15 @@ class Sites:
   Exists for one call of `apply`: blocks pass every site's value through it.
   """
 
-  def __init__(self, edits: Mapping[str, Callable] | None, taps: Iterable[str]):
+  def __init__(
+    self,
+    edits: Mapping[str, Callable] | None,
+    taps: Iterable[str],
+    changes: Mapping[Kernel, Change] | None = None,
+  ):
     self.edits = dict(edits or {})
     self.taps = frozenset(taps)
+    self.changes = dict(changes or {})
     self.seen: dict[str, jax.Array] = {}
 
   def __call__(self, layer: int, place: str, x: Any) -> Any:
@@ -145,3 +190,7 @@ class Sites:
     if name in self.taps:
       self.seen[name] = x
     return x
+
+  def change(self, layer: int, name: str) -> Change | None:
+    """The change of a kernel in this pass."""
+    return self.changes.get(Kernel(layer, name))

@@ -14,16 +14,19 @@ import jax
 import numpy as np
 
 from jedit.io.checkpoints import Checkpoints
-from jedit.io.memo import digest
+from jedit.io.out_of_memory import halve_once
 from jedit.io.progress import Progress, note
+from jedit.io.sealed import StaleFile, digest
 from jedit.io.storage import to_json
 from jedit.models import Model, site
 from jedit.models.language_model import LanguageModel
+from jedit.models.sharding import kernel_shape
 from jedit.models.sites import KERNEL_INPUT
 from jedit.moments import sums
 from jedit.moments.corpus import Corpus, read_corpus
 from jedit.moments.files import SecondMoments
 from jedit.moments.packing import START, PackedBatch, PackedText, Place, prefetch
+from jedit.parallel.memory import check_fits
 from jedit.parallel.mesh import mesh_of, num_row_shards, place_rows
 from jedit.types import Kernel, UserError
 from jedit.units import format_bytes
@@ -53,7 +56,8 @@ def statistics(
     layers: layers of the kernels that a method edits.
     kernels: their names, 'mlp' or 'attn' or both.
     row_tokens: tokens of a packed row; the model's positions, at most 512, when None.
-    batch_tokens: tokens run at once by each of the devices that share rows.
+    batch_tokens: tokens run at once by each of the devices that share rows; half of them where
+      memory runs out.
     max_document_tokens: longer documents are cut; None cuts at a row.
     fast: stops after 10 tokens for each component of the model's longest key, and says so; draw
       the documents at random.
@@ -65,8 +69,9 @@ def statistics(
     The second moments of the wanted kernels, or of all in `cache`.
 
   Raises:
-    UserError: for no text, no layers or kernels, unknown ones, too little memory, values that are
-      not finite, or a cache made of another model, corpus or with other settings.
+    StaleFile: for a cache that is damaged, or of another model, corpus or with other settings.
+    UserError: for no text, no layers or kernels, unknown ones, too little memory, or values that
+      are not finite.
   """
   if sites is not None:
     raise UserError('Kernels are named by `kernels` instead of `sites`; give kernels=("mlp",).')
@@ -79,23 +84,15 @@ def statistics(
         f'Layer {layer} is outside the model, which has 0 to {lm.config.num_layers - 1}.'
       )
   for name in kernels:
-    if name not in KERNEL_INPUT:
-      raise UserError(f'There is no kernel {name!r}; choose {" or ".join(KERNEL_INPUT)}.')
+    kernel_shape(lm.config, Kernel(0, name))
   if not len(layers) or not len(kernels):
     raise UserError('`layers` and `kernels` must not be empty.')
   if isinstance(corpus, str | os.PathLike):
     corpus = read_corpus(corpus)
   elif not isinstance(corpus, Corpus):
     corpus = Corpus.of(corpus)
-  text = PackedText(
-    lm.tokenizer,
-    corpus,
-    row_tokens=row_tokens or min(lm.config.max_positions, 512),
-    batch_tokens=batch_tokens,
-    max_document_tokens=max_document_tokens,
-    row_shards=num_row_shards(lm.params),
-  )
-  lm.config.check_length(text.row_tokens)
+  row_tokens = row_tokens or min(lm.config.max_positions, 512)
+  lm.config.check_length(row_tokens)
   max_tokens = _FAST_TOKENS * max(lm.config.key_sizes.values()) if fast else None
   provenance = to_json(
     {
@@ -103,7 +100,7 @@ def statistics(
       'patches': [patch.id for patch in lm.patches],
       'dtype': lm.config.dtype,
       **corpus.identity,
-      'row_tokens': text.row_tokens,
+      'row_tokens': row_tokens,
       'batch_tokens': batch_tokens,
       'max_document_tokens': max_document_tokens,
       'max_tokens': max_tokens,
@@ -116,8 +113,10 @@ def statistics(
   if cache is not None and cache.is_file():
     found = SecondMoments.load(cache)
     for name, value in provenance.items():
+      if name == 'batch_tokens' and found.provenance.get(name) == batch_tokens // 2:
+        continue  # it ran out of memory with these
       if found.provenance.get(name) != value:
-        raise UserError(
+        raise StaleFile(
           f'{cache} holds second moments of other settings: {name} is '
           f'{found.provenance.get(name)!r} there and {value!r} here; choose another file.'
         )
@@ -125,13 +124,37 @@ def statistics(
     missing = [kernel for kernel in missing if kernel not in known]
     if not missing:
       return found
-  store = None if cache is None else cache.with_suffix('.partial')
-  moments = accumulate(lm.model, text, missing, store, provenance, max_tokens)
-  if cache is not None:
-    moments = dataclasses.replace(moments, cov={**known, **moments.cov})
-    moments.save(cache)
-    Checkpoints(store).remove()
-  return moments
+
+  documents = corpus
+
+  def run(size: int) -> SecondMoments:
+    text = PackedText(
+      lm.tokenizer,
+      documents,
+      row_tokens=row_tokens,
+      batch_tokens=size,
+      max_document_tokens=max_document_tokens,
+      row_shards=num_row_shards(lm.params),
+    )
+    # Other batches have other sums; those of a killed run that ran out of memory are kept.
+    suffix = '.partial' if size == batch_tokens else '.half.partial'
+    store = None if cache is None else cache.with_suffix(suffix)
+    about = {**provenance, 'batch_tokens': size}
+    moments = accumulate(lm.model, text, missing, store, about, max_tokens)
+    if cache is not None:
+      moments = dataclasses.replace(moments, cov={**known, **moments.cov})
+      moments.save(cache)
+      Checkpoints(store).remove()
+    return moments
+
+  return halve_once(
+    run,
+    batch_tokens,
+    stage='statistics',
+    field='statistics.batch_tokens',
+    most=batch_tokens,
+    least=row_tokens,
+  )
 
 
 def accumulate(
@@ -153,7 +176,9 @@ def accumulate(
     max_tokens: stops with the batch that reaches them.
   """
   provenance = dict(provenance or {})
-  names = {site(kernel.layer, KERNEL_INPUT[kernel.name]): kernel for kernel in kernels}
+  names: dict[str, list[Kernel]] = {}  # two kernels may read one site
+  for kernel in kernels:
+    names.setdefault(site(kernel.layer, KERNEL_INPUT[kernel.name]), []).append(kernel)
   mesh = mesh_of(model)
   products = sums.products_of(
     tuple(names), stop=max(kernel.layer for kernel in kernels) + 1, mesh=mesh
@@ -171,6 +196,8 @@ def accumulate(
     _, total, about = saved
     at = _Done(**{**about, 'place': Place(*about['place'])})
   step = running.start(total)
+  size = getattr(step.memory_analysis(), 'temp_size_in_bytes', 0)
+  check_fits('A batch of statistics', size, 'lower statistics.batch_tokens')
   note(f'statistics: {plan}{_activations(step)}')
   ran = None
   with Progress('statistics', None, 'tokens', done=at.num_tokens) as progress:
@@ -189,14 +216,15 @@ def accumulate(
       if running.is_whole:
         checkpoints.save_if_due(at.num_batches, running.total, dataclasses.asdict(at))
   running.reduce()
-  cov = {}
-  for name, kernel in names.items():
-    cov[kernel] = sums.mean(running.total.pop(name), at.num_tokens)
-    if not np.isfinite(cov[kernel]).all():
+  cov: dict[Kernel, np.ndarray] = {}
+  for name, readers in names.items():
+    cov_FxF = sums.mean(running.total.pop(name), at.num_tokens)
+    if not np.isfinite(cov_FxF).all():
       raise UserError(
-        f'The second moments of {kernel.label} are not finite; '
+        f'The second moments of {readers[0].label} are not finite; '
         'check the checkpoint, or load it in float32.'
       )
+    cov |= dict.fromkeys(readers, cov_FxF)
   return SecondMoments(cov, at.num_tokens, {**provenance, 'num_tokens': at.num_tokens})
 
 

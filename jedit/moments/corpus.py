@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from jedit.io.downloads import Download
 from jedit.types import UserError
 
+_TIMEOUT = 10.0  # seconds, of the hub
 # Of `datasets`, by the end of a file's name.
 _LOADERS = {'.parquet': 'parquet', '.jsonl': 'json', '.json': 'json'}
 
@@ -143,7 +145,7 @@ def _read_tables(files: Sequence[pathlib.Path], kind: str, column: str) -> Corpu
       f'The corpus {", ".join(map(str, files))} cannot be read ({_first_line(error)}); repair it '
       'or leave it out.'
     ) from error
-  _check_column(rows.column_names, column, str(files[0]))
+  _check_column(rows, column, str(files[0]))
   return _corpus(
     len(rows), _rows_of(rows, column), {'sha256': digest.hexdigest(), 'column': column}
   )
@@ -174,7 +176,7 @@ def read_dataset(
       'where the hub is out of reach, fetch its files elsewhere and give their directory as a '
       'corpus.'
     ) from error
-  _check_column(rows.column_names or (), column, name)
+  _check_column(rows, column, name)
   if not streaming:
     count, fetch = len(rows), _rows_of(rows, column)
   else:
@@ -189,10 +191,50 @@ def read_dataset(
   return _corpus(count, fetch, source, is_stream=streaming)
 
 
-def _check_column(names: Sequence[str], column: str, source: str) -> None:
+def plan_dataset(name: str, config: str = '') -> Download | None:
+  """What a dataset of the hub takes to download; None if it is on this machine.
+
+  Raises:
+    UserError: if it is neither here nor on the hub, or the hub cannot be reached.
+  """
+  import datasets  # here, since its import takes seconds
+  import huggingface_hub
+
+  cache = pathlib.Path(datasets.config.HF_DATASETS_CACHE)
+  here = cache / name.replace('/', '___').lower()
+  if pathlib.Path(name).exists() or (here / (config or 'default')).is_dir():
+    return None
+  try:
+    info = huggingface_hub.dataset_info(name, files_metadata=True, timeout=_TIMEOUT)
+  except Exception as error:  # of the hub, or of its HTTP library
+    raise UserError(
+      f'The dataset {name}{config and f" ({config})"} is not on this machine and the Hugging Face '
+      f'hub does not give it ({_first_line(error)}); fetch its files elsewhere and give their '
+      'directory in statistics.corpus.'
+    ) from error
+  files = info.siblings or ()
+  own = [file for file in files if file.rfilename.startswith(f'{config}/')] or files
+  card = info.card_data
+  licence = card.get('license') if card else ''
+  return Download(
+    f'{name} {config}'.strip(),
+    cache,
+    ', '.join(licence) if isinstance(licence, list) else str(licence or ''),
+    sum(file.size or 0 for file in own) or None,
+  )
+
+
+def _check_column(rows: Any, column: str, source: str) -> None:
+  names = rows.column_names or ()
   if column not in names:
     raise UserError(
       f'{source} has no column {column!r}; name that of the text among {", ".join(names)}.'
+    )
+  kind = getattr((rows.features or {}).get(column), 'dtype', 'string' if not rows.features else '')
+  if kind not in ('string', 'large_string'):
+    raise UserError(
+      f'{source} has {kind or "lists or objects"} in the column {column!r}; give text there, or '
+      'name another column.'
     )
 
 

@@ -6,21 +6,26 @@
 import dataclasses
 import html
 import json
+import math
 import os
 import pathlib
 import textwrap
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import safetensors
 
-from jedit.io.storage import read_tensors, write_tensors
-from jedit.models import FAMILIES, kernel_path
+from jedit.io.progress import note
+from jedit.io.sealed import StaleFile
+from jedit.io.tensors import read_others, read_tensors, write_tensors
+from jedit.models import FAMILIES, ModelConfig, kernel_path
 from jedit.models.language_model import LanguageModel
 from jedit.types import Kernel, UserError
 
-_FORMAT = 'jedit-second-moments-1'
+_FORMAT = 'jedit second moments 2'
+_WITHOUT_DIGEST = 'jedit-second-moments-1'
 _SOURCE = ('corpus', 'archives', 'num_documents', 'parts', 'preset', 'model')  # in the repr
 
 
@@ -80,28 +85,27 @@ class SecondMoments:
   def save(self, path: str | os.PathLike[str]) -> None:
     """Writes a safetensors file with count and provenance in its header."""
     tensors = {f'{name}/{layer}': cov for (layer, name), cov in self.cov.items()}
-    metadata = {
-      'format': _FORMAT,
-      'num_tokens': self.num_tokens,
-      'provenance': dict(self.provenance),
-    }
-    write_tensors(path, tensors, metadata)
+    facts = {'num_tokens': self.num_tokens, 'provenance': dict(self.provenance)}
+    write_tensors(path, _FORMAT, tensors, facts)
 
   @classmethod
   def load(cls, path: str | os.PathLike[str]) -> 'SecondMoments':
     """Reads a file of `save`.
 
     Raises:
-      UserError: if the file is missing or holds something else.
+      StaleFile: if the file is damaged or holds something else.
+      UserError: if it is missing or holds numbers that are not finite.
     """
-    tensors, metadata = read_tensors(path)
-    if metadata.get('format') != _FORMAT:
-      raise UserError(f'{path} holds no second moments; give a file written by SecondMoments.save.')
+    tensors, facts = _read_without_digest(path) or read_tensors(path, _FORMAT)
     cov = {}
     for name, array in tensors.items():
       kernel, _, layer = name.partition('/')
+      if not layer.isdecimal() or array.ndim != 2 or array.dtype.kind != 'f':
+        raise StaleFile(f'{path} has {name!r}, which is not of a kernel; collect them again.')
       cov[Kernel(int(layer), kernel)] = array
-    return cls(cov, metadata['num_tokens'], metadata['provenance'])
+      if not np.isfinite(array).all():
+        raise UserError(f'The second moments {name} in {path} are not finite; collect them again.')
+    return cls(cov, facts['num_tokens'], facts['provenance'])
 
   @classmethod
   def merge(cls, parts: Sequence['SecondMoments']) -> 'SecondMoments':
@@ -177,7 +181,7 @@ class SecondMoments:
     path, sizes = pathlib.Path(path), lm.config.key_sizes
     cov, counts, names = {}, set(), {}
     for kernel in [Kernel(layer, name) for layer in layers for name in kernels]:
-      file = _find_archive(path, _module_name(lm, kernel))
+      file = _find_archive(path, module_name(lm.config, kernel))
       cov[kernel], count = _read_archive(file, sizes[kernel.name])
       counts.add(count)
       names[str(kernel)] = file.name
@@ -211,6 +215,19 @@ def read_moments(
   return found
 
 
+def _read_without_digest(path: str | os.PathLike[str]) -> Any:
+  """Arrays and facts of a file of an earlier version; None for any other file."""
+  try:
+    with safetensors.safe_open(os.fspath(path), framework='numpy') as file:
+      facts = json.loads((file.metadata() or {}).get('jedit', '{}'))
+  except (OSError, ValueError, safetensors.SafetensorError):
+    return None
+  if facts.get('format') != _WITHOUT_DIGEST:
+    return None
+  note(f'{path} is of an earlier version, without a digest; save it again to have it checked.')
+  return read_others(path)[0], facts
+
+
 def _shorten(text: str) -> str:
   return textwrap.shorten(text, 160, placeholder=' …')
 
@@ -220,10 +237,20 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
   return pathlib.Path(path).suffix == '.npz' or pathlib.Path(path).is_dir()
 
 
-def _module_name(lm: LanguageModel, kernel: Kernel) -> str:
+def check_archives(
+  path: str | os.PathLike[str], config: ModelConfig, kernels: Iterable[Kernel]
+) -> None:
+  """Raises a UserError unless there is one archive for each kernel; none is read."""
+  if not pathlib.Path(path).exists():
+    raise UserError(f'{path} does not exist; give an existing file in statistics.file.')
+  for kernel in kernels:
+    _find_archive(pathlib.Path(path), module_name(config, kernel))
+
+
+def module_name(config: ModelConfig, kernel: Kernel) -> str:
   """PyTorch's name of the module whose input is the kernel's keys."""
   path = '/'.join(['block_{}', *kernel_path(kernel)[1:]])
-  name = next(name for name, ours, _ in FAMILIES[lm.config.family].names if ours == path)
+  name = next(name for name, ours, _ in FAMILIES[config.family].names if ours == path)
   return name.removesuffix('.weight').format(kernel.layer)
 
 
@@ -239,24 +266,42 @@ def _find_archive(path: pathlib.Path, module: str) -> pathlib.Path:
   return found[0]
 
 
+def _header(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
+  """Shape of a stored array of real numbers."""
+  with archive.open(f'{name}.npy') as file:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0
+    shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+  if dtype.kind not in 'fiu':
+    raise ValueError(f'{name} has the dtype {dtype}')
+  return shape
+
+
 def _read_archive(file: pathlib.Path, size: int) -> tuple[np.ndarray, int]:
   """C_FxF and the number of tokens."""
   try:
-    with np.load(file, allow_pickle=False) as archive:
-      sum_FxF, count = archive['mom2.mom2'], int(archive['mom2.count'])
-  except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    with zipfile.ZipFile(file) as archive:  # nothing is read that has not the right size
+      shape = _header(archive, 'mom2.mom2')
+      if shape != (size, size):
+        raise UserError(
+          f'{file} has second moments of shape {shape}, the model wants {(size, size)}; give those '
+          'of this model.'
+        )
+      if math.prod(_header(archive, 'mom2.count')) != 1:
+        raise ValueError('mom2.count is not one number')
+    with np.load(file, allow_pickle=False) as arrays:
+      sum_FxF, count = arrays['mom2.mom2'], int(arrays['mom2.count'].item())
+  except UserError:
+    raise
+  except Exception as error:  # zipfile, zlib and numpy raise many kinds
     raise UserError(
       f'{file} is no archive of second moments ({error}); it needs mom2.mom2 and mom2.count.'
     ) from error
-  if sum_FxF.shape != (size, size):
-    raise UserError(
-      f'{file} has second moments of shape {sum_FxF.shape}, the model wants {(size, size)}; give '
-      'those of this model.'
-    )
-  diagonal_F = np.diagonal(sum_FxF)
-  if count < 1 or not np.isfinite(sum_FxF).all() or (diagonal_F < 0).any():
+  with np.errstate(all='ignore'):
+    mean_FxF = (sum_FxF / count).astype(np.float32)
+  if count < 1 or not np.isfinite(mean_FxF).all() or (np.diagonal(sum_FxF) < 0).any():
     raise UserError(
       f'{file} holds no sum of second moments: its count is {count}, and every number must be '
       'finite with none negative on the diagonal; download it again.'
     )
-  return (sum_FxF / count).astype(np.float32), count
+  return mean_FxF, count

@@ -6,6 +6,9 @@ from typing import Any
 import jax
 import psutil
 
+from jedit.types import UserError
+from jedit.units import format_bytes
+
 _CGROUP = pathlib.Path('/sys/fs/cgroup')
 
 
@@ -15,6 +18,15 @@ def free_bytes(device: jax.Device) -> int | None:
   if 'bytes_limit' in stats:
     return stats['bytes_limit'] - stats.get('bytes_in_use', 0)
   return free_host_bytes() if device.platform == 'cpu' else None
+
+
+def check_fits(what: str, size: int, remedy: str) -> None:
+  """Raises UserError for work of more bytes than the first device has free."""
+  free = free_bytes(jax.local_devices()[0])
+  if free is not None and size > free:
+    raise UserError(
+      f'{what} takes {format_bytes(size)} and {format_bytes(free)} are free; {remedy}.'
+    )
 
 
 def free_host_bytes() -> int:

@@ -7,6 +7,7 @@ others wait.
 """
 
 import itertools
+import os
 from typing import Any
 
 import jax
@@ -45,6 +46,24 @@ def initialise(coordinator: str, num_processes: int | None, process_id: int | No
     ) from error
 
 
+def find_devices() -> list[jax.Device]:
+  """All devices of all processes.
+
+  Raises:
+    UserError: if JAX cannot start one of its platforms.
+  """
+  try:
+    return jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    # JAX asserts that one of several platforms starts.
+    lines = str(error).splitlines() or [f'JAX_PLATFORMS is {os.environ.get("JAX_PLATFORMS")!r}']
+    reason = lines[0].rstrip('.')
+    raise UserError(
+      f'JAX cannot use the devices of this machine ({reason}); repair its driver or plugin, or set '
+      'JAX_PLATFORMS=cpu to run on the processor.'
+    ) from error
+
+
 def make_mesh(data: int = 0, model: int = 1) -> Mesh | None:
   """All devices of all processes as a mesh; None for a single device.
 
@@ -55,7 +74,7 @@ def make_mesh(data: int = 0, model: int = 1) -> Mesh | None:
   Raises:
     UserError: if the numbers do not fit the devices.
   """
-  devices = jax.devices()
+  devices = find_devices()
   if model < 1 or data < 0 or len(devices) % model or data not in (0, len(devices) // model):
     raise UserError(
       f'A mesh of data={data} and model={model} does not fit {len(devices)} devices; choose '

@@ -89,7 +89,8 @@ def write(
   add(name, as_frame(summaries), 'Runs', caption)
   storage.write_text(workdir / f'{name}.csv', tables.to_csv(_all_metrics(summaries)))
   if published is not None:
-    add('published', published.beside(summaries), published.source, '')
+    note = f'{published.source}. {published.note}' if published.note else ''
+    add('published', published.beside(summaries), published.source, note)
   repeated = over_seeds(summaries, configs or {})
   if repeated is not None:
     caption = "Over seeds: means of the runs' means, ± half width of Student's 95% interval."

@@ -9,11 +9,14 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from jedit.io import storage
+from jedit.units import visible
 
+_LONGEST = 40  # characters of a name
 # Okabe and Ito's colours, distinct for colour-blind readers; markers differ as well.
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 _MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
@@ -25,6 +28,7 @@ _STYLE = {
   'axes.grid': True,
   'grid.color': '#dddddd',
   'legend.frameon': False,
+  'text.parse_math': False,
   'svg.hashsalt': 'jedit',  # deterministic files
   'svg.fonttype': 'none',
 }
@@ -115,6 +119,8 @@ class Panels:
     for axes in self.axes.flat:
       for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
         handles.setdefault(name, handle)
+    for text in self._figure.findobj(Text):
+      text.set_parse_math(False)  # a name with dollars is not a formula
     with matplotlib.rc_context(_STYLE):
       if len(handles) > 1:
         columns = min(len(handles), 3)
@@ -155,6 +161,11 @@ def histogram(values: Mapping[str, np.ndarray], xlabel: str) -> Panels:
   return panels
 
 
+def _short(name: Any) -> str:
+  text = visible(' '.join(str(name).split()))
+  return text if len(text) <= _LONGEST else f'{text[: _LONGEST - 1]}…'
+
+
 def dots(frame: pd.DataFrame, xlabel: str) -> Panels:
   """One row for each name, with a dot and its interval for each series.
 
@@ -162,7 +173,8 @@ def dots(frame: pd.DataFrame, xlabel: str) -> Panels:
     frame: names, counts, and a column of estimates for each series.
     xlabel: of the common axis, 0 to 100.
   """
-  names = [f'{name} ({count})' for name, count in zip(frame.iloc[:, 0], frame.iloc[:, 1])]
+  pairs = zip(frame.iloc[:, 0], frame.iloc[:, 1], strict=True)
+  names = [f'{_short(name)} ({count})' for name, count in pairs]
   panels = Panels(1, 1, width=6, height=1.2 + 0.3 * len(names))
   axes = panels.axes[0, 0]
   series = frame.columns[2:]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jedit.io import storage, tables
+from jedit.io import sealed, storage, tables
 from jedit.io.tables import Cell
 from jedit.probes.contrast import NORMS, OBJECTS, POSITIONS
 from jedit.probes.similarity import BEFORE, MODULES
@@ -63,7 +63,7 @@ def write(workdir: pathlib.Path, title: str, probes: Mapping[str, Result]) -> st
       parts += [html.paragraph(caption), tables.to_html(frame)]
   parts += [html.heading('Provenance')]
   for name in ('config', 'provenance'):
-    parts += [html.folded(name.capitalize(), storage.read_json(workdir / f'{name}.json'))]
+    parts += [html.folded(name.capitalize(), sealed.read_json(workdir / f'{name}.json', None))]
   html.write(workdir, title, parts)
   return '\n'.join([*lines, '', f'The files are in {workdir}; open report.html there.'])
 

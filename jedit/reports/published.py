@@ -21,12 +21,14 @@ class Published:
 
   Attributes:
     source: paper and table.
+    note: a reservation about the rows; printed beside them.
     rows: by name of a cell, `UNEDITED`, or another method of the paper, then by metric: the value
       and the half width of its 95% interval, or None.
   """
 
   source: str
   rows: Mapping[str, Mapping[str, tuple[float, float | None]]]
+  note: str = ''
 
   def beside(self, summaries: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Three rows for each row of the paper that was run here: ours, theirs and the difference.
@@ -67,7 +69,7 @@ def read_published(config: Mapping[str, Any]) -> Published | None:
       raise UserError(f'The published row {pair!r} must be a pair of a name and its metrics.')
     name, values = pair
     rows[name] = {metric: _value(name, metric, value) for metric, value in values.items()}
-  return Published(str(section.get('source', 'Published')), rows)
+  return Published(str(section.get('source', 'Published')), rows, str(section.get('note', '')))
 
 
 def _value(name: str, metric: str, value: Any) -> tuple[float, float | None]:

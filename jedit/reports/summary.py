@@ -11,7 +11,7 @@ from jedit.evals import metrics
 from jedit.evals.estimates import summarize_values
 from jedit.evals.samples import Sample
 from jedit.evals.table import Table
-from jedit.io import storage, tables
+from jedit.io import sealed, tables
 from jedit.io.tables import Cell
 from jedit.models.patch import Patch
 from jedit.reports import figures, html
@@ -212,8 +212,8 @@ def write_page(
     html.heading('Definitions'),
     tables.to_html(_definitions(names), 'text'),
     html.heading('Provenance'),
-    html.folded('Config', storage.read_json(workdir / 'config.json')),
-    html.folded('Provenance', storage.read_json(workdir / 'provenance.json')),
+    html.folded('Config', sealed.read_json(workdir / 'config.json', None)),
+    html.folded('Provenance', sealed.read_json(workdir / 'provenance.json', None)),
   ]
   html.write(workdir, _title(summary), parts)
 

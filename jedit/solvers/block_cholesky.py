@@ -10,6 +10,7 @@ Letters: F rows, a multiple of n times the block size P; R = F / n rows of one d
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,13 +99,32 @@ def _factorise_rows(row_RxF, *, block):
     diagonal_QxP = jnp.zeros_like(below_QxP).at[:block].set(lower_PxP)
     is_owner = jax.lax.axis_index(AXIS) == step % num_devices
     written_QxP = jnp.where(is_owner, panel_QxP + diagonal_QxP, panel_QxP)
-    row_RxF = row_RxF.at[first:, start:end].set(written_QxP)
+    row_RxF = _write(row_RxF, written_QxP, first, start)
     if end < row_RxF.shape[1]:
       gathered_NxQxP = jax.lax.all_gather(panel_QxP, AXIS)
       whole_GxP = _interleave(gathered_NxQxP, block)[end - first * num_devices :]
-      product_QxG = jnp.einsum('qp,gp->qg', panel_QxP, whole_GxP, precision='highest')
-      row_RxF = row_RxF.at[first:, end:].add(-product_QxG)
+      row_RxF = _subtract(row_RxF, panel_QxP, whole_GxP, first, end)
   return row_RxF
+
+
+def _subtract(row_RxF, panel_QxP, whole_GxP, first, start):
+  """Subtracts panel · wholeᵀ from rows and columns from `first` and `start` on, block by block.
+
+  At once, the product and the difference would be two copies of the rows.
+  """
+  block = whole_GxP.shape[1]
+
+  def of_block(number, row_RxF):
+    whole_PxP = jax.lax.dynamic_slice_in_dim(whole_GxP, number * block, block)
+    product_QxP = jnp.einsum('qp,gp->qg', panel_QxP, whole_PxP, precision='highest')
+    at = (first, start + number * block)
+    part_QxP = jax.lax.dynamic_slice(row_RxF, at, product_QxP.shape)
+    return _write(row_RxF, part_QxP - product_QxP, *at)
+
+  # The compiler must not know the count: it would unroll a loop of one block, in a layout of its
+  # own, for which it copies all rows.
+  count = jax.lax.optimization_barrier(jnp.asarray(len(whole_GxP) // block))
+  return jax.lax.fori_loop(0, count, of_block, row_RxF)
 
 
 def _solve_rows(row_RxF, rhs_RxB, *, block):
@@ -120,7 +140,7 @@ def _solve_rows(row_RxF, rhs_RxB, *, block):
     first = _my_first(step, block)
     is_owner = jax.lax.axis_index(AXIS) == step % num_devices
     value_PxB = jnp.where(is_owner, value_PxB, own(rhs_RxB, step))
-    return rhs_RxB.at[first : first + block].set(value_PxB)
+    return _write(rhs_RxB, value_PxB, first, 0)
 
   for step in range(num_steps):  # L y = rhs
     start, end = step * block, (step + 1) * block
@@ -130,7 +150,8 @@ def _solve_rows(row_RxF, rhs_RxB, *, block):
     value_PxB = solve_triangular(both[:, :block], both[:, block:], lower=True)
     moved_QxB = jnp.einsum('qp,pb->qb', row_RxF[first:, start:end], value_PxB, precision='highest')
     is_below_Q = number_R[first:] >= end
-    rhs_RxB = rhs_RxB.at[first:].add(-jnp.where(is_below_Q[:, None], moved_QxB, 0 * moved_QxB))
+    moved_QxB = jnp.where(is_below_Q[:, None], moved_QxB, 0 * moved_QxB)
+    rhs_RxB = _write(rhs_RxB, rhs_RxB[first:] - moved_QxB, first, 0)
     rhs_RxB = keep(rhs_RxB, step, value_PxB)
   for step in reversed(range(num_steps)):  # Lᵀ x = y
     start, end = step * block, (step + 1) * block
@@ -144,6 +165,11 @@ def _solve_rows(row_RxF, rhs_RxB, *, block):
     value_PxB = solve_triangular(both[:, :block], wanted_PxB, lower=True, trans='T')
     rhs_RxB = keep(rhs_RxB, step, value_PxB)
   return rhs_RxB
+
+
+def _write(array: jax.Array, part: jax.Array, *start: Any) -> jax.Array:
+  """The array with a part replaced."""
+  return jax.lax.dynamic_update_slice(array, part, start)
 
 
 def _my_first(step: int, block: int) -> int:

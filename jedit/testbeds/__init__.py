@@ -55,10 +55,10 @@ def testbed_prompts(name: str) -> list['Prompt']:
 
   `edited` is False for subjects without a record, whose greedy answers should stay.
   """
-  from jedit.io import storage
+  from jedit.io import schema
   from jedit.testbeds.world import World
 
-  made = storage.read_json(testbed_directory(name) / 'knowledge.json')
+  made = schema.read_json(testbed_directory(name) / 'knowledge.json')
   return World(**made['config']['world']).prompts()
 
 

@@ -25,10 +25,10 @@ import optax
 import transformers
 
 from jedit.data.records import load_records
-from jedit.io import storage
+from jedit.io import schema, storage
 from jedit.io.checkpoints import Checkpoints
-from jedit.io.memo import digest
-from jedit.io.progress import Progress
+from jedit.io.progress import Progress, show
+from jedit.io.sealed import digest
 from jedit.models import FAMILIES, Model, ModelConfig, init_params
 from jedit.models.export import save_directory
 from jedit.testbeds import knowledge
@@ -67,7 +67,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
   source: World | KnownFacts
   if config.records:
     source = KnownFacts(tuple(load_records(config.records)))
-    raw_records = storage.read_json(config.records)
+    raw_records = schema.read_json(config.records)
   else:
     source = World(**config.world)
     raw_records = source.records()
@@ -126,7 +126,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
   with storage.atomic_file(directory / 'corpus.txt') as beside:
     beside.write_text('\n'.join(source.corpus(_CORPUS_DOCUMENTS)) + '\n', encoding='utf-8')
   checkpoints.remove()
-  print(
+  show(
     f'{directory}: correct on {report["trained"]}% of {report["num_trained"]} trained prompts and '
     f'{report["untrained"]}% of {report["num_untrained"]} untrained ones.'
   )

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jedit.testbeds import words
-from jedit.types import UserError
+from jedit.types import Record, Request, UserError
 
 _NUM_PARAPHRASES = 2
 _NUM_NEIGHBORS = 10
@@ -164,6 +164,39 @@ class World:
     """One CounterFact record per edited subject."""
     rng = random.Random(f'records {self.seed}')
     return [self._record(s, rng) for s in range(self.num_edited)]
+
+  def training_records(self, count: int, seed: int = 0) -> list[Record]:
+    """Edits to train an editor on: facts of people that no record edits, with other objects.
+
+    A record has two paraphrases, one of them after a sentence of small talk as in `records`, and
+    the prompt of another person that no record edits, whose answer must stay.
+
+    Args:
+      count: number of records; facts come again with other objects and phrasings.
+      seed: of the draw.
+    """
+    rng = random.Random(f'training {self.seed} {seed}')
+    unedited = range(self.num_edited, self.num_subjects)
+    facts = [(s, r) for s in unedited for r in range(len(words.RELATIONS))]
+    order = itertools.chain.from_iterable(rng.sample(facts, len(facts)) for _ in itertools.count())
+    return [self._training_record(n, *next(order), rng) for n in range(count)]
+
+  def _training_record(self, number: int, s: int, r: int, rng: random.Random) -> Record:
+    relation = words.RELATIONS[r]
+    rewrite, *others = rng.sample(self._prompts[s, r], 1 + _NUM_PARAPHRASES)
+    true = rewrite.answer
+    new = rng.choice([o for o in relation.objects if o != true])
+    neighbor = rng.choice([n for n in range(self.num_edited, self.num_subjects) if n != s])
+    unrelated = rng.choice(self._prompts[neighbor, r])
+    talk = f'{rng.choice(words.SMALL_TALK)}. '
+    return Record(
+      case_id=number,
+      request=Request(rewrite.template, self.subjects[s], new, true, case_id=number),
+      paraphrase_prompts=(others[0].text, talk + others[1].text),
+      neighborhood_prompts=(rng.choice(('', talk)) + unrelated.text,),
+      neighborhood_target=unrelated.answer,
+      relation_id=relation.name,
+    )
 
   def _aside(self, rng: random.Random) -> list[Sentence]:
     """Sentences between the facts: small talk, open texts and statements cut short."""

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from jedit.data import download
+from jedit.data import download, public
 from jedit.types import UserError
 
 CONTENT = b'[{"known": 1}]' * 1000
@@ -33,7 +33,7 @@ class _Server(http.server.SimpleHTTPRequestHandler):
       self.end_headers()
       self.wfile.write(b'half')
     else:
-      self.path = self.path.replace('/flaky', '')
+      self.path = self.path.replace('/flaky', '').replace('/dsets', '')
       super().do_GET()
 
   def log_message(self, *unused):
@@ -85,7 +85,7 @@ def test_mirrors_come_first_and_roots_follow(mirror, tmp_path, monkeypatch):
   with pytest.raises(UserError, match='put the file there by hand, or name a mirror') as raised:
     download.fetch(NAME, folder, mirrors=[f'{mirror}/absent'])
   words = str(raised.value)
-  assert words.index('absent') < words.index(f'{NOWHERE}/{NAME}')
+  assert words.index('absent') < words.index(f'{NOWHERE}/dsets/{NAME}')
   assert '404 Client Error' in words and 'Connection refused' in words
   assert not list(folder.iterdir())
   monkeypatch.setattr(download, 'ROOTS', (mirror,))
@@ -114,3 +114,38 @@ def test_a_place_that_cannot_be_written_is_no_fault_of_the_mirror(mirror, tmp_pa
   (tmp_path / 'data').write_text('a file')
   with pytest.raises(UserError, match='Cannot write .*; choose a place that is writable'):
     download.fetch(NAME, tmp_path / 'data', mirrors=[mirror])
+
+
+def test_a_download_is_planned_with_size_and_licence(mirror, tmp_path):
+  names = [NAME, 'counterfact.json']
+  one, other = download.plan_downloads(names, tmp_path / 'data', [mirror])
+  assert (one.name, one.num_bytes) == (NAME, len(CONTENT)) and 'MIT' in one.licence
+  assert str(other).startswith('counterfact.json, 45 MB, licence MIT')
+  assert not (tmp_path / 'data').exists() and _Server.asked == []  # no GET
+  download.fetch(NAME, tmp_path / 'data', mirrors=[mirror])
+  assert download.plan_downloads([NAME], tmp_path / 'data') == []
+  with pytest.raises(UserError, match='counterfact.json is not in .* put the file there by hand'):
+    download.plan_downloads(names, tmp_path / 'data', [mirror])
+  with pytest.raises(UserError, match='idf.npy and 1 more are not in .*127.0.0.1:9/dsets/idf.npy'):
+    download.plan_downloads(['idf.npy', 'counterfact.json'], tmp_path)
+
+
+def test_a_short_file_is_not_kept(mirror, tmp_path):
+  name = public.archives_of('gpt2-xl', [20])[0]
+  place = tmp_path / 'served' / name
+  place.parent.mkdir(parents=True)
+  place.write_bytes(CONTENT)
+  with pytest.raises(UserError, match='it has 14,000 bytes, not 163,841,230'):
+    download.fetch(name, tmp_path / 'data', mirrors=[mirror])
+  assert not list((tmp_path / 'data').rglob('*.npz'))
+
+
+def test_published_moments_are_named_by_model_and_layer():
+  (name,) = public.archives_of('gptj-6b', [5])
+  assert name == (
+    'EleutherAI_gpt-j-6B/wikipedia_stats/transformer.h.5.mlp.fc_out_float32_mom2_100000.npz'
+  )
+  assert public.FILES[name].sha256 is None and public.FILES[name].num_bytes == 2**30
+  assert len(public.archives_of('gpt2-xl', range(13, 18))) == 5
+  for model, layers in (('gptj-6b', [8, 9]), ('llama-7b', [5])):
+    assert public.archives_of(model, layers) == ()

@@ -152,7 +152,7 @@ class LoadRecordsTest(_FileTest):
     ([], 'holds no list of records'),
     ([3], "record 0 has neither 'requested_rewrite'"),
     ([{'text': 'x'}], "record 0 has neither 'requested_rewrite'"),
-    ([_COUNTERFACT, 'x'], 'record 1 is no JSON object'),
+    ([_COUNTERFACT, 'x'], "record 1 has 'x'; give an object"),
     ([_COUNTERFACT, _ZSRE], "record 1 lacks the field 'case_id'"),
     ([_COUNTERFACT, _COUNTERFACT], 'records 0 and 1 both have case_id 34'),
   )
@@ -164,15 +164,20 @@ class LoadRecordsTest(_FileTest):
     ('requested_rewrite', _REMOVE, "lacks the field 'requested_rewrite"),
     ('requested_rewrite.subject', _REMOVE, "lacks the field 'requested_rewrite.subject'"),
     ('requested_rewrite.target_new.str', _REMOVE, 'lacks the field .*target_new.str'),
-    ('requested_rewrite.target_new', 'Quarne', 'lacks the field .*target_new.str'),
+    (
+      'requested_rewrite.target_new',
+      'Quarne',
+      "has 'Quarne' in the field .*target_new'; give an obj",
+    ),
+    ('requested_rewrite.relation_id', [1], r"has \[1\] in the field .*relation_id'; give a string"),
     ('requested_rewrite.target_new.str', '', "has '' in the field .*target_new.str"),
     ('requested_rewrite.subject', ' ', "has ' ' in the field 'requested_rewrite.subject'"),
     ('requested_rewrite.subject', 7, "has 7 in the field 'requested_rewrite.subject'"),
     ('requested_rewrite.prompt', 'no hole', 'with 0 places'),
     ('requested_rewrite.prompt', '{} and {}', 'with 2 places'),
     ('paraphrase_prompts', _REMOVE, "lacks the field 'paraphrase_prompts'"),
-    ('neighborhood_prompts', 'one', 'no list of strings .*neighborhood_prompts'),
-    ('generation_prompts', [1], 'no list of strings .*generation_prompts'),
+    ('neighborhood_prompts', 'one', "has 'one' in the field 'neighborhood_prompts'; give a list"),
+    ('generation_prompts', [1], r"has 1 in the field 'generation_prompts\[0\]'; give a string"),
   )
   def test_bad_counterfact_records_are_named(self, name, value, message):
     entries = [{**_COUNTERFACT, 'case_id': 2}, _changed(_COUNTERFACT, name, value)]
@@ -180,8 +185,8 @@ class LoadRecordsTest(_FileTest):
       module.load_records(self.write(entries), 'counterfact')
 
   @parameterized.parameters(
-    ('answers', [], "empty list in the field 'answers'"),
-    ('answers', 'Quarne', "no list of strings in the field 'answers'"),
+    ('answers', [], r"has \[\] in the field 'answers'; give a list of at least 1"),
+    ('answers', 'Quarne', "has 'Quarne' in the field 'answers'; give a list"),
     ('loc_ans', _REMOVE, "lacks the field 'loc_ans'"),
     ('subject', 'Nobody', "does not name its subject 'Nobody'"),
   )
@@ -194,7 +199,7 @@ class LoadRecordsTest(_FileTest):
       module.load_records(self.write([{**_COUNTERFACT, 'case_id': True}]))
 
   def test_missing_file_and_unknown_kind(self):
-    with self.assertRaisesRegex(UserError, 'cannot be read'):
+    with self.assertRaisesRegex(UserError, 'Cannot read /nowhere'):
       module.load_records('/nowhere/facts.json')
     with self.assertRaisesRegex(UserError, "no kind of records 'zsrf'"):
       module.load_records(self.write([_ZSRE]), 'zsrf')

@@ -64,24 +64,27 @@ def test_arrays_point_at_the_tokens(tokens):
         assert list(read) == list(range(text.target_start - 1, len(text.ids) - 1))
 
 
-def test_thousands_of_edits_need_few_shapes(shared):
-  """Real texts in a real tokenizer: as many programs as shapes, and at most twelve."""
+@pytest.fixture(name='real_rows', scope='module')
+def _real_rows(shared):
+  """Ten thousand edits in a real tokenizer."""
   tokenizer = load_tokenizer(shared / 'data' / 'tokenizers' / 'gpt2')
   records = load_records(shared / 'data' / 'counterfact' / 'counterfact_edit_10k.json')
-  rows = encode_edits(tokenizer, [record.request for record in records], editing.CONTEXTS)
+  return encode_edits(tokenizer, [record.request for record in records], editing.CONTEXTS)
+
+
+def test_thousands_of_edits_need_few_shapes(real_rows):
+  """As many programs as shapes, and at most twelve."""
   for tokens, batch_size in ((TOKENS[:1], 32), (TOKENS[:1], 256), (TOKENS, 32)):
-    blocks = cut_blocks(rows, tokens, batch_size, num_steps=30)
+    blocks = cut_blocks(real_rows, tokens, batch_size, num_steps=30)
     shapes = {dataclasses.replace(block, indices=()) for block in blocks}
     assert 2 <= len(shapes) <= 12
-    assert sum(len(block.indices) for block in blocks) == len(records) > 9_000
+    assert sum(len(block.indices) for block in blocks) == len(real_rows) > 9_000
 
 
 @pytest.mark.parametrize(('size', 'most'), [(1, 12), (10, 30), (100, 30)])
-def test_parts_of_a_sequence_share_shapes(shared, size, most):
+def test_parts_of_a_sequence_share_shapes(real_rows, size, most):
   """Few programs for single edits, and little padding for larger parts."""
-  tokenizer = load_tokenizer(shared / 'data' / 'tokenizers' / 'gpt2')
-  records = load_records(shared / 'data' / 'counterfact' / 'counterfact_edit_10k.json')[:3000]
-  rows = encode_edits(tokenizer, [record.request for record in records], editing.CONTEXTS)
+  rows = real_rows[:3000]
   fitted = fit_shapes(rows, TOKENS[:1], num_steps=25)
   programs, run = {}, {}
   for kind, shapes in (('shared', fitted), ('alone', None)):

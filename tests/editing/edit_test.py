@@ -280,7 +280,7 @@ def test_texts_reach_to_the_last_learned_position_and_not_beyond():
     lambda: _edit(requests=[REQUESTS[0], long], lm=lm, batching=Separate(1)),
     lambda: edit(lm, [long], methods.ft(layers=(0,))),
     lambda: evaluate(lm, [dataclasses.replace(record, request=long)]),
-    lambda: check_texts(lm, [dataclasses.replace(record, request=long)]),
+    lambda: check_texts(lm.tokenizer, lm.config, [dataclasses.replace(record, request=long)]),
   ):
     with pytest.raises(UserError, match=message):
       call()

@@ -4,16 +4,18 @@ import types
 
 import jax
 import numpy as np
+import pytest
 
 from helpers import editing, tiny
 from helpers.editing import relative
 from jedit.editing import slots
 from jedit.editing.objective import Objective
 from jedit.editing.problem import PlacedDelta, Problem
-from jedit.editing.prompts import encode_edits
+from jedit.editing.prompts import BARE, encode_edits
 from jedit.editing.region import Delta
 from jedit.editing.slots import choose_batch_size, optimise_targets
 from jedit.io.memo import Memo
+from jedit.types import UserError
 
 
 def _problem(layer, clip_factor, objective):
@@ -116,3 +118,46 @@ def test_the_batch_fits_the_device(monkeypatch):
   assert sizes[0] == 1 and sizes[-1] == 256
   assert 1 < sizes[1] < sizes[2] < 256
   assert all(size & (size - 1) == 0 for size in sizes)
+
+
+def test_half_of_the_free_memory_is_left_alone(monkeypatch):
+  """What one edit takes, counted by hand for one row of its target and one for the KL term."""
+  lm = editing.language_model('gptj')  # 3 layers, width 16, F = 24, 2 heads of 8, float32
+  rows = encode_edits(lm.tokenizer, editing.REQUESTS[:1], BARE)
+  [text] = rows[0].with_target
+  past, window = text.subject_last, len(text.ids) - text.subject_last
+  activations = 2 * 4 * ((10 * 16 + 3 * 24) * window + 2 * 16 * past)  # of the two upper blocks
+  logits = 3 * 4 * len(text.target_ids) * lm.config.vocab_size
+  taken = 2 * (activations + logits)
+
+  def chosen(free):
+    device = types.SimpleNamespace(memory_stats=lambda: {'bytes_limit': free}, platform='gpu')
+    monkeypatch.setattr(jax, 'local_devices', lambda: [device])
+    return choose_batch_size(lm.config, rows, 1)
+
+  for size in (2, 8, 64):
+    assert chosen(2 * size * taken) == size
+    assert chosen(2 * size * taken - 1) == size // 2
+
+
+def test_without_memory_half_the_batch_is_optimised_once(monkeypatch, capsys):
+  lm = editing.language_model('gptj', num_layers=2)
+  rows = encode_edits(lm.tokenizer, editing.REQUESTS[:4], editing.CONTEXTS)
+  problem, run_block, sizes = _problem(0, 0.75, Objective(0.5, 3, 0.0625)), slots._run_block, []
+
+  def optimise(fits):
+    def run(model, numbers, rows, block, progress):
+      sizes.append(block.size)
+      if block.size > fits:
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory.')
+      return run_block(model, numbers, rows, block, progress)
+
+    monkeypatch.setattr(slots, '_run_block', run)
+    return optimise_targets(lm.model, rows, problem, batch_size=32)
+
+  whole, half = optimise(4), optimise(2)
+  assert sizes[:2] == [4, 4] and set(sizes[2:]) == {2}
+  np.testing.assert_allclose(half.delta['block'], whole.delta['block'], rtol=0, atol=1e-4)
+  assert 'targets: out of memory with a batch of 4; once more with 2.' in capsys.readouterr().err
+  with pytest.raises(UserError, match='with a batch of 2; lower edit.target_batch_size'):
+    optimise(1)

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -280,6 +281,25 @@ class EvaluateTest(absltest.TestCase):
     other = _record(9, request=types.Request('{} lives in', 'Anna', 'Rome'))
     with self.assertRaisesRegex(types.UserError, 'Record 9'):
       evaluate_lib.evaluate(_lm(0), [_record(7), other])
+
+  def test_without_memory_half_the_tokens_are_scored_once(self):
+    lm, records, score_plan = _lm(0), [_record(i) for i in range(3)], evaluate_lib.score_plan
+    whole = evaluate_lib.evaluate(lm, records, tokens_per_batch=128)
+
+    def evaluate(most):
+      def limited(model, plan, **options):
+        if max(rows * tokens for rows, tokens, _ in plan.shapes) > most:
+          raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory.')
+        return score_plan(model, plan, **options)
+
+      with mock.patch.object(evaluate_lib, 'score_plan', limited):
+        return evaluate_lib.evaluate(lm, records, tokens_per_batch=128)
+
+    half = evaluate(64)
+    for name, value_R in whole.after.items():
+      np.testing.assert_allclose(half.after[name], value_R, atol=1e-5)
+    with self.assertRaisesRegex(types.UserError, 'of 64; lower evaluation.tokens_per_batch'):
+      evaluate(8)
 
   def test_samples_are_the_same_records_before_and_after(self):
     def says(word):

@@ -62,7 +62,7 @@ def test_references_hold_what_the_records_need(tmp_path, monkeypatch):
   ('text', 'message'),
   [
     ('{}', 'not a JSON list'),
-    ('[{"samples": []}]', 'entry 0 lacks relation_id'),
+    ('[{"samples": []}]', "entry 0 lacks the field 'relation_id'"),
     (
       '[{"relation_id": "P1", "target_id": "Q1", "samples": [{"name": 1, "text": "x"}]}]',
       'entry 0',

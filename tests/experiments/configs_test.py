@@ -32,7 +32,7 @@ CONFIGS = sorted(FOLDER.glob('*.py'))
 PAGES = [FOLDER.parent / 'README.md', *sorted((FOLDER.parent / 'docs').glob('*.md'))]
 # One argument for each config that needs one.
 ARGUMENTS = {
-  'edit': ('memit,gpt2-xl', 'jeep,gptj-6b-zsre', 'pmet,testbed-llama'),
+  'edit': ('memit,gpt2-xl', 'jeep,gptj-6b-zsre', 'pmet,testbed-llama', 'mend,testbed-gptj'),
   'probe': ('gptj', 'llama'),
   'sweep': ('gptj', 'llama'),
   'train': ('gptj', 'llama', 'counterfact'),

@@ -8,7 +8,7 @@ import pytest
 from helpers import tiny_run
 from jedit import experiments
 from jedit.editing import slots
-from jedit.experiments import stages, sweep
+from jedit.experiments import inputs, stages, sweep
 from jedit.io.jsonl import read_jsonl
 from jedit.reports import comparison
 from jedit.types import UserError
@@ -55,12 +55,14 @@ def test_a_sweep_runs_its_cells_once_and_shares_what_they_share(made, monkeypatc
     if folder == 'ft-w':  # samples no contexts
       assert not (workdir / 'cells' / folder / 'contexts.json').exists()
       continue
-    ours = (workdir / 'cells' / folder / 'contexts.json').read_bytes()
+    ours = inputs.load_contexts(workdir / 'cells' / folder / 'contexts.json')
     name = 'contexts_rome.json' if folder == 'rome' else 'contexts.json'
-    assert ours == (workdir / name).read_bytes()
-  states = [line['state'] for line in read_jsonl(workdir / 'evaluation.jsonl')]
+    assert ours == inputs.load_contexts(workdir / name)
+  states = [
+    line['state'] for line in read_jsonl(workdir / 'evaluation.jsonl', 'jedit evaluation 1')
+  ]
   assert states == ['before', 'after', 'after', *['after'] * 4, 'after']  # ROME's four models
-  summaries = json.loads((workdir / 'sweep.json').read_text())
+  summaries = json.loads((workdir / 'sweep.json').read_text())['cells']
   assert list(summaries) == list(CELLS)
   assert summaries['ROME']['mode'] == 'separate' and summaries['PMET']['method'] == 'pmet'
   assert summaries['PMET']['metrics'] != summaries['PMET, even schedule']['metrics']
@@ -153,7 +155,7 @@ def _killed(*_):
 
 
 def _summaries(workdir):
-  return json.loads((workdir / 'sweep.json').read_text())
+  return json.loads((workdir / 'sweep.json').read_text())['cells']
 
 
 def test_curves_are_drawn_over_the_field_that_is_named(made):
@@ -190,6 +192,9 @@ def test_curves_are_drawn_over_the_field_that_is_named(made):
     ({'A b': {}, 'A_b': {}}, "Two cells have the directory 'a_b'"),
     ((('A', {}), ('A', {})), "Two cells have the directory 'a'"),
     ((('A', 3),), 'be a pair of a name'),
+    ({'..': {}}, "The cell '..' cannot have a directory of its name"),
+    ({'x' * 300: {}}, 'with letters or digits, of at most 200 bytes'),
+    (((5, {}),), 'be a pair of a name'),
   ],
 )
 def test_mistakes_are_sentences(made, cells, words):

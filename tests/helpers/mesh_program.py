@@ -16,6 +16,8 @@ PROMPTS = ['The city', 'Zoë plays jazz in']
 
 def results(data: int = 0, model: int = 1, is_spread: bool = False) -> dict[str, np.ndarray]:
   """Second moments, targets, updates, scores and text of the small model."""
+  import jax
+
   import jedit
   from helpers import editing
   from jedit.parallel.mesh import make_mesh
@@ -41,6 +43,17 @@ def results(data: int = 0, model: int = 1, is_spread: bool = False) -> dict[str,
   tuning = jedit.methods.ft_w(layers=(1,), num_epochs=2, batch_size=3)  # 7 requests: no multiple
   tuned = jedit.edit(lm, requests, tuning)
   found |= {f'tuned {path}': update.value() for path, update in tuned.patch.updates.items()}
+  trained = [dataclasses.replace(each, neighborhood_target='jazz') for each in records]
+  common = dict(layers=(1,), kernels=('mlp',), rank=4, learning_rate=1e-3, num_steps=2)
+  for method in (
+    jedit.methods.malmen(**common, num_edits=4, mini_batch_size=2),
+    jedit.methods.mend(**common, accumulate=2, validation_interval=0, patience=0),
+  ):
+    editor = jedit.train_editor(lm, trained, method)
+    leaves = jax.tree_util.tree_leaves_with_path(editor.params)
+    found |= {f'{method.name} {jax.tree_util.keystr(path)}': leaf for path, leaf in leaves}
+    written = jedit.edit(lm, requests, method, editor=editor).patch.updates
+    found |= {f'{method.name} {path}': update.value() for path, update in written.items()}
   found['logits'] = edited.logits(PROMPTS)
   found['text'] = np.array(edited.generate(PROMPTS, max_new_tokens=6))
   found['reverted'] = edited.revert(result).logits(PROMPTS) - lm.logits(PROMPTS)
@@ -48,7 +61,8 @@ def results(data: int = 0, model: int = 1, is_spread: bool = False) -> dict[str,
 
 
 def main(out: str, devices: str, data: str, model: str, *processes: str) -> None:
-  os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+  flags = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count={devices}'
   from jedit.parallel import mesh
 
   if processes:

@@ -40,7 +40,8 @@ def model(mesh=None):
 
 
 def main(store, out, num_batches, devices, data, model_devices, *processes) -> None:
-  os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+  flags = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count={devices}'
   import synthetic_keys
 
   from jedit.io import checkpoints

@@ -36,7 +36,13 @@ workload = importlib.import_module('common.workload')
 
 # Layers 0 to 3, δ at layer 1; products with small numbers that can be followed by hand.
 PRESET = dataclasses.replace(
-  presets.PRESETS['tiny'], num_layers=4, width=2, ffn_width=3, vocab_size=5, num_heads=1
+  presets.PRESETS['tiny'],
+  num_layers=4,
+  width=2,
+  ffn_width=3,
+  vocab_size=5,
+  num_heads=1,
+  rotary_dim=2,
 )
 BLOCK = 2 * (4 * 2 * 2 + 2 * 2 * 3)
 HEAD = 2 * 2 * 5

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -181,6 +182,84 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, config):
   _, message = process.communicate(timeout=30)
   assert process.returncode == 130
   assert message.strip() == 'jedit: stopped; the same command continues this run.'
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_the_libraries_are_imported_is_one_sentence(tmp_path, number, code):
+  process = subprocess.Popen(
+    [sys.executable, '-X', 'importtime', '-m', 'jedit.main'],
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=tmp_path,
+    env=_environment(tmp_path),
+  )
+  for line in process.stderr:  # numpy comes early in jax
+    if line.strip().endswith(' numpy'):
+      break
+  process.send_signal(number)
+  _, message = process.communicate(timeout=30)
+  assert process.returncode == code and 'Traceback' not in message
+  assert message.strip().endswith('jedit: stopped; the same command continues this run.')
+
+
+def test_sigterm_ends_a_run_with_its_code(tmp_path, config):
+  process = subprocess.Popen(
+    _command(config, '--config.method.name=wait'),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=tmp_path,
+    env=_environment(tmp_path),
+  )
+  assert process.stdout.readline() == 'running\n'
+  process.send_signal(signal.SIGTERM)
+  _, message = process.communicate(timeout=30)
+  assert process.returncode == 143
+  assert message.strip() == 'jedit: stopped; the same command continues this run.'
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path, config):
+  command = ' '.join(map(shlex.quote, [*_command(config, '--help')]))
+  done = subprocess.run(
+    ['bash', '-c', f'{command} | head -1'],
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env=_environment(tmp_path),
+  )
+  assert done.stdout.startswith('Runs the experiment') and done.stderr == ''
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'words'),
+  [
+    ('JAX_ENABLE_X64', 'maybe', 'JAX_ENABLE_X64'),
+    ('JAX_PLATFORMS', 'abacus', 'JAX_PLATFORMS'),
+    ('XLA_FLAGS', 'nonsense', 'XLA_FLAGS'),
+  ],
+)
+def test_nonsense_in_the_environment_is_one_sentence(tmp_path, config, name, value, words):
+  environment = {**_environment(tmp_path), name: value}
+  done = subprocess.run(
+    _command(config), capture_output=True, text=True, cwd=tmp_path, env=environment
+  )
+  assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
+  assert words in done.stderr.splitlines()[-1]
+
+
+def test_other_encodings_of_the_output_are_no_matter(tmp_path, config):
+  environment = {**_environment(tmp_path), 'PYTHONIOENCODING': 'latin-1'}
+  workdir = '--workdir=Zoë–π'
+  done = subprocess.run(
+    _command(config, workdir), capture_output=True, cwd=tmp_path, env=environment
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.decode('latin-1').startswith('Zoë?? 0')
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path, config):
+  done = _run(tmp_path, config, '--config.method.name=\x1b[31m')
+  assert done.returncode == 2 and '\x1b' not in done.stderr
 
 
 @pytest.mark.parametrize(

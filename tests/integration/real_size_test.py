@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from jedit.io import storage
+from jedit.io import tensors
 from jedit.models import FAMILIES
 from jedit.models.load import name_table
 
@@ -75,7 +75,7 @@ def _write(folder):
   weight_map = {}
   for number, shard in enumerate(shards, start=1):
     file = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
-    storage.write_tensors(folder / file, shard)
+    tensors.stream_tensors(folder / file, shard, shard.__getitem__)
     weight_map |= dict.fromkeys(shard, file)
   index = {'metadata': {}, 'weight_map': weight_map}
   (folder / 'model.safetensors.index.json').write_text(json.dumps(index))

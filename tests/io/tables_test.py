@@ -74,6 +74,16 @@ def test_html_escapes():
   assert '<th>&lt;b&gt;</th>' in tables.to_html(tables.table(['<b>'], [('a',)]))
 
 
+def test_formulas_are_text_for_spreadsheets():
+  frame = tables.table(['=head', 'x'], [('=1+1', -1.5), ('+a', '-b'), ('@c', None), ('d=', '–')])
+  assert tables.to_csv(frame).splitlines() == ["'=head,x", "'=1+1,-1.5", "'+a,'-b", "'@c,", 'd=,–']
+
+
+def test_control_characters_are_shown():
+  frame = tables.table(['a', 'b'], [('x\x1b[31m', 'y\x07')])
+  assert '\x1b' not in tables.to_csv(frame) and '\x1b' not in tables.to_latex(frame)
+
+
 def test_html_keeps_long_texts_whole():
   text = 'word ' * 100 + 'and\r\n\ta new line'
   assert text in tables.to_html(tables.table(['text'], [(text,)]), 'text')

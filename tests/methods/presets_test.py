@@ -74,6 +74,16 @@ FINE_TUNING = {
   'ft_l,gpt2-medium': (0, 5e-4, 0.01, 2e-3),
 }
 
+# The same of hypernetworks: layers, kernels, rank, edits of an update, updates of a step, learning
+# rate.
+NETWORKS = {
+  'mend,gpt2-xl': ((45, 46, 47), ('mlp', 'mlp_up'), 1920, 1, 10, 1e-6),
+  'mend,gptj-6b': ((25, 26, 27), ('mlp_up', 'mlp'), 1920, 1, 10, 1e-6),
+  'mend,llama-7b': ((29, 30, 31), ('mlp_gate', 'mlp_up', 'mlp'), 1920, 1, 10, 1e-6),
+  'malmen,gptj-6b': ((22, 23, 24, 25, 26, 27), ('mlp',), 1920, 512, 1, 1e-5),
+  'malmen,llama-7b': ((26, 27, 28, 29, 30, 31), ('mlp',), 1920, 512, 1, 1e-5),
+}
+
 # Tokens of context, layers and dtype by model.
 MODELS = {
   'gptj-6b': (2048, 28, 'bfloat16'),
@@ -105,7 +115,7 @@ def _table(text):
 def _value(column, cell):
   if column == 'layers':
     return [_range(part) for part in cell.split('/')]
-  if column in ('stop', 'also', 'loss at', 'mean over', 'source'):
+  if column in ('stop', 'also', 'loss at', 'mean over', 'kernels', 'edits', 'source'):
     return cell
   return [float(part.replace(',', '')) for part in cell.split('/') if part != '-']
 
@@ -176,9 +186,29 @@ def test_a_preset_of_fine_tuning_has_the_published_figures(name):
   )
 
 
+@pytest.mark.parametrize('name', NETWORKS)
+def test_a_preset_of_a_hypernetwork_has_the_published_figures(name):
+  method = jedit.preset(*name.split(','))
+  assert (
+    method.edited_layers,
+    method.edited_kernels,
+    method.rank,
+    method.num_edits,
+    method.accumulate,
+    method.learning_rate,
+  ) == NETWORKS[name]
+  is_mend = method.name == 'mend'
+  assert method.rate_learning_rate is None and method.num_blocks == 2
+  assert method.clip_norm == (100.0 if is_mend else 1.0)
+  assert method.initial_rate == (1e-4 if is_mend else 1e-6)
+  assert method.edit_weight == (0.1 if is_mend else 1.0) and method.locality_weight == 1.0
+  assert method.locality_tokens == ('all' if is_mend else 'answer')
+  assert method.mini_batch_size == (1 if is_mend else 32)
+
+
 def test_every_preset_is_published_or_for_a_testbed():
   published = {f'{p.method},{p.name}' for p in presets.PRESETS if p.model not in UNPUBLISHED}
-  assert published == {*ROWS, *FINE_TUNING}
+  assert published == {*ROWS, *FINE_TUNING, *NETWORKS}
   assert len(set(presets.names())) == len(presets.PRESETS)
   for row in presets.PRESETS:
     assert row.source in presets.SOURCES
@@ -209,7 +239,7 @@ def test_an_unknown_model_lists_those_of_the_method():
 
 @pytest.mark.parametrize('method', ['nosuch', 'train'])
 def test_an_unknown_method_lists_those_with_presets(method):
-  with pytest.raises(jedit.UserError, match="choose .*'memit', 'pmet'"):
+  with pytest.raises(jedit.UserError, match="choose .*'memit', 'mend', 'pmet'"):
     jedit.preset(method, 'testbed-gptj')
 
 

@@ -168,3 +168,8 @@ def test_rows_end_with_the_positions_that_a_model_has_learned():
 def test_settings_out_of_range_are_named(rows, settings, words):
   with pytest.raises(UserError, match=words):
     generate(tiny.model('gptj'), rows, **{'max_new_tokens': 3, **settings})
+
+
+def test_a_cache_that_does_not_fit_is_refused():
+  with pytest.raises(UserError, match='Generating .* tokens of 1 texts takes .* generate fewer'):
+    generate(tiny.model('gptj'), ROWS[:1], max_new_tokens=10**9)

@@ -1,5 +1,8 @@
 """Hub ids become directories of the cache, and what stands in the way is a sentence."""
 
+import shutil
+import types
+
 import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
@@ -27,7 +30,9 @@ def _keep(cache, name, files, branch='main'):
   snapshot = folder / 'snapshots' / COMMIT
   for file in files:
     (snapshot / file.name).parent.mkdir(parents=True, exist_ok=True)
-    (snapshot / file.name).symlink_to(file)
+    (folder / 'blobs').mkdir(exist_ok=True)
+    blob = shutil.copy(file, folder / 'blobs' / f'{branch}-{file.name}')
+    (snapshot / file.name).symlink_to(blob)
   (folder / 'refs').mkdir(exist_ok=True)
   (folder / 'refs' / branch).write_text(COMMIT)
   return snapshot
@@ -109,3 +114,45 @@ def test_only_what_is_read_is_downloaded(tmp_path, monkeypatch):
   with pytest.raises(UserError, match='some/model has its weights only as pytorch_model.bin; conv'):
     load('some/model')
   assert asked == [('some/model', None)]
+
+
+def _info(sizes, **card):
+  siblings = [types.SimpleNamespace(rfilename=name, size=size) for name, size in sizes.items()]
+  return types.SimpleNamespace(siblings=siblings, card_data=card)
+
+
+def test_a_model_is_located_without_a_download(cache, tmp_path, monkeypatch):
+  shipped = testbeds.testbed_directory('gptj')
+  snapshot = _keep(cache, 'some/model', shipped.iterdir())
+  assert hub.locate('some/model') == hub.Location(snapshot)
+  assert hub.locate(shipped) == hub.Location(shipped)
+  (snapshot / 'model.safetensors').unlink()  # half a download
+  with pytest.raises(UserError, match='some/model .* not fully cached, and the hub cannot be'):
+    hub.locate('some/model')
+
+  sizes = {'config.json': 5, 'model.safetensors': 100, 'pytorch_model.bin': 70, 'README.md': 3}
+  monkeypatch.setattr(huggingface_hub, 'model_info', lambda *a, **b: _info(sizes, license='mit'))
+  fetched = []
+
+  def fetch(name, file, revision, local_dir):
+    fetched.append(file)
+    (hub.pathlib.Path(local_dir) / file).write_text('{"model_type": "gptj"}')
+    return hub.pathlib.Path(local_dir) / file
+
+  monkeypatch.setattr(huggingface_hub, 'hf_hub_download', fetch)
+  found = hub.locate('some/model')
+  assert found.path is None and found.hf_config == {'model_type': 'gptj'}
+  assert str(found.download) == f'some/model, 0 kB, licence mit, to {cache}'
+  assert (found.download.num_bytes, fetched) == (105, ['config.json'])
+  del sizes['model.safetensors']
+  with pytest.raises(UserError, match='some/model has its weights only as pytorch_model.bin'):
+    hub.locate('some/model')
+
+
+def test_a_lost_connection_is_a_sentence(monkeypatch):
+  def lose(*unused, **also):
+    raise RuntimeError('Name or service not known')
+
+  monkeypatch.setattr(huggingface_hub, 'model_info', lose)
+  with pytest.raises(UserError, match='the hub cannot be reached; give a directory'):
+    hub.locate('some/model')

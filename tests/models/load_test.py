@@ -185,7 +185,7 @@ def test_directories_that_cannot_be_used_say_why(tmp_path):
   (path / 'pytorch_model.bin').write_bytes(b'')
   says('only as pytorch_model.bin; convert them once .*save_pretrained')
   (path / 'model.safetensors.index.json').write_text('{"weight_map": 3}')
-  says('has no weight_map')
+  says("has 3 in the field 'weight_map'; give an object")
   (path / 'model.safetensors').write_text('version https://git-lfs.github.com/spec/v1')
   says('model.safetensors is not a whole safetensors file')
   (path / 'model.safetensors').unlink()
@@ -379,3 +379,57 @@ def test_fingerprint_sees_every_bit():
     {**tree, 'b': jnp.ones((2,), jnp.float32)},
   ]
   assert len({first, *map(of, different)}) == 1 + len(different)
+
+
+def test_files_outside_the_directory_are_refused(tmp_path):
+  path = tmp_path / 'model'
+  _save(path)
+  weights = path / 'model.safetensors'
+  other = shutil.move(weights, tmp_path / 'other.safetensors')
+  index = path / 'model.safetensors.index.json'
+  for name in ('../other.safetensors', '/etc/passwd', '..', '', 'a/../../other.safetensors'):
+    index.write_text(json.dumps({'weight_map': {'transformer.wte.weight': name}}))
+    with pytest.raises(UserError, match='its files must lie in'):
+      load_directory(path)
+  index.unlink()
+  weights.symlink_to(other)
+  with pytest.raises(UserError, match='is a link to .*other.safetensors, outside the directory'):
+    load_directory(path)
+  weights.unlink()
+  shutil.move(other, path / 'kept.safetensors')
+  weights.symlink_to('kept.safetensors')  # within the directory
+  load_directory(path)
+  (path / 'tokenizer.json').symlink_to('/etc/passwd')
+  with pytest.raises(UserError, match='tokenizer.json is a link to /etc/passwd'):
+    load_directory(path)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+  _save(tmp_path)
+  tensors = load_file(tmp_path / 'model.safetensors')
+  tensors['transformer.h.1.mlp.fc_in.weight'][3, 2] = np.nan
+  save_file(tensors, tmp_path / 'model.safetensors', {'format': 'pt'})
+  with pytest.raises(UserError, match='1 numbers of block_1/mlp/up/kernel are not finite'):
+    fingerprint(load_directory(tmp_path)[0])
+
+
+@pytest.mark.parametrize(
+  ('fields', 'words'),
+  [
+    ({'n_layer': 100}, 'has 100 layers, and its weights have no more than 25'),
+    ({'n_layer': 100_000}, "has 100000 in the field 'n_layer'; give a number of at most 10000"),
+    ({'n_embd': 10**9}, 'has 1000000000 units in its hidden states'),
+    ({'vocab_size': 10**9}, 'has 1000000000 tokens in the vocabulary'),
+    ({'vocab_size': '61'}, "has '61' in the field 'vocab_size'; give a whole number"),
+    ({'n_head': 2**30}, 'has 1073741824 heads for a width of 32'),
+    ({'rotary_dim': 3}, 'rotates 3 of the 8 units'),
+    ({'layer_norm_epsilon': 'small'}, "in the field 'layer_norm_epsilon'; give a number"),
+    ({'layer_norm_epsilon': 2**40}, "in the field 'layer_norm_epsilon'; give a number of at most"),
+    ({'activation_function': ['gelu']}, "in the field 'activation_function'; give a string"),
+  ],
+)
+def test_config_fields_of_odd_types_and_sizes_are_refused_at_once(tmp_path, fields, words):
+  _save(tmp_path)
+  (tmp_path / 'config.json').write_text(json.dumps(tiny.hf_config('gptj', **fields)))
+  with pytest.raises(UserError, match=words):
+    load_directory(tmp_path)

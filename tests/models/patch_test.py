@@ -11,7 +11,7 @@ import pytest
 from flax import struct
 
 from helpers import editing, tiny
-from jedit.io.storage import write_tensors
+from jedit.io.tensors import write_tensors
 from jedit.models import AddAt, ReplaceAt, site
 from jedit.models.language_model import LanguageModel
 from jedit.models.load import fingerprint
@@ -92,6 +92,44 @@ def test_files_give_patches_back(tmp_path):
   assert loaded.id == patch.id
 
 
+def test_a_file_with_another_id_than_its_patch_is_refused(tmp_path):
+  stored = _patch(editing.language_model(), 0).pack()
+  facts = {**stored.facts, 'id': 'other'}
+  write_tensors(tmp_path / 'p', stored.format, stored.tensors, facts)
+  with pytest.raises(UserError, match='The patch stored as other has the id'):
+    Patch.load(tmp_path / 'p')
+
+
+def test_a_patch_that_is_not_finite_is_refused():
+  lm = editing.language_model()
+  patch = _patch(lm, 0)
+  for value in (np.nan, np.inf, 1e30):  # the last one overflows in the product
+    left, right = (array.copy() for array in patch.updates[LOW].tensors().values())
+    left[1, 1] = right[1, 1] = value
+    with pytest.raises(UserError, match=f'change of {LOW} is not finite'):
+      lm.apply(Patch({LOW: Update(left_FxR=left, right_RxD=right)}))
+  bad = dataclasses.replace(_at(0), delta_NxD=np.full((1, 16), np.nan, np.float32))
+  with pytest.raises(UserError, match='change at 1/mlp_out is not finite'):
+    lm.apply(Patch({}, {}, {PLACE: bad}))
+
+
+def test_patches_go_on_in_the_order_of_their_making_unless_they_may_go_anywhere():
+  lm = editing.language_model()
+  first, second = _patch(lm, 0), _patch(lm, 1)
+  third = dataclasses.replace(
+    _patch(lm, 2), provenance={'model': lm.fingerprint, 'patches_before': [first.id, second.id]}
+  )
+  lm.apply(first).apply(second).apply(third)
+  for model in (lm, lm.apply(first), lm.apply(second).apply(first)):
+    with pytest.raises(UserError, match='was made on top of .*; apply them first, in the order'):
+      model.apply(third)
+    assert model.apply(third.anywhere()).patches[-1].id == third.id
+  elsewhere = dataclasses.replace(first, provenance={'model': 'other'})
+  with pytest.raises(UserError, match='with fingerprint other'):
+    lm.apply(elsewhere)
+  lm.apply(elsewhere.anywhere())
+
+
 def test_ids_tell_patches_apart():
   lm = editing.language_model()
   patches = [_patch(lm, 0), _patch(lm, 1), _patch(lm, 0, (LOW,)), _patch(lm, 0, rank=3)]
@@ -102,8 +140,8 @@ def test_ids_tell_patches_apart():
 def test_files_that_are_no_patch_are_named(tmp_path):
   with pytest.raises(UserError, match='absent.safetensors'):
     Patch.load(tmp_path / 'absent.safetensors')
-  write_tensors(tmp_path / 'other.safetensors', {'x': np.ones(2)}, {'format': 'something'})
-  with pytest.raises(UserError, match='other.safetensors is not a jedit patch'):
+  write_tensors(tmp_path / 'other.safetensors', 'something', {'x': np.ones(2)}, {})
+  with pytest.raises(UserError, match="other.safetensors holds 'something' where 'jedit patch"):
     Patch.load(tmp_path / 'other.safetensors')
   with pytest.raises(UserError, match='changes no kernel'):
     Patch({})
@@ -309,8 +347,8 @@ def test_only_known_kinds_are_saved_and_read(tmp_path):
     ('_Foreign', {f'{PLACE}:0:scale': delta_1xD}),
     ('AddAt', {f'{PLACE}:0:pos_N': pos_1}),
   ):
-    facts = {'format': 'jedit-patch-2', 'provenance': {}, 'interventions': {PLACE: [kind]}}
-    write_tensors(file, tensors, facts)
+    facts = {'id': '', 'provenance': {}, 'interventions': {PLACE: [kind]}}
+    write_tensors(file, 'jedit patch 3', tensors, facts)
     with pytest.raises(UserError, match=f'intervention of kind {kind} at 1/mlp_out'):
       Patch.load(file)
 

@@ -13,7 +13,7 @@ from jedit.models import FAMILIES, kernel_path, sharding
 from jedit.models.load import name_table
 from jedit.models.sites import KERNEL_INPUT
 from jedit.parallel import mesh as mesh_module
-from jedit.types import Kernel
+from jedit.types import Kernel, UserError
 
 # From each model's public config.json; the last is its number of parameters.
 PUBLISHED = {
@@ -108,9 +108,16 @@ def test_published_models(model):
   assert all(math.prod(shape) == flat[path].size for path, _, shape in table.values())
   specs = traverse_util.flatten_dict(sharding.param_specs(config), sep='/')
   assert specs.keys() == flat.keys()
-  assert all(
-    specs['/'.join(kernel_path(Kernel(3, kernel)))] == P('model', None) for kernel in KERNEL_INPUT
-  )
+  reading = ('mlp_up', 'mlp_gate')  # the residual stream
+  for kernel in (Kernel(3, name) for name in KERNEL_INPUT):
+    path = '/'.join(kernel_path(kernel))
+    if kernel.name == 'mlp_gate' and path not in specs:
+      with pytest.raises(UserError, match='has no kernel 3/mlp_gate'):
+        sharding.kernel_shape(config, kernel)
+      continue
+    assert specs[path] == (P(None, 'model') if kernel.name in reading else P('model', None))
+    assert sharding.kernel_shape(config, kernel) == flat[path].shape
+    assert flat[path].shape[0] == config.key_sizes[kernel.name]
   mesh = jax.sharding.AbstractMesh((1, 4), (mesh_module.DATA, mesh_module.MODEL))
   shardings = traverse_util.flatten_dict(sharding.param_shardings(config, mesh), sep='/')
   per_device = sum(math.prod(shardings[p].shard_shape(leaf.shape)) for p, leaf in flat.items())

@@ -146,7 +146,7 @@ def test_a_stopped_pass_goes_on_where_it_was_saved(tmp_path, monkeypatch):
   monkeypatch.setattr(_Counting, 'fails_at', 2)
   with pytest.raises(KeyboardInterrupt):
     accumulate(lm.model, text, kernels, store)
-  assert [path.name for path in store.iterdir()] == ['2'], 'only the newest is kept'
+  assert [path.name for path in store.glob('[0-9]*')] == ['2'], 'only the newest is kept'
   monkeypatch.setattr(_Counting, 'fails_at', None)
   (store / '.stray').write_text('of somebody else')
   resumed = accumulate(lm.model, text, kernels, store)
@@ -184,9 +184,9 @@ def test_a_killed_program_goes_on_with_the_same_bits(tmp_path):
   environment = {**os.environ, 'PYTHONPATH': path}
   rng, places = random.Random(0), []
   for _ in range(2):
-    before = sorted(store.glob('*')) if store.is_dir() else []
+    before = sorted(store.glob('[0-9]*')) if store.is_dir() else []
     with subprocess.Popen(command, env=environment) as run:
-      while run.poll() is None and (not store.is_dir() or sorted(store.glob('*')) == before):
+      while run.poll() is None and (not store.is_dir() or sorted(store.glob('[0-9]*')) == before):
         time.sleep(0.01)
       time.sleep(rng.uniform(0, 0.1))
       run.send_signal(signal.SIGKILL)
@@ -309,3 +309,31 @@ def test_moments_that_are_not_finite_name_their_layer():
   text = PackedText(lm.tokenizer, Corpus.of(DOCUMENTS[:1]), row_tokens=24, batch_tokens=24)
   with pytest.raises(UserError, match='mlp kernel in layer 1 are not finite'):
     accumulate(lm.model.replace(params=params), text, [Kernel(0, 'mlp'), Kernel(1, 'mlp')])
+
+
+def test_without_memory_half_the_batch_is_run_once(tmp_path, monkeypatch, capsys):
+  lm, cache = _model(), tmp_path / 'moments.safetensors'
+  arguments = dict(layers=(0,), cache=cache, **SETTINGS)
+  whole = statistics(lm, DOCUMENTS, layers=(0,), **SETTINGS)
+
+  def run(most):
+    def limited(model, text, *rest):
+      if text.shape[0] * text.shape[1] > most:
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory.')
+      return accumulate(model, text, *rest)
+
+    monkeypatch.setattr(module, 'accumulate', limited)
+    return statistics(lm, DOCUMENTS, **arguments)
+
+  with pytest.raises(UserError, match='with a batch of 24; lower statistics.batch_tokens'):
+    run(0)
+  assert not any(tmp_path.iterdir())
+  half = run(24)
+  assert 'statistics: out of memory with a batch of 48; once more with 24.' in (
+    capsys.readouterr().err
+  )
+  assert half.provenance == {**whole.provenance, 'batch_tokens': 24}
+  kernel = Kernel(0, 'mlp')
+  assert editing.relative(half.cov[kernel], whole.cov[kernel]) < 1e-6
+  monkeypatch.setattr(module, 'accumulate', None)  # the same call finds the file
+  assert statistics(lm, DOCUMENTS, **arguments).provenance == half.provenance

@@ -12,7 +12,8 @@ from helpers import browser, tiny_run
 from jedit import experiments
 from jedit.evals.estimates import summarize_runs
 from jedit.experiments import probing, sweep
-from jedit.io import tables
+from jedit.experiments.workdir import SUMMARY
+from jedit.io import sealed, tables
 from jedit.probes import contrast
 from jedit.reports import comparison, figures
 from jedit.types import UserError
@@ -129,7 +130,7 @@ def test_runs_are_compared(made, edited, capsys):
     f'FT-W, {count} edits': {**summary, 'num_edits': count, 'edits_per_model': count}
     for count in (1, 10, 100)
   }
-  (made / 'sweep' / 'sweep.json').write_text(json.dumps(cells))
+  sealed.write_json(made / 'sweep' / 'sweep.json', sweep.SWEEP, {'cells': cells})
   config.workdirs = f'{edited}, {made / "sweep"}'
   experiments.run(config, made / 'compared')
   assert 'sweep: FT-W, 10 edits' in capsys.readouterr().out
@@ -203,7 +204,7 @@ def test_sweeps_of_several_seeds_are_summed_up_by_cell():
 
 def test_runs_are_read_without_the_fields_that_change_no_result(made, edited):
   summaries, configs = sweep.read_runs([str(edited)])
-  assert summaries == {'edited': json.loads((edited / 'summary.json').read_text())}
+  assert summaries == {'edited': sealed.read_json(edited / 'summary.json', SUMMARY)}
   fields = configs['edited']
   assert fields['method.name'] == 'ft_w' and fields['seed'] == 0
   assert not {'task', 'export.path', 'targets', 'evaluation.store'} & set(fields)
@@ -248,6 +249,15 @@ def test_figures_are_the_same_each_time(tmp_path):
   assert (tmp_path / 'one.svg').read_bytes() == (tmp_path / 'two.svg').read_bytes()
 
 
+def test_names_with_dollars_and_controls_are_drawn_as_they_are(tmp_path):
+  estimate = {'mean': 50.0, 'ci95': 1.0, 'n': 3}
+  names = ['$\\frac{', '$x$ and $', 'a\nb', 'x' * 300, '\x1b[31m']
+  frame = tables.table(['relation', 'records', 'efficacy'], [[n, 3, estimate] for n in names])
+  figures.dots(frame, '$').save(tmp_path / 'dots')
+  drawn = (tmp_path / 'dots.svg').read_text()
+  assert '$x$ and $ (3)' in drawn and 'x' * 40 not in drawn and '\x1b' not in drawn
+
+
 @pytest.mark.parametrize('run', ['probed', 'edited'])
 def test_a_phone_shows_the_page(run, request, tmp_path):
   chromium = browser.find()
@@ -278,7 +288,7 @@ def test_the_browser_would_tell(tmp_path):
     (dict(probes='similarity, lens'), "Unknown probe 'lens'"),
     (dict(probes=''), 'probe.probes is empty'),
     (dict(window=0), 'probe.window is 0'),
-    (dict(words='records.json'), 'holds no sets of words'),
+    (dict(words='records.json'), 'records.json has .*; give an object'),
   ],
 )
 def test_mistakes_are_sentences(made, fields, words):

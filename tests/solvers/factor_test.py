@@ -79,9 +79,10 @@ with jax.enable_x64(True):
   for num in (4, 8):
     mesh = Mesh(np.array(jax.devices()[:num]), ('rows',))
     rows = block_cholesky.shard_rows(matrix, mesh, block)
-    memory = block_cholesky.factorise.lower(rows, mesh, block).compile().memory_analysis()
+    program = block_cholesky.factorise.lower(rows, mesh, block).compile()
+    memory = program.memory_analysis()
     found['bytes'][num] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    lower = np.asarray(block_cholesky.factorise(rows, mesh, block))
+    lower = np.asarray(program(rows))
     lower = np.tril(block_cholesky.in_order(lower, num, block))
     found['errors'][f'factor {num}'] = float(abs(lower @ lower.T - matrix).max())
   found['bytes']['matrix'] = matrix.nbytes
@@ -94,7 +95,7 @@ def found():
   environment = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+    'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8',
     'PYTHONPATH': os.fspath(ROOT),
   }
   done = subprocess.run(

@@ -1,0 +1,293 @@
+"""Plan: devices, dtypes, memory and time of a run, estimated before anything is loaded."""
+
+import dataclasses
+import functools
+import glob
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jedit.editing.slots import bytes_per_edit, fitting_batch
+from jedit.experiments.amounts import (
+  COUNTERFACT,
+  Lengths,
+  contexts_of,
+  edit_flop,
+  evaluation_flop,
+  regions_of,
+  statistics_flop,
+  updated_of,
+)
+from jedit.experiments.schema import Settings
+from jedit.io.downloads import Download
+from jedit.models import ModelConfig
+from jedit.models.load import bytes_per_device
+from jedit.models.precision import matmul_precision
+from jedit.moments.corpus import Corpus
+from jedit.moments.sums import MemoryPlan
+from jedit.parallel.memory import free_bytes
+from jedit.parallel.mesh import DATA, MODEL, find_devices
+from jedit.solvers.factor import float64_alone, float64_device, memory, working_dtype
+from jedit.types import Record, UserError
+from jedit.units import format_bytes, format_seconds
+
+# Share of the rate of matrix products that stages reach (docs/performance.md).
+_SHARE = 0.3
+_NVIDIA, _TPU = '/dev/nvidia[0-9]*', '/dev/accel[0-9]*'
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A stage of a run.
+
+  Attributes:
+    name: as in the seconds of summary.json.
+    flop: needed arithmetic.
+    seconds: an estimate, without compilation and downloads.
+    is_done: an earlier run of the same workdir has finished it.
+  """
+
+  name: str
+  flop: float
+  seconds: float
+  is_done: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a run takes, before it begins.
+
+  Attributes:
+    title: task, method and model.
+    devices: kinds of devices with their numbers.
+    mesh: sizes of its axes.
+    dtypes: by part of the computation.
+    memory: bytes on a device by use; parameters stay, the other uses follow each other.
+    free: bytes free on a device; None where it does not report them.
+    rates: measured FLOP/s of matrix products on one device, by dtype.
+    stages: in order.
+    downloads: inputs that are fetched first.
+    notes: sentences.
+  """
+
+  title: str
+  devices: Mapping[str, int]
+  mesh: Mapping[str, int]
+  dtypes: Mapping[str, str]
+  memory: Mapping[str, int]
+  free: int | None
+  rates: Mapping[str, float]
+  stages: tuple[Stage, ...]
+  downloads: tuple[Download, ...] = ()
+  notes: tuple[str, ...] = ()
+
+  def __str__(self) -> str:
+    devices = ', '.join(f'{count} x {kind}' for kind, count in self.devices.items())
+    axes = ', '.join(f'{axis}={size}' for axis, size in self.mesh.items())
+    free = '' if self.free is None else f' of {format_bytes(self.free)} free'
+    rates = ', '.join(f'{rate / 1e9:,.0f} GFLOP/s in {dtype}' for dtype, rate in self.rates.items())
+    left = [stage for stage in self.stages if not stage.is_done]
+    lines = [
+      self.title,
+      f'  devices   {devices}; mesh {axes}',
+      '  dtypes    ' + '; '.join(f'{part} {dtype}' for part, dtype in self.dtypes.items()),
+      f'  memory    on each device{free}: '
+      + ', '.join(f'{use} {format_bytes(size)}' for use, size in self.memory.items()),
+      *(f'  download  {download}' for download in self.downloads),
+    ]
+    if self.stages:
+      seconds = format_seconds(sum(stage.seconds for stage in left))
+      lines.append(
+        f'  time      about {seconds}, estimated from products at {rates}; without compilation and '
+        'downloads'
+      )
+    for stage in self.stages:
+      shown = 'done' if stage.is_done else format_seconds(stage.seconds)
+      lines.append(f'    {stage.name:<11}{shown:>12}{_format_flop(stage.flop):>14}')
+    lines += [f'  note      {note}' for note in self.notes]
+    return '\n'.join(lines)
+
+
+def _format_flop(count: float) -> str:
+  for unit, size in (('PFLOP', 1e15), ('TFLOP', 1e12)):
+    if count >= size:
+      return f'{count / size:,.1f} {unit}'
+  return f'{count / 1e9:,.1f} GFLOP'
+
+
+def make_plan(
+  settings: Settings,
+  config: ModelConfig,
+  mesh: Mesh | None,
+  *,
+  records: Sequence[Record] | None = None,
+  documents: Corpus | None = None,
+  collects: bool = False,
+  downloads: Sequence[Download] = (),
+  done: Sequence[str] = (),
+  num_cells: int = 1,
+) -> Plan:
+  """The plan of a run, or of the first cell of a sweep.
+
+  Args:
+    settings: of the run.
+    config: sizes of its model.
+    mesh: of its devices.
+    records: to edit and evaluate; None where they are downloaded first.
+    documents: text for second moments; None where it is downloaded first.
+    collects: second moments are collected.
+    downloads: inputs that are fetched first.
+    done: names of finished stages.
+    num_cells: of a sweep.
+
+  Raises:
+    UserError: if a device is there and cannot compute.
+  """
+  devices = find_devices()
+  rates = {config.dtype: _product_rate(config.dtype), 'float64': _product_rate('float64')}
+  method = settings.method
+  lengths = Lengths.of(records) if records else COUNTERFACT
+  amounts: dict[str, float] = {}
+  if collects and method is not None:
+    amounts['statistics'] = statistics_flop(settings, config, method, documents)
+  if settings.task in ('edit', 'sweep') and method is not None:
+    amounts |= edit_flop(settings, config, method, lengths)
+  if settings.task in ('edit', 'sweep', 'evaluate'):
+    amounts['evaluate'] = evaluation_flop(settings, config, lengths)
+  stages = []
+  for name, amount in amounts.items():
+    rate = rates['float64'] if name == 'solve' else _SHARE * len(devices) * rates[config.dtype]
+    stages.append(Stage(name, amount, amount / rate, name in done))
+  kinds = [f'{device.platform} ({device.device_kind})' for device in devices]
+  return Plan(
+    title=_title(settings),
+    devices={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+    mesh={DATA: 1, MODEL: 1} if mesh is None else dict(mesh.shape),
+    dtypes={
+      'weights and activations': config.dtype,
+      'edited kernels, δ, losses and second moments': 'float32',
+      'solves': jnp.dtype(working_dtype(devices[0])).name,
+    },
+    memory=_memory(settings, config, mesh, lengths, collects),
+    free=free_bytes(jax.local_devices()[0]),
+    rates=rates,
+    stages=tuple(stages),
+    downloads=tuple(downloads),
+    notes=(*_notes(settings, num_cells), *_unused_accelerators(devices)),
+  )
+
+
+def _title(settings: Settings) -> str:
+  method = '' if settings.method is None else f' with {settings.method.name}'
+  return (
+    f'Plan of {settings.task} on {settings.model.name}{method}, '
+    f'{settings.data.num_edits} records, {settings.edit.mode}'
+  )
+
+
+def _notes(settings: Settings, num_cells: int) -> list[str]:
+  """Sentences about what the estimate leaves out."""
+  found = []
+  if num_cells > 1:
+    found.append(f'the time is that of the first of {num_cells} cells.')
+  if settings.task == 'edit' and settings.method is not None and not regions_of(settings.method):
+    found.append(f'the time of {settings.method.name} itself is not estimated.')
+  return found
+
+
+def _unused_accelerators(devices: Sequence[jax.Device]) -> list[str]:
+  """Sentences about accelerators of this machine that JAX does not use."""
+  if any(device.platform != 'cpu' for device in devices) or _wants_cpu():
+    return []
+  found = {'an NVIDIA GPU': glob.glob(_NVIDIA), 'a TPU': glob.glob(_TPU)}
+  package = {'an NVIDIA GPU': 'jax[cuda13]', 'a TPU': 'jax[tpu]'}
+  return [
+    f'this machine has {kind}, which JAX does not use: install {package[kind]}, or set '
+    'JAX_PLATFORMS=cpu to say that this is meant.'
+    for kind, files in found.items()
+    if files
+  ]
+
+
+def _wants_cpu() -> bool:
+  return 'cpu' in os.environ.get('JAX_PLATFORMS', '').split(',')
+
+
+@functools.cache
+def _product_rate(dtype: str) -> float:
+  """FLOP/s of the matrix products of one device, or of the host for float64 it lacks.
+
+  Raises:
+    UserError: if the device cannot compute.
+  """
+  device = jax.local_devices()[0]
+  if dtype == 'float64':
+    device = float64_device(device)
+  size = 512 if device.platform == 'cpu' else 4096
+
+  @jax.jit
+  def products(x_NxN):
+    for _ in range(4):
+      x_NxN = jnp.matmul(x_NxN, x_NxN, precision=matmul_precision(x_NxN.dtype))
+    return x_NxN
+
+  try:
+    with float64_alone():
+      x_NxN = jax.device_put(np.full((size, size), 1 / size, jnp.dtype(dtype)), device)
+      seconds = []
+      for _ in range(3):
+        start = time.perf_counter()
+        products(x_NxN).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+  except jax.errors.JaxRuntimeError as error:
+    reason = str(error).splitlines()[0].rstrip('.')
+    raise UserError(
+      f'{device} is there and cannot compute ({reason}); end the programs that use it, or set '
+      'JAX_PLATFORMS=cpu to run on the processor.'
+    ) from error
+  return 4 * 2 * size**3 / min(seconds)
+
+
+def _memory(
+  settings: Settings,
+  config: ModelConfig,
+  mesh: Mesh | None,
+  lengths: Lengths,
+  collects: bool,
+) -> dict[str, int]:
+  """Bytes on a device by use."""
+  method = settings.method
+  devices, split = (1, 1) if mesh is None else (mesh.size, mesh.shape[MODEL])
+  found = {'parameters': max(bytes_per_device(config, config.dtype, mesh).values())}
+  updated = updated_of(method)
+  if updated and settings.task in ('edit', 'sweep'):
+    sizes = [config.key_sizes[kernel.name] for kernel in updated]
+    found['edited kernels'] = 4 * config.width * sum(sizes) // split
+  if method is not None and method.kernels:
+    sizes = [config.key_sizes[kernel.name] for kernel in method.kernels]
+    if collects:
+      found['sums of second moments'] = MemoryPlan.of(sizes, devices).device
+    if settings.task in ('edit', 'sweep'):
+      device = jax.local_devices()[0]
+      wanted = 12 * sum(size**2 for size in sizes) // len(jax.local_devices())
+      found['factors'] = min(wanted, memory(device) // 3)
+  if method is not None and regions_of(method) and settings.task in ('edit', 'sweep'):
+    count, prefix = contexts_of(method)
+    first = min(region.layers[-1] for region in regions_of(method))
+    per_edit = bytes_per_edit(
+      config,
+      first,
+      num_prompts=count + 1,
+      window=lengths.after + lengths.target + 1,
+      past=prefix + lengths.before + lengths.subject,
+      num_targets=lengths.target,
+    )
+    batch = settings.edit.target_batch_size or fitting_batch(per_edit, found['parameters'])
+    batch = min(batch, settings.data.num_edits)
+    found[f'targets of {batch} edits'] = batch * per_edit
+  return found

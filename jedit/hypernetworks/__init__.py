@@ -1,0 +1,1 @@
+"""Editors: hypernetworks that turn the gradients of an edit into an update, trained per model."""

@@ -1,0 +1,89 @@
+"""Rotary positions (arXiv:2104.09864): pairs of units of queries and keys turned by their position.
+
+The turn is x cos + (x R) sin with a constant matrix R that swaps the units of a pair and negates
+one: a product instead of strided slices, which compilers for accelerators lay out anew.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.typing import DTypeLike
+
+from jedit.models.config import Rope
+from jedit.models.precision import matmul
+
+
+@struct.dataclass
+class Rotary:
+  """The turn of every token of a forward pass, shared by all layers.
+
+  Attributes:
+    cos_NxTx1xDh, sin_NxTx1xDh: of each unit's angle, float32 or wider; 1 and 0 for units that pass
+      through.
+    swap_DhxDh: R, with one 1 or -1 in each row and column of a rotated unit.
+  """
+
+  cos_NxTx1xDh: jax.Array
+  sin_NxTx1xDh: jax.Array
+  swap_DhxDh: jax.Array
+
+  @classmethod
+  def at(
+    cls,
+    position_NxT: jax.Array,
+    rope: Rope,
+    head_dim: int,
+    dtype: DTypeLike = jnp.float32,
+  ) -> 'Rotary':
+    """The turns at these positions, with angles in `dtype`."""
+    first, second = _pairs(rope)
+    swap_DhxDh = np.zeros((head_dim, head_dim), np.float32)
+    swap_DhxDh[second, first], swap_DhxDh[first, second] = -1, 1
+    pair_Dh = np.full(head_dim, rope.dim // 2)
+    pair_Dh[first] = pair_Dh[second] = np.arange(rope.dim // 2)
+    angle_NxTxR = _angles(rope, position_NxT, dtype)
+    still_NxTx1 = jnp.zeros_like(angle_NxTxR[..., :1])
+    angle_NxTxDh = jnp.concatenate([angle_NxTxR, still_NxTx1], axis=-1)[..., pair_Dh]
+    cos, sin = jnp.cos(angle_NxTxDh), jnp.sin(angle_NxTxDh)
+    return cls(cos[:, :, None], sin[:, :, None], jnp.asarray(swap_DhxDh))
+
+  def __call__(self, x_NxTxHxDh: jax.Array) -> jax.Array:
+    dtype = x_NxTxHxDh.dtype
+    swapped = matmul(x_NxTxHxDh, self.swap_DhxDh.astype(dtype), dtype)
+    return x_NxTxHxDh * self.cos_NxTx1xDh.astype(dtype) + swapped * self.sin_NxTx1xDh.astype(dtype)
+
+
+def _pairs(rope: Rope) -> tuple[np.ndarray, np.ndarray]:
+  """First and second unit of every pair."""
+  pairs = np.arange(rope.dim // 2)
+  return (2 * pairs, 2 * pairs + 1) if rope.interleaved else (pairs, pairs + rope.dim // 2)
+
+
+def _angles(rope: Rope, position_NxT: jax.Array, dtype: DTypeLike) -> jax.Array:
+  """Angles [N, T, R], one per rotated pair."""
+  exponent_R = jnp.arange(0, rope.dim, 2, dtype=dtype) / rope.dim
+  if rope.kind == 'dynamic':
+    # The base grows with the row's length once that exceeds the context of the training.
+    length_N = (position_NxT.max(-1) + 1).astype(dtype)
+    length_N = jnp.maximum(length_N, float(rope.original_positions))
+    stretch_N = rope.factor * length_N / rope.original_positions - (rope.factor - 1)
+    theta_N = rope.theta * stretch_N ** (rope.dim / (rope.dim - 2))
+    frequency_NxR = 1.0 / theta_N[:, None] ** exponent_R[None, :]
+  else:
+    frequency_NxR = _static_frequencies(rope, exponent_R)[None, :]
+  return position_NxT.astype(dtype)[..., None] * frequency_NxR[:, None, :]
+
+
+def _static_frequencies(rope: Rope, exponent_R: jax.Array) -> jax.Array:
+  frequency_R = 1.0 / rope.theta**exponent_R
+  if rope.kind == 'linear':
+    return frequency_R / rope.factor
+  if rope.kind != 'llama3':
+    return frequency_R
+  # Llama 3: long wavelengths are stretched, short ones kept, those between blended.
+  wavelength_R = 2 * jnp.pi / frequency_R
+  turns_R = rope.original_positions / wavelength_R
+  blend_R = (turns_R - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+  blend_R = jnp.clip(blend_R, 0.0, 1.0)
+  return (1 - blend_R) * frequency_R / rope.factor + blend_R * frequency_R

@@ -1,0 +1,46 @@
+"""What the fault suite runs in processes of their own, which it kills."""
+
+import os
+import pathlib
+import resource
+import sys
+import time
+
+from helpers import tiny_run
+from jedit import experiments
+from jedit.io import checkpoints
+from jedit.types import UserError
+
+_SMALL = dict(data__num_edits=2, evaluation__unedited=4, evaluation__samples=1)
+_METHOD = dict(name='memit', layers=(1,), num_steps=3, cov_weight=10.0)
+MODES = {
+  'together': _SMALL,
+  'sequence': dict(_SMALL, edit__mode='sequential', edit__edits_per_batch=1, edit__canary=2),
+  'separate': dict(_SMALL, edit__mode='separate', edit__edits_per_batch=1),
+  'statistics': dict(task='stats', statistics__batch_tokens=64),
+}
+
+
+def run(made, workdir, mode, seed=0, file_limit=None, begin=0.0):
+  """Runs a tiny experiment; the exit code is 0, or 2 after a sentence, 1 after a traceback.
+
+  Args:
+    made: of `tiny_run.make`.
+    workdir: of the run.
+    mode: of `MODES`.
+    seed: of the config.
+    file_limit: bytes after which every file is as on a full disk.
+    begin: time to begin at.
+  """
+  sys.stdout = open(os.devnull, 'w')
+  sys.stderr = open(f'{workdir}.{os.getpid()}.log', 'w', buffering=1)
+  checkpoints._SECONDS_PER_SAVE = checkpoints._WORK_PER_SAVE = 0
+  if file_limit is not None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
+  time.sleep(max(0.0, begin - time.time()))
+  config = tiny_run.config(pathlib.Path(made), seed=seed, method=_METHOD, **MODES[mode])
+  try:
+    experiments.run(config, workdir)
+  except UserError as error:
+    print(error, file=sys.stderr)
+    sys.exit(2)
