@@ -215,8 +215,8 @@ def _adding(products: Callable, mesh: Mesh | None) -> jax.stages.Wrapped:
     parts = products(model, token_NxT, segment_NxT, position_NxT)
     new = {
       name: tuple(
-        two_sum(pair[0], pair[1], over_devices(part))
-        for pair, part in zip(sums[name], panels, strict=True)
+        two_sum(total, lost, over_devices(part))
+        for (total, lost), part in zip(sums[name], panels, strict=True)
       )
       for name, panels in parts.items()
     }

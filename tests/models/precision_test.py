@@ -1,5 +1,6 @@
 """Dtypes and precision flags of every product, read off lowered programs: a CPU ignores them."""
 
+import functools
 import re
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from flax import traverse_util
 from helpers import editing, tiny
 from jedit.evals import scoring
 from jedit.models import Model, generate, kernel_path, language_model
-from jedit.models.precision import check_dtype
+from jedit.models.precision import check_dtype, matmul
 from jedit.probes.contrast import _read
 from jedit.testbeds import knowledge
 from jedit.types import Kernel, UserError
@@ -147,6 +148,19 @@ def test_products_of_a_bfloat16_model_add_narrow_operands_up_in_float32(family):
     assert all(each[:3] == ('bf16', 'bf16', 'f32') and not each.is_exact for each in products)
     scores = [each for each in products if each.shape.count(5) == 2]  # tokens by tokens
     assert len(scores) == model.config.num_layers * (2 if times == 3 else 1)
+
+
+def test_rows_of_a_product_do_not_depend_on_their_number():
+  """Kernels of CPUs that leave bfloat16 round by their shape."""
+  rng = np.random.default_rng(0)
+  row_NxI, kernel_IxO = (
+    jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((1536, 192), (192, 1024))
+  )
+  multiply = jax.jit(functools.partial(matmul, at_least=jnp.bfloat16))
+  whole_NxO = multiply(row_NxI, kernel_IxO)
+  assert whole_NxO.dtype == jnp.bfloat16
+  for count in (6, 48, 384):
+    np.testing.assert_array_equal(multiply(row_NxI[:count], kernel_IxO), whole_NxO[:count])
 
 
 def test_an_edited_kernel_is_multiplied_in_float32_with_all_digits():
