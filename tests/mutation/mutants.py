@@ -190,7 +190,7 @@ _SLOW: Table = {
     ('weight[..., num_past:]', 'weight[..., -num_past:]'),
   ),
   ('models/layers.py', 'models/precision_test.py'): (
-    ('dtype = wider(query_NxTxKxGxDh.dtype, jnp.float32)', 'dtype = query_NxTxKxGxDh.dtype'),
+    ('dtype = wider(query_NxKxGxTxDh.dtype, jnp.float32)', 'dtype = query_NxKxGxTxDh.dtype'),
   ),
   ('models/layers.py', 'models/parity_test.py'): (
     ('read_NxTxD = x_NxTxD if c.parallel else after_NxTxD', 'read_NxTxD = after_NxTxD'),
