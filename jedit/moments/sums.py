@@ -65,16 +65,17 @@ def products_of(
   """
   num_shards = _num_shards(mesh)
 
-  def panels(key_SxF: jax.Array) -> Panels:
+  def panels(key: jax.Array) -> Panels:
+    """Of keys [R, S, F], or [S, F]."""
     return tuple(
       jnp.einsum(
-        'sf,sg->fg',
-        key_SxF[:, rows],
-        key_SxF[:, rows.start :],
-        precision='highest' if key_SxF.dtype == jnp.float32 else None,
+        '...sf,...sg->...fg',
+        over_rows(mesh, key[..., rows]),
+        key[..., rows.start :],
+        precision='highest' if key.dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
       )
-      for rows in panel_rows(key_SxF.shape[-1])
+      for rows in panel_rows(key.shape[-1])
     )
 
   def products(model: Model, token_NxT, segment_NxT, position_NxT):
@@ -86,8 +87,8 @@ def products_of(
     for name in names:
       key_NxTxF = jnp.where(is_text_NxTx1, seen[name], jnp.zeros_like(seen[name]))
       # Whole keys of its own rows on each device: otherwise every panel gathers them.
-      key_RxSxF = over_rows(mesh, key_NxTxF.reshape(num_shards, -1, key_NxTxF.shape[-1]))
-      parts[name] = panels(key_RxSxF[0]) if num_shards == 1 else jax.vmap(panels)(key_RxSxF)
+      shape = (-1,) if num_shards == 1 else (num_shards, -1)
+      parts[name] = panels(over_rows(mesh, key_NxTxF.reshape(*shape, key_NxTxF.shape[-1])))
     return parts
 
   return products
