@@ -88,6 +88,8 @@ _SLOW: Table = {
   ),
   ('solvers/factor.py', 'solvers/factor_cache_test.py'): (
     ('if error <= _MAX_REFINED:', 'if True:'),
+  ),
+  ('solvers/factor.py', 'solvers/factor_test.py'): (
     ('diagonal_F, 1.0)) / 2))', 'diagonal_F, 1.0))))'),
     ('return 6 * size**2', 'return size**2'),
   ),
