@@ -160,7 +160,7 @@ _SLOW: Table = {
   ('moments/sums.py', 'moments/sums_test.py'): (
     ('((sum_FxG - (new_FxG - taken_FxG)) +', '(0 * sum_FxG +'),
     ('rows] = wide_FxG.T', 'rows] = 0'),
-    ("'highest' if key_SxF.dtype == jnp.float32 else None", 'None'),
+    ("'highest' if key.dtype == jnp.float32 else None", 'None'),
     ('preferred_element_type=jnp.float32', 'preferred_element_type=None'),
   ),
   ('moments/sums.py', 'moments/sums_test.py moments/collect_test.py'): (
