@@ -262,7 +262,7 @@ def _memory(
 ) -> dict[str, int]:
   """Bytes on a device by use."""
   method = settings.method
-  devices, split = (1, 1) if mesh is None else (mesh.size, mesh.shape[MODEL])
+  shared, split = (1, 1) if mesh is None else mesh.devices.shape
   found = {'parameters': max(bytes_per_device(config, config.dtype, mesh).values())}
   updated = updated_of(method)
   if updated and settings.task in ('edit', 'sweep'):
@@ -271,7 +271,7 @@ def _memory(
   if method is not None and method.kernels:
     sizes = [config.key_sizes[kernel.name] for kernel in method.kernels]
     if collects:
-      found['sums of second moments'] = MemoryPlan.of(sizes, devices).device
+      found['sums of second moments'] = MemoryPlan.of(sizes, shared, split).device
     if settings.task in ('edit', 'sweep'):
       device = jax.local_devices()[0]
       wanted = 12 * sum(size**2 for size in sizes) // len(jax.local_devices())
