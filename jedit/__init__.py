@@ -5,7 +5,6 @@ wrong flag does not wait for the numerical libraries.
 """
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -84,7 +83,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
   if name == '__version__':
-    return importlib.metadata.version('jedit')
+    from importlib import metadata  # slow: main has to catch signals first
+
+    return metadata.version('jedit')
   if name in _PACKAGES:
     return importlib.import_module(f'jedit.{name}')
   if name not in _HOME:

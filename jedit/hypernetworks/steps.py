@@ -96,6 +96,12 @@ class Examples:
     tokens = list(map(ids_of, self.texts, self._reads))
     self._lengths = [len(row) for row in tokens]
     self._hidden = HiddenStates(lm.model, settings.edited_layers[0], tokens)
+    self._most = []  # padded tokens and predictions of each kind
+    for kind_numbers in self._numbers:
+      every = [number for variants in kind_numbers for number in variants]
+      targets = max(len(self.texts[number].target_ids) for number in every)
+      longest = max(self._lengths[number] for number in every)
+      self._most.append((round_up(longest, 8), bucket(targets, smallest=1)))
     counts = [len(self.texts[number].target_ids) for [number] in self._numbers[0]]
     self.tokens_per_edit = float(np.mean(counts))
 
@@ -118,7 +124,7 @@ class Examples:
       length = max(self._lengths[number] for part in numbers for number in part)
       at_once = texts_at_once(self._model, settings.edited_layers[0], length)
       per_chunk = min(count, max(1, at_once // group_size(settings)))
-    parts = [tuple(self._chunks(each, count, per_chunk)) for each in numbers]
+    parts = [tuple(self._chunks(kind, count, per_chunk)) for kind in enumerate(numbers)]
     return StepTexts(parts[0], parts[1], parts[2], round_up(count, per_chunk))
 
   def forget(self) -> None:
@@ -138,14 +144,17 @@ class Examples:
           "divides by 0; increase mini_batch_size, or choose statistics='exact'."
         )
 
-  def _chunks(self, numbers: Sequence[int], count: int, per_chunk: int) -> list[Texts]:
-    """Texts of one kind, `per_chunk` of the `count` groups at a time, all in one shape."""
+  def _chunks(self, kind: tuple[int, Sequence[int]], count: int, per_chunk: int) -> list[Texts]:
+    """Texts of one numbered kind, `per_chunk` of the `count` groups at a time, in one shape."""
+    which, numbers = kind
     reads, size = self._reads[numbers[0]], -(-len(numbers) // count)
     texts = [self.texts[number] for number in numbers]
     each = [num_reads(text, reads) for text in texts]
     divided = denominators(each, size)
-    # One shape for most steps, since each is compiled.
-    num_tokens = round_up(max(self._lengths[number] for number in numbers), 8)
+    # Shapes are compiled: one for all steps of MEND, whose kinds share a program, else few.
+    longest = max(self._lengths[number] for number in numbers)
+    most_tokens, most_reads = self._most[which]
+    num_tokens = most_tokens if self._settings.name == MEND else round_up(longest, 8)
     found = []
     for first in range(0, len(numbers), size * per_chunk):
       part = slice(first, first + size * per_chunk)
@@ -157,7 +166,7 @@ class Examples:
           divided[part],
           reads=reads,
           num_tokens=num_tokens,
-          num_reads=num_tokens if reads == 'all' else bucket(max(each), smallest=1),
+          num_reads=num_tokens if reads == 'all' else most_reads,
           num_rows=size * per_chunk,
         )
       )

@@ -84,10 +84,10 @@ class HiddenStates:
     fits = sum(map(len, rows)) * size < room
     self._kept: dict[int, np.ndarray] | None = {} if keeps and fits else None
 
-  def __call__(self, numbers: Sequence[int], num_tokens: int) -> Array:
-    """Hidden states [N, T, D] of some texts, padded to `num_tokens`."""
+  def __call__(self, numbers: Sequence[int], num_tokens: int) -> np.ndarray:
+    """Hidden states [N, T, D] of some texts, padded to `num_tokens`, on the host."""
     if self._kept is None:
-      return self._run(numbers, num_tokens)
+      return fetch(self._run(numbers, num_tokens))
     for chunk in sorted({number // _TEXTS_PER_PASS for number in numbers}):
       if chunk * _TEXTS_PER_PASS not in self._kept:
         self._keep(chunk)

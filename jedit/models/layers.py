@@ -208,7 +208,9 @@ def attend(
   """
   num_rows, num_tokens, num_heads, head_dim = query_NxTxHxDh.shape
   kv_heads = key_NxKxSxDh.shape[1]
+  # Heads first: XLA's CPU client cannot add bfloat16 products of the other order up in float32.
   grouped = query_NxTxHxDh.reshape(num_rows, num_tokens, kv_heads, -1, head_dim)
+  query_NxKxGxTxDh = grouped.transpose(0, 2, 3, 1, 4)
   parts = []
   for start in range(0, num_tokens, _QUERIES):
     stop = min(start + _QUERIES, num_tokens)
@@ -216,7 +218,7 @@ def attend(
     new = seen - (0 if past is None else past[0].shape[1])
     parts.append(
       _attend(
-        grouped[:, start:stop],
+        query_NxKxGxTxDh[:, :, :, start:stop],
         key_NxKxSxDh[:, :, :new],
         value_NxKxSxDh[:, :, :new],
         mask_NxTxS[:, start:stop, :seen],
@@ -224,22 +226,23 @@ def attend(
         past,
       )
     )
-  out = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+  out_NxKxGxTxDh = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=3)
+  out = out_NxKxGxTxDh.transpose(0, 3, 1, 2, 4)
   return out.reshape(num_rows, num_tokens, num_heads * head_dim)
 
 
-def _attend(query_NxTxKxGxDh, key_NxKxSxDh, value_NxKxSxDh, mask_NxTxS, scale, past) -> jax.Array:
-  """Attention of some queries, the heads in groups that share keys: [N, T, K, G, Dh]."""
-  dtype = wider(query_NxTxKxGxDh.dtype, jnp.float32)
-  score = contract('ntkgd,nksd->nkgts', query_NxTxKxGxDh, key_NxKxSxDh)
+def _attend(query_NxKxGxTxDh, key_NxKxSxDh, value_NxKxSxDh, mask_NxTxS, scale, past) -> jax.Array:
+  """Attention of some queries, the heads in groups that share keys: [N, K, G, T, Dh]."""
+  dtype = wider(query_NxKxGxTxDh.dtype, jnp.float32)
+  score = contract('nkgtd,nksd->nkgts', query_NxKxGxTxDh, key_NxKxSxDh)
   if past is not None:
-    score = jnp.concatenate([contract('ntkgd,npkd->nkgtp', query_NxTxKxGxDh, past[0]), score], -1)
+    score = jnp.concatenate([contract('nkgtd,npkd->nkgtp', query_NxKxGxTxDh, past[0]), score], -1)
   score = jnp.where(mask_NxTxS[:, None, None], score * scale, jnp.finfo(dtype).min)
   weight = jax.nn.softmax(score, axis=-1).astype(value_NxKxSxDh.dtype)
   num_past = 0 if past is None else past[0].shape[1]
-  out = contract('nkgts,nksd->ntkgd', weight[..., num_past:], value_NxKxSxDh)
+  out = contract('nkgts,nksd->nkgtd', weight[..., num_past:], value_NxKxSxDh)
   if past is not None:
-    out = out + contract('nkgtp,npkd->ntkgd', weight[..., :num_past], past[1])
+    out = out + contract('nkgtp,npkd->nkgtd', weight[..., :num_past], past[1])
   return out.astype(value_NxKxSxDh.dtype)
 
 

@@ -17,7 +17,7 @@ from jedit.editing.edit import Separate, Sequential, edit
 from jedit.evals.evaluate import check_texts, evaluate
 from jedit.models.encoding import encode
 from jedit.models.language_model import LanguageModel
-from jedit.models.load import fingerprint, name_table
+from jedit.models.load import name_table
 from jedit.moments.files import SecondMoments
 from jedit.solvers import FactorCache, factor_cache
 from jedit.types import Kernel, Record, Request, UserError
@@ -128,8 +128,7 @@ def test_a_target_that_is_not_finite_names_its_record():
   only_second = min(texts[1] - texts[0] - texts[2])
   embedding = lm.base['embed']['embedding'].at[only_second].set(jnp.nan)
   base = {**lm.base, 'embed': {'embedding': embedding}}
-  made = fingerprint(lm.model.replace(params=base))
-  broken = LanguageModel(lm.config, base, lm.tokenizer, lm.hf_config, '', made)
+  broken = LanguageModel(lm.config, base, lm.tokenizer, lm.hf_config, '', lm.fingerprint)
   words = "target of record 12 .'Ove plays the' -> 'violin'. is not finite at 'block' in layer"
   with pytest.raises(UserError, match=words):
     _edit(lm=broken)

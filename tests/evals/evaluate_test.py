@@ -18,6 +18,7 @@ from jedit import types
 from jedit.evals import evaluate as evaluate_lib
 from jedit.evals import metrics, scoring
 from jedit.evals.samples import Sample, sample_texts
+from jedit.evals.scoring import Scores
 from jedit.models import FAMILIES, Model, encoding, init_params
 from jedit.parallel.shapes import pad
 
@@ -321,3 +322,10 @@ class EvaluateTest(absltest.TestCase):
 
 if __name__ == '__main__':
   absltest.main()
+
+
+def test_an_answer_is_exact_if_all_its_tokens_are_on_top():
+  is_top_NxT = np.array([[True, True], [True, False], [False, False], [True, False]])
+  scores = Scores(np.full((4, 2), -1.0), is_top_NxT, np.array([2, 2, 2, 1]))
+  assert scores.exact_N.tolist() == [1, 0, 0, 1]
+  assert scores.token_acc_N.tolist() == [1, 0.5, 0, 1]

@@ -125,7 +125,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
   with pytest.raises(UserError, match='columns that .* lacks'):
     texts.TfIdf.load(idf, vocabulary)
   vocabulary.write_text('["aa"]')
-  with pytest.raises(UserError, match='must map words'):
+  with pytest.raises(UserError, match='give an object'):
     texts.TfIdf.load(idf, vocabulary)
   vocabulary.write_text('{"aa": 1}')
   idf.write_bytes(b'no array')

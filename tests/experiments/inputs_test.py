@@ -90,7 +90,7 @@ def _sentence_for_file(made, path):
   [
     (
       dict(task='fly'),
-      "Unknown task 'fly'; choose one of edit, stats, train, sweep, evaluate, probe, compare, exp",
+      "Unknown task 'fly'; choose one of edit, stats, train, train_editor, sweep, evaluate, probe",
     ),
     (dict(sed=1), "The config has no field 'sed'; it has task, seed"),
     (dict(model__pth='x'), "section model has no field 'pth'; it has name, path, dtype"),

@@ -1,10 +1,12 @@
 """What the fault suite runs in processes of their own, which it kills."""
 
+import io
 import os
 import pathlib
 import resource
 import sys
 import time
+import traceback
 
 from helpers import tiny_run
 from jedit import experiments
@@ -33,14 +35,22 @@ def run(made, workdir, mode, seed=0, file_limit=None, begin=0.0):
     begin: time to begin at.
   """
   sys.stdout = open(os.devnull, 'w')
-  sys.stderr = open(f'{workdir}.{os.getpid()}.log', 'w', buffering=1)
+  sys.stderr = io.StringIO()
   checkpoints._SECONDS_PER_SAVE = checkpoints._WORK_PER_SAVE = 0
   if file_limit is not None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
   time.sleep(max(0.0, begin - time.time()))
+  log = pathlib.Path(f'{workdir}.{os.getpid()}.log')
   config = tiny_run.config(pathlib.Path(made), seed=seed, method=_METHOD, **MODES[mode])
+  code = 0
   try:
     experiments.run(config, workdir)
   except UserError as error:
+    code = 2
     print(error, file=sys.stderr)
-    sys.exit(2)
+  except BaseException:
+    code = 1
+    traceback.print_exc(file=sys.stderr)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+  log.write_text(sys.stderr.getvalue())
+  sys.exit(code)

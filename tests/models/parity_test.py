@@ -38,11 +38,22 @@ DYNAMIC = {'rope_type': 'dynamic', 'rope_theta': 10000.0, 'factor': 2.0}
 
 # Where PyTorch models keep their blocks, and a block its two output projections.
 PARTS = {
-  'gptj': ('transformer.h', 'attn.out_proj', 'mlp.fc_out'),
-  'gpt2': ('transformer.h', 'attn.c_proj', 'mlp.c_proj'),
-  'gpt_neox': ('gpt_neox.layers', 'attention.dense', 'mlp.dense_4h_to_h'),
+  'gptj': ('transformer.h', 'attn.out_proj', 'mlp.fc_out', {'mlp_up': 'mlp.fc_in'}),
+  'gpt2': ('transformer.h', 'attn.c_proj', 'mlp.c_proj', {'mlp_up': 'mlp.c_fc'}),
+  'gpt_neox': (
+    'gpt_neox.layers',
+    'attention.dense',
+    'mlp.dense_4h_to_h',
+    {'mlp_up': 'mlp.dense_h_to_4h'},
+  ),
   **dict.fromkeys(
-    ('llama', 'mistral', 'qwen2', 'qwen3'), ('model.layers', 'self_attn.o_proj', 'mlp.down_proj')
+    ('llama', 'mistral', 'qwen2', 'qwen3'),
+    (
+      'model.layers',
+      'self_attn.o_proj',
+      'mlp.down_proj',
+      {'mlp_up': 'mlp.up_proj', 'mlp_gate': 'mlp.gate_proj'},
+    ),
   ),
 }
 
@@ -166,10 +177,12 @@ def _torch_sites(model, token_NxT, length_N):
 
     hooks.append(module.register_forward_hook(hook))
 
-  stack, attn, mlp = PARTS[model.config.model_type]
+  stack, attn, mlp, upper = PARTS[model.config.model_type]
   for layer, block in enumerate(model.get_submodule(stack)):
     watch(block.get_submodule(attn), 'attn_in', 'attn_out', layer)
     watch(block.get_submodule(mlp), 'mlp_in', 'mlp_out', layer)
+    for place, module in upper.items():
+      watch(block.get_submodule(module), None, place, layer)
     watch(block, None, 'block_out', layer)
     norms = [name for name, _ in block.named_children() if name.startswith('ln_') or 'norm' in name]
     assert len(norms) in (1, 2)
@@ -191,7 +204,8 @@ def _torch_sites(model, token_NxT, length_N):
 
 
 def _our_sites(model, token_NxT):
-  taps = [site(layer, place) for layer in range(model.config.num_layers) for place in PLACES]
+  places = set(PLACES) - (set() if 'gate' in model.params['block_0']['mlp'] else {'mlp_gate'})
+  taps = [site(layer, place) for layer in range(model.config.num_layers) for place in places]
 
   @jax.jit
   def run(model, token_NxT):

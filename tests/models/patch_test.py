@@ -402,3 +402,10 @@ def test_reprs_fit_ten_lines():
     assert repr(each).count('\n') < 10 and len(repr(each)) < 1000
     if not isinstance(each, Update):
       assert each._repr_html_().startswith('<pre>') and each._repr_html_().count('\n') < 10
+
+
+def test_the_norm_of_factors_is_that_of_their_product():
+  rng = np.random.default_rng(0)
+  update = Update.from_factors(rng.normal(size=(20, 3)), rng.normal(size=(3, 30)))
+  assert update.dense is None
+  assert update.norm() == pytest.approx(np.linalg.norm(update.value()), rel=1e-6)

@@ -13,7 +13,7 @@ from flax import traverse_util
 from helpers import editing, tiny
 from jedit.evals import scoring
 from jedit.models import Model, generate, kernel_path, language_model
-from jedit.models.precision import check_dtype, matmul
+from jedit.models.precision import check_dtype, contract, matmul
 from jedit.probes.contrast import _read
 from jedit.testbeds import knowledge
 from jedit.types import Kernel, UserError
@@ -214,3 +214,23 @@ def test_dtypes_that_are_not_supported_are_named():
   for dtype in ('int8', 'float23', 'float64'):
     with pytest.raises(UserError, match=f"dtype is '{dtype}'; choose one of float32, bfloat16"):
       check_dtype(dtype)
+
+
+@pytest.mark.parametrize('spec', ['...i,io->...o', 'nkgtd,nksd->nkgts', 'nkgts,nksd->nkgtd'])
+def test_gradients_of_contractions_are_those_of_einsum(spec):
+  rng = np.random.default_rng(0)
+  size = dict(zip('ionkgtsd', (4, 3, 2, 2, 2, 3, 5, 4), strict=True))
+  sides = spec.split('->')[0].split(',')
+  shapes = [[size[letter] for letter in side.removeprefix('...')] for side in sides]
+  if spec.startswith('...'):
+    shapes[0] = [2, 3, *shapes[0]]
+  operands = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+  def loss(product, operands):
+    return jnp.square(product(spec, *operands)).sum()
+
+  ours = jax.grad(functools.partial(loss, contract))(operands)
+  plain = functools.partial(jnp.einsum, precision='highest')
+  expected = jax.grad(functools.partial(loss, plain))(operands)
+  for mine, theirs in zip(ours, expected, strict=True):
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)

@@ -77,3 +77,22 @@ def test_the_second_sum_holds_what_the_first_loses():
   exact = values.astype(np.float64).sum()
   assert abs(float(total) + float(lost) - exact) < 1e-9 * exact
   assert abs(float(total) - exact) > 1e-7 * exact, 'the sum alone has lost something'
+
+
+def test_nothing_is_lost_of_a_small_sum_either():
+  total, lost = jax.jit(two_sum)(np.float32(1 / 3), np.float32(0), np.float32(1e6 + 1 / 16))
+  assert float(total) + float(lost) == float(np.float32(1 / 3)) + float(np.float32(1e6 + 1 / 16))
+  assert float(lost) != 0
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_products_of_the_lowered_program_keep_their_digits(dtype):
+  """A CPU computes the same without the flags; accelerators shorten operands and results."""
+  model = _Model(jnp.ones((8, 16), dtype))
+  arrays = (np.zeros((2, 3), np.int32),) * 3
+  text = jax.jit(products_of(['a'], stop=1)).lower(model, *arrays).as_text()
+  products = [line for line in text.splitlines() if 'stablehlo.dot_general' in line]
+  assert len(products) == 4  # panels
+  for line in products:
+    assert ('precision = [HIGHEST, HIGHEST]' in line) == (dtype == jnp.float32)
+    assert line.rpartition('->')[2].strip().endswith('xf32>')

@@ -90,7 +90,7 @@ def _outcome(context, mutant: Mutant) -> Outcome:
 def _mutated_copy(mutant: Mutant, copy: pathlib.Path) -> None:
   """The repository with one text replaced; large files that no mutant changes are links."""
   copy.mkdir()
-  for name in ('jedit', 'configs', 'tests'):
+  for name in ('jedit', 'configs', 'tests', 'benchmarks'):
     shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns('assets'))
   assets = pathlib.Path('jedit', 'testbeds', 'assets')
   (copy / assets).symlink_to(ROOT / assets)

@@ -1,12 +1,16 @@
-"""Factors over several devices, in a process that has eight."""
+"""Scales and sizes of factors, and factors over several devices, in a process that has eight."""
 
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
+
+from jedit.solvers.factor import equilibration, fits
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -122,3 +126,21 @@ def test_a_device_never_holds_the_whole_matrix(found):
   """Its rows, and at most twice as much while it works; a gathered matrix would show at once."""
   for num in ('4', '8'):
     assert found['bytes'][num] < 3 * found['bytes']['matrix'] / int(num)
+
+
+def test_powers_of_two_bring_the_diagonal_near_one():
+  diagonal_F = np.append(np.logspace(-12, 12, 9), [0.0, np.nan])
+  key_NxF = np.full((2, 11), 1e-3)
+  key_NxF[:, -2] = 0
+  scale_F = equilibration(np.diag(diagonal_F), 0.0, key_NxF)
+  np.testing.assert_array_equal(scale_F, np.exp2(np.round(np.log2(scale_F))))
+  scaled_F = scale_F**2 * (diagonal_F + 2e-6)
+  assert np.all((scaled_F[:-2] >= 0.5) & (scaled_F[:-2] <= 2))
+  assert scale_F[-2:].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(('platform', 'itemsize'), [('gpu', 8), ('tpu', 4)])
+def test_three_matrices_fit_half_of_a_device(platform, itemsize):
+  stats = {'bytes_limit': 2 * 3 * 100**2 * itemsize}
+  device = types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
+  assert fits(device, 100) and not fits(device, 101)
