@@ -14,7 +14,7 @@ from jedit.editing.edit import Batching, Separate, Sequential, Together
 from jedit.methods import Method
 from jedit.models.checkpoints import CHECKPOINTS
 from jedit.models.hub import Location, find_directory, locate
-from jedit.probes.tracing import POSITIONS
+from jedit.probes.axes import POSITIONS
 from jedit.testbeds import NAMES, testbed_directory
 from jedit.types import UserError
 
@@ -346,7 +346,7 @@ class Probe:
     window: layers whose MLP or attention outputs tracing restores together; 10 in ROME's figures.
     noise: standard deviation of tracing's noise, relative to that of the embeddings.
     draws: of the noise for each record.
-    positions: tokens at which tracing restores outputs, from `jedit.probes.tracing.POSITIONS`,
+    positions: tokens at which tracing restores outputs, from `jedit.probes.axes.POSITIONS`,
       separated by commas; time is proportional to their number.
   """
 

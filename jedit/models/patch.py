@@ -9,7 +9,7 @@ kernels, so reverting one restores the bits.
 import dataclasses
 import functools
 import hashlib
-import html
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jedit.io import html
 from jedit.io.memo import Stored
 from jedit.io.tensors import read_tensors, write_tensors
 from jedit.models.lora import LoraExport, read_adapter, write_adapter
@@ -28,6 +29,7 @@ from jedit.types import UserError
 
 _FORMAT = 'jedit patch 3'
 LISTED = 5  # kernels, sites or patches that a repr names
+SHOWN = 40  # parameters that a notebook shows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +71,28 @@ class Patch:
     return '\n'.join([*lines, *([f'  and {more} more'] if more > 0 else [])])
 
   def _repr_html_(self) -> str:
-    return f'<pre>{html.escape(repr(self))}</pre>'
+    return html.block(self.to_html())
+
+  def to_html(self) -> str:
+    """Kernels with rank and norm as bars, and interventions, for notebooks."""
+    about = f'base model {self.provenance.get("model", "unknown")}'
+    if self.before:
+      about += f', on top of {", ".join(self.before)}'
+    parts = [html.paragraph(self.title), html.paragraph(about, 'note')]
+    shown = dict(list(self.updates.items())[:SHOWN])
+    if shown:
+      norms = html.bars([each.norm() if each.is_small else math.nan for each in shown.values()])
+      cells = [
+        [path, ' x '.join(map(str, each.shape)), str(each.rank or 'dense'), norm]
+        for (path, each), norm in zip(shown.items(), norms, strict=True)
+      ]
+      parts.append(html.rows(['parameter', 'size', 'rank', 'norm of the update'], cells))
+    if len(self.updates) > SHOWN:
+      parts.append(html.paragraph(f'and {len(self.updates) - SHOWN} more', 'note'))
+    if self.interventions:
+      kinds = [[name, type(each).__name__] for name, each in self.interventions.items()]
+      parts.append(html.rows(['site', 'intervention'], kinds))
+    return ''.join(parts)
 
   @functools.cached_property
   def id(self) -> str:

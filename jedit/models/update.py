@@ -90,11 +90,15 @@ class Update:
     """Number of columns of the left factor; None for a dense update."""
     return None if self.left_FxR is None else self.left_FxR.shape[1]
 
+  @property
+  def is_small(self) -> bool:
+    """True if the norm is a matter of a second."""
+    return (self.rank or 1) ** 2 * sum(self.shape) < _NORM_FLOP
+
   def __repr__(self) -> str:
     size = ' x '.join(map(str, self.shape))
     kind = 'dense' if self.rank is None else f'rank {self.rank}'
-    is_cheap = (self.rank or 1) ** 2 * sum(self.shape) < _NORM_FLOP
-    return f'{size}, {kind}' + (f', norm {self.norm():.4g}' if is_cheap else '')
+    return f'{size}, {kind}' + (f', norm {self.norm():.4g}' if self.is_small else '')
 
   def tensors(self) -> dict[str, np.ndarray]:
     """The arrays that are stored, by field name."""
