@@ -96,7 +96,7 @@ class EditResult:
 
   def _repr_html_(self) -> str:
     if self.patch is None:
-      parts = [html.paragraph(f'{len(self.batches)} edits of the original model, each by itself')]
+      parts = [html.paragraph(f'{len(self.batches)} batches, each an edit of the original model')]
     else:
       parts = [self.patch.to_html()]
       if self.batches:
@@ -105,7 +105,7 @@ class EditResult:
     if self.seconds:
       bars = html.bars([*self.seconds.values()], digits=3)
       cells = [[name, bar] for name, bar in zip(self.seconds, bars, strict=True)]
-      parts.append(html.rows(['stage', 'seconds'], cells))
+      parts.append(html.rows(['stage', 'seconds'], cells, 'bars'))
     return html.block(*parts)
 
   def pack(self) -> Stored:

@@ -55,6 +55,7 @@ _BLOCK = """<style>
   border-bottom: 1px solid rgba(128, 128, 128, .35); vertical-align: top; white-space: nowrap; }
 .jedit th:first-child, .jedit td:first-child, .jedit .text th, .jedit .text td { text-align: left; }
 .jedit .text td { white-space: normal; min-width: 6rem; max-width: 26rem; }
+.jedit .bars th:last-child { text-align: left; }
 .jedit td.bar { text-align: left; min-width: 9rem; }
 .jedit td.bar span { display: inline-block; height: .65em; min-width: 1px; background: #0072b2; }
 .jedit mark { background: rgba(230, 159, 0, .4); color: inherit; border-radius: 2px; }

@@ -170,12 +170,12 @@ def _module(ours: str, family: str) -> str:
   """The module of a kernel."""
   if family not in FAMILIES:
     raise UserError(f'Unknown family {family!r}; choose from {", ".join(sorted(FAMILIES))}.')
-  if not ours.endswith('/kernel'):
-    raise UserError(
-      f'The patch changes {ours}, and a LoRA adapter holds kernels alone; edit kernels only '
-      "(parameters='mlp_kernel' of fine-tuning), or export the whole edited model."
-    )
   pattern, layer = _without_layer(ours, r'(?<=block_)\d+')
+  if not layer or not ours.endswith('/kernel'):  # releases of transformers differ in heads' names
+    raise UserError(
+      f'The patch changes {ours}, and a LoRA adapter holds kernels of blocks alone; edit only these '
+      "(fine-tuning: parameters='mlp_kernel'), or export the whole edited model."
+    )
   module = _modules(FAMILIES[family]).get(pattern)
   if module is None:
     raise UserError(

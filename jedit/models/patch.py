@@ -86,7 +86,7 @@ class Patch:
         [path, ' x '.join(map(str, each.shape)), str(each.rank or 'dense'), norm]
         for (path, each), norm in zip(shown.items(), norms, strict=True)
       ]
-      parts.append(html.rows(['parameter', 'size', 'rank', 'norm of the update'], cells))
+      parts.append(html.rows(['parameter', 'size', 'rank', 'norm of the update'], cells, 'bars'))
     if len(self.updates) > SHOWN:
       parts.append(html.paragraph(f'and {len(self.updates) - SHOWN} more', 'note'))
     if self.interventions:

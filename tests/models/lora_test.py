@@ -89,8 +89,6 @@ def test_peft_computes_the_logits_of_the_patched_model(family, tmp_path):
   }
   if 'gate' in model.params['block_0']['mlp']:
     ranks['block_0/mlp/gate/kernel'] = 2
-  if not model.config.tie_head:
-    ranks['head/kernel'] = 1
   patch = _patch(model.params, family, ranks)
   written = patch.to_lora(tmp_path / 'adapter')
   ours = _logits(Model(patched(model.params, patch.updates), config=model.config))
@@ -190,9 +188,9 @@ def test_patches_that_no_adapter_holds_are_refused(tmp_path):
 
   at = AddAt(jnp.array([0]), jnp.ones((1, 16)))
   refused('interventions at 1/mlp_out', Patch({}, {}, {'1/mlp_out': at}))
-  for name in ('block_0/mlp/down/bias', 'embed/embedding'):
+  for name in ('block_0/mlp/down/bias', 'embed/embedding', 'head/kernel'):
     change = Update(dense=np.ones((16,), np.float32))
-    message = f'changes {name}, and a LoRA adapter holds kernels alone'
+    message = f'changes {name}, and a LoRA adapter holds kernels of blocks alone'
     refused(message, Patch({name: change}, {'family': 'gptj'}))
   refused('max_rank is 17 and .* of 24 x 16 has ranks from 1 to 16', max_rank=17)
   refused('max_rank is 0', max_rank=0)
