@@ -173,8 +173,8 @@ def _module(ours: str, family: str) -> str:
   pattern, layer = _without_layer(ours, r'(?<=block_)\d+')
   if not layer or not ours.endswith('/kernel'):  # releases of transformers differ in heads' names
     raise UserError(
-      f'The patch changes {ours}, and a LoRA adapter holds kernels of blocks alone; edit only these '
-      "(fine-tuning: parameters='mlp_kernel'), or export the whole edited model."
+      f'The patch changes {ours}, and a LoRA adapter holds kernels of blocks alone; edit only '
+      "these (fine-tuning: parameters='mlp_kernel'), or export the whole edited model."
     )
   module = _modules(FAMILIES[family]).get(pattern)
   if module is None:
