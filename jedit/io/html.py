@@ -147,7 +147,7 @@ def bars(values: Sequence[float], digits: int = 4) -> list[Raw]:
 def marked(before: str, after: str) -> tuple[Raw, Raw]:
   """Both texts, with the words marked that the other one lacks."""
   words = [re.findall(r'\s+|[^\s]+', text) for text in (before, after)]
-  match = difflib.SequenceMatcher(None, *words, autojunk=False)
+  match = difflib.SequenceMatcher(None, words[0], words[1], autojunk=False)
   found: tuple[list[str], list[str]] = ([], [])
   for kind, *bounds in match.get_opcodes():
     for side, start, stop in ((0, *bounds[:2]), (1, *bounds[2:])):
