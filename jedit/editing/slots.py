@@ -203,7 +203,7 @@ def _optimise(
   numbers: Problem = jax.tree.map(np.float32, problem)
   row_shards = num_row_shards(model)
   blocks = cut_blocks(
-    rows, problem.tokens, batch_size, problem.objective.num_steps, row_shards, shapes
+    rows, problem.tokens, batch_size, problem.token_flop(model.config), row_shards, shapes
   )
   found: list[Mapping[str, np.ndarray]] = []
   with Progress('targets', total=len(rows), unit='edits') as progress:
