@@ -137,7 +137,7 @@ _SLOW: Table = {
     ('len(region.layers) - index)', 'len(region.layers))'),
     ('self.weight_P[0] * bare', 'self.weight_P[1] * bare'),
     ('(len(g) * len(contexts))', 'len(contexts)'),
-    ('model, last, update.compare', 'model, layer, update.compare'),
+    ('values(model, last, update.compare', 'values(model, layer, update.compare'),
     ("self.compared_on == 'contexts'", 'False'),
     ('if region.keys_together:', 'if True:'),
   ),
@@ -210,12 +210,12 @@ _SLOW: Table = {
     ('wider(dtype, at_least)', 'dtype'),
     ('cotangent.astype(left.dtype)', '2 * cotangent.astype(left.dtype)'),
   ),
-  ('models/decoder.py', 'models/decoder_test.py'): (
+  ('models/view.py', 'models/decoder_test.py'): (
     ('segment_NxT[:, :, None] ==', 'segment_NxT[:, :, None] >='),
-    ('< past.length_N[:, None]', '<= past.length_N[:, None]'),
+    ('< past_N[:, None]', '<= past_N[:, None]'),
   ),
-  ('models/decoder.py', 'models/formulas_test.py'): (
-    ('rank_NxTxS <= window', 'rank_NxTxS < window'),
+  ('models/view.py', 'models/formulas_test.py'): (
+    ('rank_NxTxS <= sliding_window', 'rank_NxTxS < sliding_window'),
   ),
   ('models/sites.py', 'models/model_test.py'): (
     ('(*steps.get(name, ()), *steps_of(step))', '(*steps_of(step), *steps.get(name, ()))'),
