@@ -13,6 +13,7 @@ if TYPE_CHECKING:
   from jedit.editing.result import EditResult
   from jedit.evals.evaluate import evaluate
   from jedit.evals.samples import sample_texts
+  from jedit.experiments.results import read_records
   from jedit.hypernetworks.editor import Editor
   from jedit.hypernetworks.train import train_editor
   from jedit.methods.presets import preset
@@ -45,6 +46,7 @@ _HOME = {
   'evaluate': 'evals.evaluate',
   'load': 'models.language_model',
   'preset': 'methods.presets',
+  'read_records': 'experiments.results',
   'sample_texts': 'evals.samples',
   'statistics': 'moments.collect',
   'testbed': 'testbeds',
@@ -76,6 +78,7 @@ __all__ = [
   'parallel',
   'preset',
   'probes',
+  'read_records',
   'sample_texts',
   'statistics',
   'testbed',

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
   from jedit.models.patch import Patch
 
 
-_FORMAT = 'jedit evaluation 1'
+_FORMAT = 'jedit evaluation 2'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +56,13 @@ class ChunkResult:
 
   Attributes:
     values: by metric name, one value per record.
+    prompts: by field of `jedit.evals.prompts`, one value per prompt of the records.
     unedited_exact_N: 1 where every token of the known answer is top-1, per unedited prompt.
     shapes: of the compiled programs, reused by later chunks.
   """
 
   values: Values
+  prompts: Values
   unedited_exact_N: np.ndarray
   shapes: tuple[tuple[int, int, int], ...]
 
@@ -112,7 +114,10 @@ class Store:
     if line is None:
       return None
     return ChunkResult(
-      {name: np.array(values, np.float64) for name, values in line['values'].items()},
+      *(
+        {name: np.array(values, np.float64) for name, values in line[kind].items()}
+        for kind in ('values', 'prompts')
+      ),
       np.array(line['unedited_exact_N'], np.float64),
       tuple(tuple(shape) for shape in line['shapes']),
     )

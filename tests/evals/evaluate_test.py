@@ -270,6 +270,30 @@ class EvaluateTest(absltest.TestCase):
     self.assertTrue(any(line.startswith('score') for line in lines))
     self.assertIn('paraphrase after: 1 record has no value and is left out', lines)
 
+  def test_records_are_means_of_their_prompts(self):
+    records = [_record(7), _record(9, paraphrase_prompts=())]
+    table = evaluate_lib.evaluate(_lm(1), records, before=_lm(0))
+    frame = table.to_prompts()
+    self.assertLen(frame, sum(2 + len(r.neighborhood_prompts) for r in records) - 1)
+    request = records[0].request
+    first = frame.iloc[0]
+    self.assertEqual(first['prompt'], request.text)
+    self.assertEqual((first['new'], first['true']), (request.target_new, request.target_true))
+    signs = np.where(frame['part'] == 'neighborhood', -1, 1)
+    for state, values in (('before', table.before), ('after', table.after)):
+      new, true = (np.exp(-frame[f'nll_{name}_{state}']) for name in ('new', 'true'))
+      by_prompt = {
+        '': frame[f'success_{state}'], '_acc': frame[f'acc_{state}'],
+        '_magnitude': signs * (new - true),
+      }  # fmt: skip
+      for ending, value_P in by_prompt.items():
+        means = (100 * value_P).groupby([frame['case_id'], frame['part']], observed=True).mean()
+        for part in ('efficacy', 'paraphrase', 'neighborhood'):
+          for r, case_id in enumerate((7, 9)):
+            self.assertEqual((case_id, part) in means, not np.isnan(values[part + ending][r]))
+            if (case_id, part) in means:
+              self.assertAlmostEqual(means[case_id, part], values[part + ending][r])
+
   def test_same_object_twice_is_no_success(self):
     request = types.Request('{} lives in', 'Anna', 'Rome', target_true='Rome')
     table = evaluate_lib.evaluate(_lm(0), [_record(request=request)])
