@@ -274,7 +274,8 @@ class EvaluateTest(absltest.TestCase):
     records = [_record(7), _record(9, paraphrase_prompts=())]
     table = evaluate_lib.evaluate(_lm(1), records, before=_lm(0))
     frame = table.to_prompts()
-    self.assertLen(frame, sum(2 + len(r.neighborhood_prompts) for r in records) - 1)
+    sizes = [1 + len(r.paraphrase_prompts) + len(r.neighborhood_prompts) for r in records]
+    self.assertLen(frame, sum(sizes))
     request = records[0].request
     first = frame.iloc[0]
     self.assertEqual(first['prompt'], request.text)
