@@ -9,7 +9,7 @@ import pytest
 from flax import traverse_util
 
 from helpers import editing, tiny
-from jedit.hypernetworks.rows import capture, nll
+from jedit.hypernetworks.rows import capture, nll, run
 from jedit.hypernetworks.texts import HiddenStates, denominators, make_texts
 from jedit.models import kernel_path
 from jedit.models.encoding import Row as Text
@@ -52,10 +52,7 @@ def test_rows_sum_to_the_gradient_of_the_kernel(family):
 
   def loss(weights):
     model = _with(lm, weights)
-    hidden_NxTxD, _ = model(
-      hidden_NxTxD=texts.hidden_NxTxD, start=first, position_NxT=texts.position_NxT
-    )
-    return nll(model, texts, hidden_NxTxD).sum()
+    return nll(model, texts, run(model, texts, first)[0]).sum()
 
   value, grads = jax.jit(jax.value_and_grad(loss))(weights)
   np.testing.assert_allclose(loss_N.sum(), value, rtol=1e-6)
@@ -98,7 +95,6 @@ def test_hidden_states_that_are_kept_are_those_computed_at_once():
   rows = [list(range(1, 3 + n % 5)) for n in range(70)]
   kept, fresh = HiddenStates(lm.model, 1, rows), HiddenStates(lm.model, 1, rows, keeps=False)
   for numbers in ([3, 69, 7], [7, 3]):
-    ours, theirs = kept(numbers, 8), np.asarray(fresh(numbers, 8))
-    for n, number in enumerate(numbers):
-      size = len(rows[number])
-      np.testing.assert_allclose(ours[n, :size], theirs[n, :size], atol=1e-5)
+    for ours_TxD, theirs_TxD, number in zip(kept(numbers), fresh(numbers), numbers, strict=True):
+      assert ours_TxD.shape == (len(rows[number]), lm.config.width)
+      np.testing.assert_allclose(ours_TxD, theirs_TxD, atol=1e-5)
