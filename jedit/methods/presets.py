@@ -74,12 +74,12 @@ _SMALL = dict(learning_rate=0.3, num_steps=80, kl_factor=0.0625)
 _WEAK = dict(_SMALL, weight_decay=0.01)  # the norms it divides by are small in a small model
 _NET = dict(
   rank=128,
-  num_edits=64,
+  num_edits=32,
   mini_batch_size=16,
   learning_rate=1e-3,
   rate_learning_rate=3e-4,
   initial_rate=1e-2,
-  num_steps=120,
+  num_steps=240,
 )
 _NET_ALONE = dict(
   rank=128,
