@@ -24,15 +24,15 @@ KERNELS = {
 }
 
 
-def _texts(lm, first):
+def _texts(lm, first, packs=False):
   rows = [Text(r.prompt, r.subject, r.target_new) for r in editing.REQUESTS[:3]]
   texts = encode_many(lm.tokenizer, rows)
   hidden = HiddenStates(lm.model, first, [text.ids[:-1] for text in texts])
   counts = [len(text.target_ids) for text in texts]
-  length, most = max(len(text.ids) for text in texts), max(counts)
+  length, most = 2 * max(len(text.ids) for text in texts), max(counts)
   return make_texts(
     hidden, [0, 1, 2], texts, denominators(counts, 3), reads='answer', num_tokens=length,
-    num_reads=most,
+    num_reads=most, packs=packs,
   )  # fmt: skip
 
 
@@ -62,6 +62,22 @@ def test_rows_sum_to_the_gradient_of_the_kernel(family):
     theirs = np.asarray(grads[kernel_path(kernel)])
     assert editing.relative(summed, theirs) < 1e-5
   assert not np.asarray(rows[kernels[0]].exists_NxP).all(), 'padding has no rows'
+
+
+def test_texts_that_share_a_row_see_themselves_alone():
+  lm, kernels = editing.language_model('gptj'), KERNELS['gptj']
+  alone, packed = _texts(lm, 1), _texts(lm, 1, packs=True)
+  assert len(set(packed.layout.row_N)) < len(alone.hidden_BxTxD)
+  find = jax.jit(capture, static_argnums=(1, 3))
+  (theirs_N, theirs), (ours_N, ours) = (
+    find(lm.model, kernels, texts, 'answer') for texts in (alone, packed)
+  )
+  np.testing.assert_allclose(ours_N, theirs_N, rtol=1e-5)
+  exists_NxP = np.asarray(theirs[kernels[0]].exists_NxP)
+  for kernel in kernels:
+    np.testing.assert_array_equal(ours[kernel].exists_NxP, exists_NxP)
+    for x, y in zip(ours[kernel][:2], theirs[kernel][:2], strict=True):
+      assert editing.relative(np.asarray(x)[exists_NxP], np.asarray(y)[exists_NxP]) < 1e-5
 
 
 @pytest.mark.parametrize('family', KERNELS)
