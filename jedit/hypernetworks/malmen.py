@@ -188,7 +188,7 @@ def step(
   shift, pull = _differentiated(params, statistics, place_rows(model, rows), settings, plan)
   shift, solved = fetch(shift), {}
   for kernel, net, mode in plan:
-    key_RxI = rows[kernel].key_NxPxI[:, 0]
+    key_RxI = np.asarray(rows[kernel].key_NxPxI)[:, 0]
     solved[kernel] = solve(kernel, key_RxI, shift[kernel], fetch(params[net]['ridge'])[mode])
   dtype = wider(model.config.dtype, 'float32')
   changes = {kernel: as_change(value, dtype) for kernel, (_, value) in solved.items()}
