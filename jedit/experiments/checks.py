@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jedit.data.download import fetch, plan_downloads
 from jedit.data.public import FILES, RECORDS
 from jedit.editing.prompts import encode_edits
+from jedit.evals.downstream import check_tasks
 from jedit.evals.evaluate import check_texts
 from jedit.experiments import inputs
 from jedit.experiments.amounts import updated_of
@@ -177,6 +178,9 @@ def check(
     if edits and each.contexts:
       with problems.noted(label):
         _check_contexts(found, name, tokenizer)
+  if needs_records and (edits or needs_patches) and first.evaluation.downstream:
+    with problems.noted():
+      check_tasks(first.evaluation.downstream)
   if needs_moments:
     with problems.noted():
       kernels = {kernel for each in settings.values() for kernel in each.required_method.kernels}

@@ -289,6 +289,10 @@ class Evaluation:
     reencode: zsRE token accuracies by the published procedure, see `jedit.evals.zsre_reference`.
     store: JSON lines file of finished chunks, shared between consecutive runs; empty keeps them in
       the workdir.
+    harness: tasks of lm-evaluation-harness to run before and after, names or YAML files separated
+      by commas; empty for none.
+    harness_limit: first documents of each task; 0 takes all.
+    harness_shots: examples in the prompt; -1 takes each task's own number.
   """
 
   unedited: int = 1000
@@ -302,13 +306,22 @@ class Evaluation:
   tokens_per_batch: int = 0
   reencode: bool = False
   store: str = ''
+  harness: str = ''
+  harness_limit: int = 0
+  harness_shots: int = -1
 
   def __post_init__(self) -> None:
     _at_least('evaluation', self, unedited=0, samples=0, new_tokens=1)
+    _at_least('evaluation', self, harness_limit=0, harness_shots=-1)
     _at_least('evaluation', self, generation_interval=0, generation_tokens=1, tokens_per_batch=0)
     _at_most('evaluation', self, new_tokens=_LONGEST_TEXT, generation_tokens=_LONGEST_TEXT)
     if bool(self.idf) != bool(self.vocabulary):
       raise UserError('evaluation.idf and evaluation.vocabulary go together; give both or none.')
+
+  @property
+  def downstream(self) -> list[str]:
+    """The tasks of lm-evaluation-harness."""
+    return _separated(self.harness)
 
 
 @dataclasses.dataclass(frozen=True)

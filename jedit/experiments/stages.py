@@ -306,7 +306,9 @@ def evaluate(
   """
   file = workdir / _EVALUATION
   ids = [[part.indices(len(records)), [each.id for each in patches]] for part, patches in parts]
-  options = dataclasses.replace(settings.evaluation, store='')
+  options = dataclasses.replace(
+    settings.evaluation, store='', harness='', harness_limit=0, harness_shots=-1
+  )
   key = [lm.fingerprint, lm.config.dtype, records, questions, ids, options, settings.seed]
   sizes = len(records), len(questions)
   table = sealed.kept(file, read_table, key, sizes)

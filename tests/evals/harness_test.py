@@ -1,0 +1,244 @@
+"""lm-evaluation-harness on a tiny model: its three calls against plain loops, tasks, bad input."""
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import jedit
+from helpers import tiny, vocabularies
+from jedit.evals import downstream, harness, scoring
+from jedit.models import FAMILIES, Model
+from jedit.models.encoding import Encoded
+from jedit.models.export import save_directory
+from jedit.models.patch import Patch, Update
+from jedit.types import UserError
+
+needs_harness = pytest.mark.skipif(
+  not __import__('importlib.util').util.find_spec('lm_eval'), reason='needs the extra lm_eval'
+)
+LENGTH = 40  # positions of the model
+
+
+def _save(directory, family, tokenizer):
+  names = {'gptj': 'n_positions', 'llama': 'max_position_embeddings'}
+  hf_config = tiny.hf_config(family, vocab_size=len(tokenizer), **{names[family]: LENGTH})
+  config = FAMILIES[family].read_config(hf_config, 'float32')
+  save_directory(directory, Model(tiny.random_params(config), config=config), hf_config,
+                 tokenizer=tokenizer)  # fmt: skip
+  return directory
+
+
+@pytest.fixture(scope='module', params=['gptj', 'llama'])
+def lm(request, tmp_path_factory):
+  """A model without BOS, and one whose tokenizer adds it."""
+  tokenizer = vocabularies.byte_level(bos=request.param == 'llama')
+  return jedit.load(_save(tmp_path_factory.mktemp(request.param), request.param, tokenizer))
+
+
+def _requests(*arguments):
+  return [types.SimpleNamespace(args=each) for each in arguments]
+
+
+def _logp(lm, context, continuation):
+  """Log-probability of tokens after tokens, and whether all are on top, one at a time."""
+  total, is_top = 0.0, True
+  for n, token in enumerate(continuation):
+    row = np.array([[*context, *continuation[:n]]], np.int32)
+    hidden_NxTxD, _ = lm.model(row)
+    logit_V = np.asarray(lm.model.head(hidden_NxTxD[:, -1]), np.float64)[0]
+    total += logit_V[token] - np.logaddexp.reduce(logit_V)
+    is_top &= bool(logit_V.argmax() == token)
+  return total, is_top
+
+
+@needs_harness
+def test_continuations_have_the_probabilities_of_a_plain_loop(lm):
+  tokenizer = lm.tokenizer
+  model = harness.HarnessModel(lm)
+  first = lm.generate(['Marta lives in'], max_new_tokens=2)[0].removeprefix('Marta lives in')
+  texts = [
+    ('Marta lives in', ' Paris'),
+    ('Marta lives in', ' jazz and violin'),
+    ('Marta lives in ', 'Swahili'),  # the space belongs to the continuation
+    ('Marta lives in', first),
+    ('Marta lives in', ' Paris'),
+    ('It is big. ' * 20 + 'Ove plays in', ' Paris'),  # beyond the positions
+    ('', 'Paris'),
+  ]
+  found = model.loglikelihood(_requests(*texts))
+  for (context, continuation), (logp, is_greedy) in zip(texts, found, strict=True):
+    if context:
+      before = tokenizer(context.rstrip())['input_ids']
+      after = tokenizer(context + continuation)['input_ids'][len(before) :]
+    else:
+      before = [model.prefix_token_id]
+      after = tokenizer(continuation, add_special_tokens=False)['input_ids']
+    whole = [*before, *after][-(LENGTH + 1) :]
+    expected, is_top = _logp(lm, whole[: -len(after)], after)
+    assert logp == pytest.approx(expected, abs=1e-4) and is_greedy == is_top
+  assert found[3][1] and found[0] == found[4]
+
+
+@needs_harness
+def test_whole_texts_are_scored_in_windows(lm):
+  model = harness.HarnessModel(lm)
+  texts = ['Paris', 'It is big. Anna built a violin. ' * 8]
+  found = model.loglikelihood_rolling(_requests(*((text,) for text in texts)))
+  for text, logp in zip(texts, found, strict=True):
+    ids, expected, done = lm.tokenizer(text)['input_ids'], 0.0, 0
+    while done < len(ids):
+      stop = min(done + LENGTH, len(ids))
+      read = [model.prefix_token_id, *ids][max(stop - LENGTH, 0) : stop]  # as much as fits
+      count = stop - done
+      expected += _logp(lm, read[: len(read) - count + 1], ids[done:stop])[0]
+      done = stop
+    assert logp == pytest.approx(expected, abs=1e-3)
+  assert len(lm.tokenizer(texts[1])['input_ids']) > LENGTH
+
+
+@needs_harness
+def test_texts_end_before_a_stop_string(lm, monkeypatch):
+  model = harness.HarnessModel(lm)
+  contexts = ['Marta lives in', 'Ove plays', 'It is big. ' * 20]
+  settings = {'until': [], 'max_gen_toks': 12, 'do_sample': False, 'temperature': 0.0}
+  whole = model.generate_until(_requests(*((text, settings) for text in contexts)))
+  expected = lm.generate(contexts[:2], max_new_tokens=12)
+  assert [c + w for c, w in zip(contexts, whole)][:2] == expected and whole[2]
+  # One stop string inside a token, one across two tokens.
+  ids = lm.tokenizer(whole[0], add_special_tokens=False)['input_ids']
+  across = lm.tokenizer.decode(ids[3:5])
+  for stop in (whole[0][6:8], across):
+    for size in (64, 5):  # in one round, and in several
+      monkeypatch.setattr(harness, '_ROUND', size)
+      limited = {**settings, 'until': stop}
+      found = model.generate_until(_requests(*((text, limited) for text in contexts)))
+      assert found == [text.split(stop)[0] for text in whole]
+
+
+@needs_harness
+def test_sampling_is_that_of_the_harness(lm):
+  model = harness.HarnessModel(lm)
+  greedy = model.generate_until(_requests(('Ove plays', {'max_gen_toks': 8, 'top_p': 0.9})))
+  settings = {'do_sample': True, 'temperature': 0.7, 'max_gen_toks': 8}
+  requests = _requests(*[('Ove plays', settings)] * 4)  # repeats of one document
+  found = model.generate_until(requests)
+  assert len({*found, *greedy}) > 2 and found == model.generate_until(requests)
+  with pytest.raises(UserError, match='samples with top_p=0.9'):
+    model.generate_until(_requests(('Ove plays', {**settings, 'top_p': 0.9})))
+
+
+def test_more_answers_at_once_have_the_same_scores():
+  model = tiny.model('gptj')
+  rng = np.random.default_rng(0)
+  rows = [
+    Encoded('', (*rng.integers(1, 9, 4).tolist(), *answer), None, 3, 4)
+    for answer in ((5,), (6, 7), (5, 6, 7), (8,), (9, 1))
+  ]
+  rows += [Encoded('', (*rows[0].ids[:4], *row.ids[4:]), None, 3, 4) for row in rows[1:]]
+  one, four = (scoring.score(model, rows, num_answers=n) for n in (1, 4))
+  np.testing.assert_allclose(four.nll_N, one.nll_N, atol=1e-5)
+  plan = scoring.plan_batches(rows, tiny.VOCAB, num_answers=8)
+  assert sum(batch.token_NxT.shape[0] for batch in plan.batches) < len(rows)
+
+
+def _write_task(folder, name, documents, **fields):
+  """A task in the harness's YAML, which JSON is, with its data beside it."""
+  data = folder / f'{name}.jsonl'
+  data.write_text('\n'.join(map(json.dumps, documents)))
+  task = {
+    'task': name,
+    'dataset_path': 'json',
+    'dataset_kwargs': {'data_files': {'test': str(data)}, 'cache_dir': str(folder / 'cache')},
+    'test_split': 'test',
+    'doc_to_text': '{{question}}',
+    'metadata': {'version': 1},
+    **fields,
+  }
+  file = folder / f'{name}.yaml'
+  file.write_text(json.dumps(task))
+  return str(file)
+
+
+@pytest.fixture(scope='module')
+def task(tmp_path_factory):
+  """A file with a multiple-choice task of the test's own."""
+  documents = [
+    {'question': f'{name} lives in', 'choices': ['Paris', 'jazz', 'Swahili'], 'label': n % 3}
+    for n, name in enumerate(('Marta', 'Ove', 'Anna', 'Jon'))
+  ]
+  return _write_task(
+    tmp_path_factory.mktemp('tasks'),
+    'towns',
+    documents,
+    output_type='multiple_choice',
+    doc_to_choice='choices',
+    doc_to_target='label',
+    metric_list=[{'metric': 'acc', 'aggregation': 'mean', 'higher_is_better': True}],
+  )
+
+
+def _patched(lm):
+  """The model with an edit that prefers other words."""
+  rng = np.random.default_rng(0)
+  update = Update.from_factors(rng.normal(size=(48, 1)), 3 * rng.normal(size=(1, 32)))
+  return lm.apply(Patch({'block_1/mlp/down/kernel': update}, {}))
+
+
+@needs_harness
+def test_tasks_are_compared_before_and_after(made, task, tmp_path, monkeypatch):
+  lm = jedit.load(made / 'model')
+  path = '/'.join(jedit.models.kernel_path(jedit.Kernel(1, 'mlp')))
+  rng = np.random.default_rng(0)
+  update = Update.from_factors(rng.normal(size=(48, 1)), 3 * rng.normal(size=(1, 32)))
+  edited = lm.apply(Patch({path: update}, {}))
+  table = downstream.evaluate_tasks(edited, [task], lm, num_shots=1, store=tmp_path)
+  [result] = table.results
+  assert (result.task, result.metric, result.num_shots) == ('towns', 'acc', 1)
+  assert result.num_documents == 4 and result.higher_is_better
+  assert 'towns' in str(table) and 'acc ↑' in table._repr_html_()
+  monkeypatch.setattr(downstream, '_run', None)  # calling it would fail
+  again = downstream.evaluate_tasks(edited, [task], lm, num_shots=1, store=tmp_path)
+  assert again == table
+  monkeypatch.undo()
+  alone = downstream.evaluate_tasks(lm, [task], limit=2)
+  assert alone.results[0].num_documents == 2 and alone.results[0].before is None
+
+
+@needs_harness
+def test_the_harness_knows_jedit_by_name(made, task):
+  harness.register()
+  harness.register()
+  lm_eval = harness.library()
+  found = lm_eval.simple_evaluate(
+    model='jedit',
+    model_args=f'pretrained={made / "model"}',
+    tasks=[task],
+    log_samples=False,
+  )
+  lm = jedit.load(made / 'model')
+  [result] = downstream.evaluate_tasks(lm, [task]).results
+  assert found['results']['towns']['acc,none'] == result.after['mean']
+  with pytest.raises(UserError, match="model_args has 'peft'"):
+    harness.HarnessModel.create_from_arg_string('pretrained=x,peft=y')
+
+
+@needs_harness
+def test_a_task_that_is_not_there_is_named(task, tmp_path):
+  with pytest.raises(UserError, match="no harness task 'capitals'"):
+    downstream.check_tasks([task, 'capitals'])
+  broken = _write_task(tmp_path, 'broken', [], output_type='multiple_choice')
+  with pytest.raises(UserError, match='cannot be loaded'):
+    downstream.evaluate_tasks(None, [broken])
+  with pytest.raises(UserError, match='no harness task; name at least one'):
+    downstream.check_tasks([])
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+  for name in [name for name in sys.modules if name.split('.')[0] == 'lm_eval']:
+    monkeypatch.delitem(sys.modules, name)
+  monkeypatch.setitem(sys.modules, 'lm_eval', None)
+  with pytest.raises(UserError, match=r"pip install 'jedit\[lm_eval\]'"):
+    downstream.check_tasks(['piqa'])
