@@ -28,8 +28,6 @@ from jedit.types import UserError
 _NEW_TOKENS = 256  # where a task sets no limit, as in the harness
 _ROUND = 64  # new tokens between two searches for stop strings
 _LIMITS = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')
-# Answers scored with one run of their prompt, by their tokens: letters cost nothing beyond it.
-_MOST_ANSWERS = ((1, 64), (32, 8))
 
 _Pair = tuple[list[int], list[int]]  # tokens of a context and of its continuation
 
@@ -266,20 +264,12 @@ class HarnessModel:
       rows.append(Encoded('', ids, None, start - 1, start))
 
     def run(tokens: int) -> list[tuple[float, bool]]:
-      found: list[tuple[float, bool]] = [(0.0, False)] * len(rows)
+      vocab_size = self.lm.config.vocab_size
       with Progress('harness', len(rows), 'requests') as progress:
-        for num_answers, numbers in _by_answers(rows).items():
-          plan = plan_batches(
-            [rows[n] for n in numbers],
-            self.lm.config.vocab_size,
-            tokens_per_batch=tokens,
-            num_answers=num_answers,
-          )
-          scores = score_plan(self.lm.model, plan, on_batch=progress.update)
-          logp_N = -scores.nll_N * scores.length_N
-          for n, logp, exact in zip(numbers, logp_N, scores.exact_N, strict=True):
-            found[n] = (float(logp), exact == 1)
-      return found
+        plan = plan_batches(rows, vocab_size, tokens_per_batch=tokens)
+        scores = score_plan(self.lm.model, plan, on_batch=progress.update)
+      logp_N = -scores.nll_N * scores.length_N
+      return list(zip(logp_N.tolist(), (scores.exact_N == 1).tolist(), strict=True))
 
     size = self.tokens_per_batch or default_tokens()
     field = 'evaluation.tokens_per_batch'
@@ -377,22 +367,6 @@ class _Sampling:
     if not samples:
       return cls(stops, int(num_new), None, 1.0)
     return cls(stops, int(num_new), min(top_k, vocab_size), temperature or 1.0)
-
-
-def _by_answers(rows: Sequence[Encoded]) -> dict[int, list[int]]:
-  """Indices of rows by the number of their prompt's answers, rounded up to a power of two."""
-  answers: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
-  for row in rows:
-    answers.setdefault(row.ids[: row.target_start], set()).add(row.target_ids)
-  sizes = {}
-  for prompt, found in answers.items():
-    longest = max(map(len, found))
-    most = next((count for length, count in _MOST_ANSWERS if longest <= length), 1)
-    sizes[prompt] = min(1 << (len(found) - 1).bit_length(), most)
-  groups: dict[int, list[int]] = {}
-  for n, row in enumerate(rows):
-    groups.setdefault(sizes[row.ids[: row.target_start]], []).append(n)
-  return groups
 
 
 if __name__ == '__main__':

@@ -21,7 +21,7 @@ from jedit.parallel.mesh import fetch, place_rows
 from jedit.parallel.shapes import PADDING_PER_PROGRAM, group_by_length
 from jedit.types import UserError
 
-_ANSWERS = 2  # of a prompt in a batch, since a record compares two objects
+_ANSWERS = 2  # per prompt of a batch, since a record compares two objects
 _LOGITS = 2**26  # entries of one batch's logits: 256 MiB in float32
 
 
@@ -115,7 +115,6 @@ def plan_batches(
   *,
   tokens_per_batch: int | None = None,
   shapes: Sequence[tuple[int, int, int]] = (),
-  num_answers: int = _ANSWERS,
 ) -> Plan:
   """Sorts rows by length into batches of few shapes.
 
@@ -125,7 +124,6 @@ def plan_batches(
     tokens_per_batch: tokens of a batch, padding included, but at least one row. None takes
       `default_tokens`.
     shapes: of compiled programs (`Plan.shapes`) to reuse where they fit.
-    num_answers: C, answers of a prompt in a batch; a prompt with more of them runs again.
 
   Returns:
     The plan; results come back in the order of `rows`.
@@ -145,12 +143,12 @@ def plan_batches(
   for prompt, found in answers.items():
     # Answers of similar length share batches, to save padding.
     ends = sorted(found.items(), key=lambda end: len(end[0]))
-    items.extend((prompt, ends[i : i + num_answers]) for i in range(0, len(ends), num_answers))
-  batches, items = _reuse(items, shapes, num_answers)
-  for num_read, similar in _by_answer(items, num_answers):
+    items.extend((prompt, ends[i : i + _ANSWERS]) for i in range(0, len(ends), _ANSWERS))
+  batches, items = _reuse(items, shapes)
+  for num_read, similar in _by_answer(items):
     for length, chosen in group_by_length([len(prompt) for prompt, _ in similar]):
-      num_tokens = length + num_answers * (num_read - 1)
-      num_logits = 1 + num_answers * (num_read - 1)
+      num_tokens = length + _ANSWERS * (num_read - 1)
+      num_logits = 1 + _ANSWERS * (num_read - 1)
       limit = min(tokens_per_batch // num_tokens, _LOGITS // (num_logits * vocab_size))
       num_batches = -(-len(chosen) // max(limit, 1))
       # Equal batches pad less than full ones plus a rest; multiples of eight recur between runs.
@@ -158,11 +156,11 @@ def plan_batches(
       size = min(-(-size // 8) * 8, max(limit, size))
       for first in range(0, len(chosen), size):
         batch = [similar[i] for i in chosen[first : first + size]]
-        batches.append(_fill(batch, size, length, num_read, num_answers))
+        batches.append(_fill(batch, size, length, num_read))
   return Plan(tuple(batches), np.array([len(r.ids) - r.target_start for r in rows], np.int64))
 
 
-def _by_answer(items: Sequence[_Item], num_answers: int) -> list[tuple[int, list[_Item]]]:
+def _by_answer(items: Sequence[_Item]) -> list[tuple[int, list[_Item]]]:
   """Groups items by the padded length of their answers, as `group_by_length` groups by length."""
   if not items:
     return []
@@ -175,7 +173,7 @@ def _by_answer(items: Sequence[_Item], num_answers: int) -> list[tuple[int, list
   for size, longer in zip(sizes, [*sizes[1:], None], strict=True):
     waiting = waiting + by_size[size]
     more = 0 if longer is None else sum(longer - _num_read(item) for item in waiting)
-    if longer is None or num_answers * more > PADDING_PER_PROGRAM:
+    if longer is None or _ANSWERS * more > PADDING_PER_PROGRAM:
       groups.append((size, waiting))
       waiting = []
   return groups
@@ -186,7 +184,7 @@ def _num_read(item: _Item) -> int:
 
 
 def _reuse(
-  items: list[_Item], shapes: Sequence[tuple[int, int, int]], num_answers: int
+  items: list[_Item], shapes: Sequence[tuple[int, int, int]]
 ) -> tuple[list[Batch], list[_Item]]:
   """Batches of given shapes, shortest first, and the items that fit none of them."""
 
@@ -205,7 +203,7 @@ def _reuse(
     count = max(-(-num_bound // size), len(chosen) // size) * size
     taken = chosen[:count]
     batches += [
-      _fill(taken[first : first + size], size, length, num_read, num_answers)
+      _fill(taken[first : first + size], size, length, num_read)
       for first in range(0, len(taken), size)
     ]
     gone = set(map(id, taken))
@@ -217,12 +215,10 @@ def _ceil_power(number: int) -> int:
   return 1 << (number - 1).bit_length()
 
 
-def _fill(
-  items: Sequence[_Item], num_rows: int, length: int, num_read: int, num_answers: int
-) -> Batch:
+def _fill(items: Sequence[_Item], num_rows: int, length: int, num_read: int) -> Batch:
   token_NxT = np.zeros((num_rows, length), np.int32)
   length_N = np.zeros(num_rows, np.int32)
-  target_NxCxS = np.zeros((num_rows, num_answers, num_read), np.int32)
+  target_NxCxS = np.zeros((num_rows, _ANSWERS, num_read), np.int32)
   answered = []
   num_tokens = 0
   for n, (prompt, ends) in enumerate(items):

@@ -1,5 +1,6 @@
 """lm-evaluation-harness on a tiny model: its three calls against plain loops, tasks, bad input."""
 
+import importlib.util
 import json
 import sys
 import types
@@ -9,15 +10,14 @@ import pytest
 
 import jedit
 from helpers import tiny, vocabularies
-from jedit.evals import downstream, harness, scoring
+from jedit.evals import downstream, harness
 from jedit.models import FAMILIES, Model
-from jedit.models.encoding import Encoded
 from jedit.models.export import save_directory
 from jedit.models.patch import Patch, Update
 from jedit.types import UserError
 
 needs_harness = pytest.mark.skipif(
-  not __import__('importlib.util').util.find_spec('lm_eval'), reason='needs the extra lm_eval'
+  importlib.util.find_spec('lm_eval') is None, reason='needs the extra lm_eval'
 )
 LENGTH = 40  # positions of the model
 
@@ -130,20 +130,6 @@ def test_sampling_is_that_of_the_harness(lm):
     model.generate_until(_requests(('Ove plays', {**settings, 'top_p': 0.9})))
 
 
-def test_more_answers_at_once_have_the_same_scores():
-  model = tiny.model('gptj')
-  rng = np.random.default_rng(0)
-  rows = [
-    Encoded('', (*rng.integers(1, 9, 4).tolist(), *answer), None, 3, 4)
-    for answer in ((5,), (6, 7), (5, 6, 7), (8,), (9, 1))
-  ]
-  rows += [Encoded('', (*rows[0].ids[:4], *row.ids[4:]), None, 3, 4) for row in rows[1:]]
-  one, four = (scoring.score(model, rows, num_answers=n) for n in (1, 4))
-  np.testing.assert_allclose(four.nll_N, one.nll_N, atol=1e-5)
-  plan = scoring.plan_batches(rows, tiny.VOCAB, num_answers=8)
-  assert sum(batch.token_NxT.shape[0] for batch in plan.batches) < len(rows)
-
-
 def _write_task(folder, name, documents, **fields):
   """A task in the harness's YAML, which JSON is, with its data beside it."""
   data = folder / f'{name}.jsonl'
@@ -178,13 +164,6 @@ def task(tmp_path_factory):
     doc_to_target='label',
     metric_list=[{'metric': 'acc', 'aggregation': 'mean', 'higher_is_better': True}],
   )
-
-
-def _patched(lm):
-  """The model with an edit that prefers other words."""
-  rng = np.random.default_rng(0)
-  update = Update.from_factors(rng.normal(size=(48, 1)), 3 * rng.normal(size=(1, 32)))
-  return lm.apply(Patch({'block_1/mlp/down/kernel': update}, {}))
 
 
 @needs_harness
