@@ -43,15 +43,11 @@ def _requests(*arguments):
 
 
 def _logp(lm, context, continuation):
-  """Log-probability of tokens after tokens, and whether all are on top, one at a time."""
-  total, is_top = 0.0, True
-  for n, token in enumerate(continuation):
-    row = np.array([[*context, *continuation[:n]]], np.int32)
-    hidden_NxTxD, _ = lm.model(row)
-    logit_V = np.asarray(lm.model.head(hidden_NxTxD[:, -1]), np.float64)[0]
-    total += logit_V[token] - np.logaddexp.reduce(logit_V)
-    is_top &= bool(logit_V.argmax() == token)
-  return total, is_top
+  """Log-probability of tokens after tokens, and whether all are on top."""
+  logits_TxV = tiny.logits(lm.model, [*context, *continuation][:-1])[len(context) - 1 :]
+  norm_T = np.logaddexp.reduce(logits_TxV, axis=-1)
+  logp_T = logits_TxV[np.arange(len(continuation)), continuation] - norm_T
+  return logp_T.sum(), bool((logits_TxV.argmax(-1) == continuation).all())
 
 
 @needs_harness
