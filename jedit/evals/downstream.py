@@ -6,6 +6,7 @@ interface of `jedit.evals.harness`.
 """
 
 import dataclasses
+import functools
 import html
 import os
 import pathlib
@@ -104,7 +105,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
   Raises:
     UserError: without the package, for no tasks, and for one that is not installed.
   """
-  manager = _manager(tasks)
+  manager = _manager(tuple(tasks))
   for name in tasks:
     if name not in manager.task_index and not pathlib.Path(name).is_file():
       raise UserError(
@@ -170,8 +171,9 @@ def _identity(tasks: Sequence[str]) -> list[Any]:
   return [[name, f.read_bytes().hex() if f.is_file() else ''] for name, f in zip(tasks, files)]
 
 
-def _manager(tasks: Sequence[str]) -> Any:
-  """The harness's index of tasks, which takes seconds to build, if a name needs it."""
+@functools.lru_cache(maxsize=1)
+def _manager(tasks: tuple[str, ...]) -> Any:
+  """The harness's index of tasks: with its own ones, which take seconds, if a name needs them."""
   if not tasks or not all(name.strip() for name in tasks):
     raise UserError('There is no harness task; name at least one.')
   files = [pathlib.Path(name) for name in tasks if pathlib.Path(name).is_file()]
@@ -183,7 +185,10 @@ def _manager(tasks: Sequence[str]) -> Any:
 
 def _load(tasks: Sequence[str], num_shots: int | None) -> dict[str, dict[str, Any]]:
   """The tasks with their data."""
-  manager, loaded = _manager(tasks), dict[str, dict[str, Any]](tasks={}, groups={}, group_map={})
+  manager, loaded = (
+    _manager(tuple(tasks)),
+    dict[str, dict[str, Any]](tasks={}, groups={}, group_map={}),
+  )
   for name in tasks:
     try:
       found = manager.load([name])
