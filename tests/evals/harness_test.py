@@ -1,8 +1,6 @@
 """lm-evaluation-harness on a tiny model: its three calls against plain loops, tasks, bad input."""
 
 import functools
-import importlib.util
-import json
 import sys
 import types
 
@@ -11,15 +9,13 @@ import pytest
 
 import jedit
 from helpers import tiny, vocabularies
+from helpers.harness_tasks import needs_harness, write_choices, write_task
 from jedit.evals import downstream, harness
 from jedit.models import FAMILIES, Model
 from jedit.models.export import save_directory
 from jedit.models.patch import Patch, Update
 from jedit.types import UserError
 
-needs_harness = pytest.mark.skipif(
-  importlib.util.find_spec('lm_eval') is None, reason='needs the extra lm_eval'
-)
 LENGTH = 40  # positions of the model
 
 
@@ -136,40 +132,10 @@ def test_sampling_is_that_of_the_harness(gptj):
     model.generate_until(_requests(('Ove plays', {**settings, 'top_p': 0.9})))
 
 
-def _write_task(folder, name, documents, **fields):
-  """A task in the harness's YAML, which JSON is, with its data beside it."""
-  data = folder / f'{name}.jsonl'
-  data.write_text('\n'.join(map(json.dumps, documents)))
-  task = {
-    'task': name,
-    'dataset_path': 'json',
-    'dataset_kwargs': {'data_files': {'test': str(data)}, 'cache_dir': str(folder / 'cache')},
-    'test_split': 'test',
-    'doc_to_text': '{{question}}',
-    'metadata': {'version': 1},
-    **fields,
-  }
-  file = folder / f'{name}.yaml'
-  file.write_text(json.dumps(task))
-  return str(file)
-
-
 @pytest.fixture(scope='module')
 def task(tmp_path_factory):
   """A file with a multiple-choice task of the test's own."""
-  documents = [
-    {'question': f'{name} lives in', 'choices': ['Paris', 'jazz', 'Swahili'], 'label': n % 3}
-    for n, name in enumerate(('Marta', 'Ove', 'Anna', 'Jon'))
-  ]
-  return _write_task(
-    tmp_path_factory.mktemp('tasks'),
-    'towns',
-    documents,
-    output_type='multiple_choice',
-    doc_to_choice='choices',
-    doc_to_target='label',
-    metric_list=[{'metric': 'acc', 'aggregation': 'mean', 'higher_is_better': True}],
-  )
+  return write_choices(tmp_path_factory.mktemp('tasks'))
 
 
 @needs_harness
@@ -213,7 +179,7 @@ def test_a_task_that_is_not_there_is_named(gptj, task, tmp_path, monkeypatch):
   )
   with pytest.raises(UserError, match="no harness task 'capitals'"):
     downstream.check_tasks([task, 'capitals'])
-  broken = _write_task(tmp_path, 'broken', [], output_type='multiple_choice')
+  broken = write_task(tmp_path, 'broken', [], output_type='multiple_choice')
   with pytest.raises(UserError, match="task '.*broken.yaml' cannot be loaded"):
     downstream.evaluate_tasks(gptj, [broken])
   with pytest.raises(UserError, match='no harness task; name at least one'):
