@@ -105,9 +105,12 @@ def check_tasks(tasks: Sequence[str]) -> None:
   Raises:
     UserError: without the package, for no tasks, and for one that is not installed.
   """
-  manager = _manager(tuple(tasks))
+  library()
+  files = [name for name in tasks if pathlib.Path(name).is_file()]
+  lost = [name for name in tasks if name not in files and name.endswith('.yaml')]
+  named = {} if lost else _manager(tuple(tasks)).task_index
   for name in tasks:
-    if name not in manager.task_index and not pathlib.Path(name).is_file():
+    if name not in files and name not in named:
       raise UserError(
         f'There is no harness task {name!r}; name one of `lm_eval ls tasks`, or a YAML file.'
       )
