@@ -24,6 +24,7 @@ from jedit.types import UserError
 _SEED = 1234  # of few-shot examples, the harness's default
 _BOOTSTRAP = 1000  # draws for the standard error of metrics that are no means
 _FORMAT = 'jedit downstream 1'
+_ARROWS: dict[bool | None, str] = {True: '↑', False: '↓', None: ''}
 _DIGITS = 4  # as the harness prints them
 
 
@@ -70,7 +71,7 @@ class TaskTable:
     rows = [
       [
         each.task,
-        f'{each.metric} { ({True: "↑", False: "↓"}.get(each.higher_is_better, "")) }'.rstrip(),
+        f'{each.metric} {_ARROWS[each.higher_is_better]}'.rstrip(),
         each.num_shots,
         each.num_documents,
         *(_cell(getattr(each, state)) for state in states),
@@ -147,7 +148,7 @@ def evaluate_tasks(
 
   def measured(model: LanguageModel) -> list[TaskResult]:
     patches = [patch.id for patch in model.patches]
-    key = [model.fingerprint, model.config.dtype, patches, _identity(tasks)]
+    key: list[Any] = [model.fingerprint, model.config.dtype, patches, _identity(tasks)]
     key += [limit, num_shots, version]
     file = None if store is None else pathlib.Path(store) / f'{digest(key)[:12]}.json'
     if file is not None and (done := sealed.kept(file, _read, key)) is not None:

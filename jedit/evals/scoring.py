@@ -43,7 +43,7 @@ class Scores:
   logp_NxT: np.ndarray
   is_top_NxT: np.ndarray
   length_N: np.ndarray
-  top_NxT: np.ndarray | None = None
+  top_NxT: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
 
   @functools.cached_property
   def nll_N(self) -> np.ndarray:
