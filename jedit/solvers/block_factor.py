@@ -121,7 +121,7 @@ def _start(cov_FxF, number_G, ridge, scale_F, layout):
     scale_G = jnp.pad(scale_F, (0, missing), constant_values=1)
     diagonal_G = jnp.pad(ridge * scale_F**2, (0, missing), constant_values=1)
     is_diagonal_RxG = number_R[:, None] == jnp.arange(layout.padded)[None, :]
-    matrix_RxG = is_diagonal_RxG * diagonal_G[None, :]
+    matrix_RxG = jnp.where(is_diagonal_RxG, diagonal_G[None, :], jnp.zeros_like(diagonal_G))
     if cov_RxF is None:
       return matrix_RxG
     cov_RxG = jnp.pad(cov_RxF, ((0, layout.rows - len(cov_RxF)), (0, missing)))

@@ -45,8 +45,8 @@ def times(matrix_MxF: jax.Array, x_FxB: jax.Array, scale_F: np.ndarray) -> jax.A
     part_FxB = x_FxB[:, first : first + _MAX_COLUMNS]
     width = part_FxB.shape[1]
     part_FxB = jnp.pad(part_FxB, ((0, 0), (0, bucket(width, _MIN_COLUMNS) - width)))
-    digit_KxFxB, unit_1xB = _split_columns(part_FxB, scale_wide)
-    found = _multiply(matrix_MxF, scale, jax.device_put(digit_KxFxB, device))
+    digit_FxKB, unit_1xB = _split_columns(part_FxB, scale_wide)
+    found = _multiply(matrix_MxF, scale, jax.device_put(digit_FxKB, device))
     word_3xMxB, unit_Mx1 = jax.device_put(found, wide)
     parts.append(_join(word_3xMxB, unit_Mx1, unit_1xB)[:, :width])
   return jnp.concatenate(parts, axis=1)
@@ -54,51 +54,66 @@ def times(matrix_MxF: jax.Array, x_FxB: jax.Array, scale_F: np.ndarray) -> jax.A
 
 @jax.jit
 def _split_columns(x_FxB, scale_F):
-  return _split(x_FxB / scale_F[:, None], axis=0)
+  """The digits of x / scale side by side, and the units of its columns."""
+  scaled_FxB = x_FxB / scale_F[:, None]
+  unit_1xB, shrink_1xB = _unit(scaled_FxB, axis=0)
+  rest_FxB, digits = scaled_FxB * shrink_1xB, []
+  for _ in range(_DIGITS):
+    digit_FxB, rest_FxB = _next_digit(rest_FxB)
+    digits.append(digit_FxB)
+  return jnp.concatenate(digits, axis=1), unit_1xB
 
 
 @jax.jit
-def _multiply(matrix_MxF, scale_F, digit_KxFxB):
+def _multiply(matrix_MxF, scale_F, digit_FxKB):
   """The products in three words, and the units of rows; a few rows at a time."""
-  num_rows, columns = matrix_MxF.shape[0], digit_KxFxB.shape[2]
+  num_rows, width = matrix_MxF.shape[0], digit_FxKB.shape[1] // _DIGITS
   rows = min(_ROWS, num_rows)
-  upward_KxFxB = digit_KxFxB[::-1]
+
+  def of_digit(digit, value):
+    rest_RxF, level_RxLB = value
+    left_RxF, rest_RxF = _next_digit(rest_RxF)
+    product_RxKB = jnp.matmul(left_RxF, digit_FxKB, preferred_element_type=jnp.int32)
+    first = digit * width
+    product_RxKB += jax.lax.dynamic_slice_in_dim(level_RxLB, first, _DIGITS * width, 1)
+    return rest_RxF, jax.lax.dynamic_update_slice_in_dim(level_RxLB, product_RxKB, first, 1)
 
   def of_rows(number, found):
     word_3xMxB, unit_Mx1 = found
     first = jnp.minimum(number * rows, num_rows - rows)
-    row_RxF = jax.lax.dynamic_slice_in_dim(matrix_MxF, first, rows)
-    digit_KxRxF, unit_Rx1 = _split(row_RxF * scale_F, axis=1)
-    levels = [
-      jnp.einsum(
-        'irf,ifb->rb',
-        digit_KxRxF[: level + 1],
-        upward_KxFxB[_DIGITS - 1 - level :],
-        preferred_element_type=jnp.int32,
-      )
-      for level in range(_DIGITS)
-    ]
+    row_RxF = jax.lax.dynamic_slice_in_dim(matrix_MxF, first, rows) * scale_F[None, :]
+    unit_Rx1, shrink_Rx1 = _unit(row_RxF, axis=1)
+    level_RxLB = jnp.zeros((rows, 2 * _DIGITS * width), jnp.int32)
+    _, level_RxLB = _loop(_DIGITS, of_digit, (row_RxF * shrink_Rx1, level_RxLB))
+    word_3xRxB = _words(jnp.split(level_RxLB[:, : _DIGITS * width], _DIGITS, axis=1))
     return (
-      jax.lax.dynamic_update_slice_in_dim(word_3xMxB, _words(levels), first, 1),
+      jax.lax.dynamic_update_slice_in_dim(word_3xMxB, word_3xRxB, first, 1),
       jax.lax.dynamic_update_slice_in_dim(unit_Mx1, unit_Rx1, first, 0),
     )
 
-  count = jnp.int32(-(-num_rows // rows))
-  found = jnp.zeros((3, num_rows, columns), jnp.int32), jnp.zeros((num_rows, 1), jnp.float32)
-  return jax.lax.fori_loop(jnp.int32(0), count, of_rows, found)
+  found = jnp.zeros((3, num_rows, width), jnp.int32), jnp.zeros((num_rows, 1), matrix_MxF.dtype)
+  return _loop(-(-num_rows // rows), of_rows, found)
 
 
-def _split(x, axis):
-  """Digits, and the power of two that is their unit along the axis; not finite if x is not."""
+def _loop(count, step, value):
+  return jax.lax.fori_loop(jnp.int32(0), jnp.int32(count), step, value)
+
+
+def _unit(x, axis):
+  """The power of two above the largest number along the axis, and what makes that 2^6.
+
+  The unit is NaN if a number is not finite: digits are integers and cannot tell.
+  """
   largest = jnp.abs(x).max(axis, keepdims=True)
-  exponent = jnp.frexp(largest)[1]
-  rest, digits = x * jnp.ldexp(jnp.ones_like(largest), _BITS - 1 - exponent), []
-  for _ in range(_DIGITS):
-    digit = jnp.round(rest)
-    digits.append(digit.astype(jnp.int8))
-    rest = (rest - digit) * 2**_BITS
-  unit = jnp.where(jnp.isfinite(largest), jnp.ldexp(jnp.ones_like(largest), exponent), jnp.nan)
-  return jnp.stack(digits), unit
+  exponent, one = jnp.frexp(largest)[1], jnp.ones_like(largest)
+  unit = jnp.where(jnp.isfinite(largest), jnp.ldexp(one, exponent), jnp.nan)
+  return unit, jnp.ldexp(one, _BITS - 1 - exponent)
+
+
+def _next_digit(x):
+  """The nearest integers, and 2^7 times the rest."""
+  digit = jnp.round(x)
+  return digit.astype(jnp.int8), (x - digit) * 2**_BITS
 
 
 def _words(levels):
