@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from jedit.models.patch import Patch
   from jedit.moments.collect import statistics
   from jedit.moments.files import SecondMoments
+  from jedit.parallel.compilation_cache import cache_compilations
   from jedit.solvers import FactorCache
   from jedit.testbeds import testbed
   from jedit.types import Kernel, Record, Request, UserError
@@ -39,6 +40,7 @@ _HOME = {
   'Sequential': 'editing.edit',
   'Together': 'editing.edit',
   'UserError': 'types',
+  'cache_compilations': 'parallel.compilation_cache',
   'edit': 'editing.edit',
   'edit_stream': 'editing.edit',
   'evaluate': 'evals.evaluate',
@@ -65,6 +67,7 @@ __all__ = [
   'Sequential',
   'Together',
   'UserError',
+  'cache_compilations',
   'edit',
   'edit_stream',
   'evaluate',

@@ -34,6 +34,7 @@ from jedit.models.tokenizer import load_tokenizer
 from jedit.moments.corpus import Corpus, plan_dataset
 from jedit.moments.files import check_archives, is_archive
 from jedit.moments.sums import num_values
+from jedit.parallel.devices import announce_devices
 from jedit.parallel.mesh import make_mesh
 from jedit.types import Kernel, Record, UserError
 from jedit.units import format_bytes
@@ -157,6 +158,7 @@ def check(
   first = found.first
   has_devices = False
   with problems.noted():
+    announce_devices()
     found.mesh = make_mesh(first.mesh.data, first.mesh.model)
     has_devices = True
   directory, tokenizer = _check_model(found, problems, has_devices)

@@ -21,6 +21,7 @@ from jax.scipy.linalg import cho_solve
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
+from jedit.compat import enable_x64
 from jedit.solvers.block_cholesky import AXIS, factorise, in_order, padded_size, shard_rows, solve
 
 # Refinement ends at the first error and fails above the second; in between it is rounding.
@@ -65,7 +66,7 @@ def num_sharing(device: jax.Device) -> int:
 @contextlib.contextmanager
 def float64_alone() -> Iterator[None]:
   """Float64, with devices chosen explicitly even inside the mesh of a caller."""
-  with jax.enable_x64(True), jax.set_mesh(Mesh(np.empty((), object), ())):
+  with enable_x64(True), jax.set_mesh(Mesh(np.empty((), object), ())):
     yield
 
 

@@ -19,6 +19,7 @@ import json
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jedit.compat import enable_x64
 from jedit.solvers import Covariance, EqualityConstrained, FactorCache, LeastSquares
 from jedit.solvers import block_cholesky, factor, factor_cache
 
@@ -78,7 +79,7 @@ found['errors']['float32'] = float(abs(left - whole).max() / abs(left).max())
 
 # What one device needs, from the compiled programs; 192 rows stand for 28,672.
 size, block = 192, 12
-with jax.enable_x64(True):
+with enable_x64(True):
   matrix = moment(size).astype(np.float64)
   for num in (4, 8):
     mesh = Mesh(np.array(jax.devices()[:num]), ('rows',))
