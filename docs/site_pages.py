@@ -28,18 +28,23 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def _reference() -> Iterator[str]:
   """Directives of mkdocstrings: the names of jedit, then those of each public subpackage."""
   yield '# Reference'
-  yield from _section(jedit)
-  for value in map(jedit.__getattr__, jedit.__all__):
-    if inspect.ismodule(value):
-      yield from _section(value)
+  packages = [value for value in map(jedit.__getattr__, jedit.__all__) if inspect.ismodule(value)]
+  shown: set[str] = set()
+  for package in (jedit, *packages):
+    paths = [path for path in _paths(package) if path not in shown]
+    shown.update(paths)
+    if paths:
+      yield f'## {package.__name__}'
+    for path in paths:
+      yield f'::: {path}\n    options:\n      heading_level: 3'
 
 
-def _section(module: ModuleType) -> Iterator[str]:
-  """The functions and classes of a package, each where it is defined."""
-  found = [getattr(module, name) for name in getattr(module, '__all__', sorted(vars(module)))]
-  found = [value for value in found if inspect.isfunction(value) or inspect.isclass(value)]
-  found = [value for value in found if value.__module__.startswith('jedit.')]
-  if found:
-    yield f'## {module.__name__}'
-  for value in found:
-    yield f'::: {value.__module__}.{value.__qualname__}\n    options:\n      heading_level: 3'
+def _paths(package: ModuleType) -> list[str]:
+  """Where the functions and classes of a package are defined."""
+  values = [getattr(package, name) for name in getattr(package, '__all__', sorted(vars(package)))]
+  values = [value for value in values if inspect.isfunction(value) or inspect.isclass(value)]
+  return [
+    f'{value.__module__}.{value.__qualname__}'
+    for value in values
+    if hasattr(package, '__all__') or value.__module__ == package.__name__
+  ]

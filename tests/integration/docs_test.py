@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 import jedit
 from jedit import experiments, main, testbeds
 from jedit.evals import metrics
-from jedit.experiments import tasks
+from jedit.experiments import sweep, tasks
 from jedit.experiments.config import read_settings, read_training
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -73,7 +73,10 @@ def _plan(arguments, tmp_path, monkeypatch):
     config, _ = main._parse(['main', *arguments])
   if config.task == 'train':
     read_training(config.to_dict())
-  elif 'testbed' in config.model.name and not config.get('editor'):  # all inputs are shipped
+  elif config.task == 'sweep':
+    sweep.read_cells(config.to_dict())
+  elif 'testbed' in config.model.name and not (config.model.path or config.editor):
+    # All inputs are shipped.
     with pytest.raises(_Planned):
       experiments.run(config, tmp_path)
   else:
@@ -136,5 +139,5 @@ def test_the_first_example_of_a_page_runs(page, tmp_path, monkeypatch):
   monkeypatch.setattr(metrics, 'METRICS', dict(metrics.METRICS))
   monkeypatch.chdir(tmp_path)  # for the files that it writes
   code = next(code for name, code in EXAMPLES if name == page)
-  code = code.replace('records[:100]', 'records[:2]').replace('Sequential(10)', 'Sequential(1)')
+  code = code.replace('records[:100]', 'records[:2]').replace('Sequential(10)', 'Sequential(2)')
   exec(compile(code, page, 'exec'), {'__name__': 'example', 'jedit': jedit})
