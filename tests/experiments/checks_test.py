@@ -56,7 +56,9 @@ def test_all_that_is_missing_is_one_sentence(made, tmp_path, nothing_loaded):
     mesh=dict(model=3),
   )
   message = _sentence(config, tmp_path / 'run')
-  assert message.startswith('5 things are in the way of this run: (1) A mesh of data=0 and model=3')
+  assert message.startswith(
+    '5 things are in the way of this run: (1) A mesh of mesh.data=0 and mesh.model=3'
+  )
   for words in ('no.json', 'layers is (1, 7)', 'no.txt', 'contexts.json'):
     assert words in message
 
