@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import jax
+import jax.experimental
 
 
 def enable_x64(enabled: bool) -> AbstractContextManager:
   """64-bit types inside the block: `jax.enable_x64`, from jax 0.8.0 on."""
   if hasattr(jax, 'enable_x64'):
     return jax.enable_x64(enabled)
-  from jax.experimental import enable_x64 as experimental  # removed in later versions
-
-  return experimental(enabled)
+  return jax.experimental.enable_x64(enabled)  # type: ignore[attr-defined]
 
 
 def unregister_event_time_span_listener(listener: Callable) -> None:
@@ -20,6 +20,5 @@ def unregister_event_time_span_listener(listener: Callable) -> None:
   if hasattr(jax.monitoring, 'unregister_event_time_span_listener'):
     jax.monitoring.unregister_event_time_span_listener(listener)
   else:
-    from jax._src import monitoring
-
-    monitoring._unregister_event_time_span_listener_by_callback(listener)
+    old: Any = jax._src.monitoring
+    old._unregister_event_time_span_listener_by_callback(listener)

@@ -77,7 +77,7 @@ def unused_accelerators(devices: Sequence[jax.Device]) -> list[str]:
   """
   if any(device.platform != 'cpu' for device in devices):
     return []
-  if 'cpu' in (jax.config.jax_platforms or '').split(','):
+  if 'cpu' in (jax.config.values['jax_platforms'] or '').split(','):
     return []
   found = []
   if os.environ.get('CUDA_VISIBLE_DEVICES') not in ('', '-1'):
@@ -114,21 +114,21 @@ def _has_tpu() -> bool:
 
 def _gpu_remedy(drivers: Sequence[str]) -> str:
   """The state of JAX's CUDA plugin and the command that mends it."""
-  installed = {extra: _installed(extra) for extra in ('cuda12', 'cuda13')}
-  present = [extra for extra, plugin in installed.items() if plugin]
+  found = {extra: _installed(extra) for extra in ('cuda12', 'cuda13')}
+  installed = {extra: plugin for extra, plugin in found.items() if plugin}
   runs_13 = not drivers or int(drivers[0].split('.')[0]) >= _CUDA13_DRIVER
-  usable = [extra for extra in present if extra == 'cuda12' or runs_13]
+  usable = [extra for extra in installed if extra == 'cuda12' or runs_13]
   extra = usable[-1] if usable else 'cuda13' if runs_13 else 'cuda12'
   command = _command(extra)
-  if not present:
+  if not installed:
     return f'no CUDA plugin of JAX is installed; install it with {command}.'
   if not usable:
     return (
       f'its driver {drivers[0]} is older than {_CUDA13_DRIVER}, which CUDA 13 needs; update it, or '
       f'replace the plugin: pip uninstall -y jax-cuda13-plugin jax-cuda13-pjrt && {command}.'
     )
-  name, version, wanted = installed[extra]
-  if not wanted:
+  name, version, fits = installed[extra]
+  if not fits:
     return f'{name} {version} does not fit jax {jax.__version__}; mend it with {command}.'
   return (
     f'{name} {version} cannot start it ({_failure("cuda")}); update the driver, or mend the '
@@ -155,10 +155,10 @@ def _command(extra: str) -> str:
   return f'`pip install "jax[{extra}]=={jax.__version__}"`'
 
 
-def _installed(extra: str) -> tuple[str, str, bool] | tuple[()]:
+def _installed(extra: str) -> tuple[str, str, bool] | None:
   """Name and version of the package behind an extra of jax, and if jax accepts that version.
 
-  Empty if it is absent. jax's own metadata names the package.
+  None if it is absent. jax's own metadata names the package.
   """
   for line in importlib.metadata.requires('jax') or ():
     needed = Requirement(line)
@@ -167,9 +167,9 @@ def _installed(extra: str) -> tuple[str, str, bool] | tuple[()]:
       try:
         version = importlib.metadata.version(needed.name)
       except importlib.metadata.PackageNotFoundError:
-        return ()
+        return None
       return needed.name, version, needed.specifier.contains(version, prereleases=True)
-  return ()
+  return None
 
 
 def _failure(platform: str) -> str:
