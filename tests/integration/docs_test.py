@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import importlib.util
 import inspect
 import pathlib
 import re
@@ -92,6 +93,8 @@ def test_a_command_is_understood(page, words, tmp_path, monkeypatch):
     _plan(['--config=configs/pmet_gptj.py', *words], tmp_path, monkeypatch)
   elif words[:3] == ['python', '-m', 'pytest']:
     assert all((ROOT / path).exists() for path in words[3:])
+  elif words[:2] == ['python', '-m']:
+    assert importlib.util.find_spec(words[2])
   elif words[0] == 'python':
     source = (ROOT / words[1]).read_text('utf-8')
     for flag in words[2:]:
