@@ -58,6 +58,12 @@ def test_modules_that_are_named_exist(page):
     assert (ROOT / path).exists(), f'{page.name} names {path}, which does not exist'
 
 
+def test_the_site_shows_every_page():
+  site = (ROOT / 'mkdocs.yml').read_text('utf-8')
+  for page in PAGES[1:]:
+    assert re.search(rf': {page.name}$', site, re.MULTILINE), f'name {page.name} in mkdocs.yml'
+
+
 class _Planned(Exception):
   """A run has printed its plan."""
 
@@ -76,7 +82,7 @@ def _plan(arguments, tmp_path, monkeypatch):
     read_training(config.to_dict())
   elif config.task == 'sweep':
     sweep.read_cells(config.to_dict())
-  elif 'testbed' in config.model.name and not (config.model.path or config.editor):
+  elif 'testbed' in config.model.name and not (config.model.path or config.get('editor')):
     # All inputs are shipped.
     with pytest.raises(_Planned):
       experiments.run(config, tmp_path)
@@ -123,8 +129,8 @@ def _named(node, names):
 @pytest.mark.parametrize(('page', 'code'), EXAMPLES)
 def test_an_example_uses_names_and_arguments_that_exist(page, code):
   tree, names = ast.parse(code), {'jedit': jedit}
-  for node in ast.walk(tree):
-    if isinstance(node, ast.Import | ast.ImportFrom):
+  for node in tree.body:
+    if ast.unparse(node).startswith('from jedit'):
       exec(compile(ast.Module([node], []), page, 'exec'), names)
   for node in ast.walk(tree):
     _named(node, names)
