@@ -6,6 +6,7 @@ import glob
 import os
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jedit.experiments.amounts import (
   statistics_flop,
   updated_of,
 )
+from jedit.experiments.programs import Estimate, check_programs, run_programs, summary, table
 from jedit.experiments.schema import Settings
 from jedit.io.downloads import Download
 from jedit.models import ModelConfig
@@ -38,6 +40,7 @@ from jedit.units import format_bytes, format_seconds
 
 # Share of the rate of matrix products that stages reach (docs/performance.md).
 _SHARE = 0.3
+_EDITS = ('edit', 'sweep', 'plan')
 _NVIDIA, _TPU = '/dev/nvidia[0-9]*', '/dev/accel[0-9]*'
 
 
@@ -48,13 +51,13 @@ class Stage:
   Attributes:
     name: as in the seconds of summary.json.
     flop: needed arithmetic.
-    seconds: an estimate, without compilation and downloads.
+    seconds: an estimate, without compilation and downloads; None without one.
     is_done: an earlier run of the same workdir has finished it.
   """
 
   name: str
   flop: float
-  seconds: float
+  seconds: float | None
   is_done: bool = False
 
 
@@ -73,6 +76,7 @@ class Plan:
     stages: in order.
     downloads: inputs that are fetched first.
     notes: sentences.
+    programs: that the run compiles, where they were asked for.
   """
 
   title: str
@@ -85,6 +89,7 @@ class Plan:
   stages: tuple[Stage, ...]
   downloads: tuple[Download, ...] = ()
   notes: tuple[str, ...] = ()
+  programs: tuple[Estimate, ...] = ()
 
   def __str__(self) -> str:
     devices = ', '.join(f'{count} x {kind}' for kind, count in self.devices.items())
@@ -101,14 +106,18 @@ class Plan:
       *(f'  download  {download}' for download in self.downloads),
     ]
     if self.stages:
-      seconds = format_seconds(sum(stage.seconds for stage in left))
+      seconds = format_seconds(sum(stage.seconds or 0.0 for stage in left))
+      source = f'products at {rates}' if rates else "the compiler's cycles and bytes on one link"
       lines.append(
-        f'  time      about {seconds}, estimated from products at {rates}; without compilation and '
-        'downloads'
+        f'  time      about {seconds}, estimated from {source}; without compilation and downloads'
       )
     for stage in self.stages:
-      shown = 'done' if stage.is_done else format_seconds(stage.seconds)
+      shown = '-' if stage.seconds is None else format_seconds(stage.seconds)
+      shown = 'done' if stage.is_done else shown
       lines.append(f'    {stage.name:<11}{shown:>12}{_format_flop(stage.flop):>14}')
+    if self.programs:
+      lines.append(f'  programs  {summary(self.programs)}')
+      lines += [f'    {line}' for line in table(self.programs)]
     lines += [f'  note      {note}' for note in self.notes]
     return '\n'.join(lines)
 
@@ -124,9 +133,11 @@ def make_plan(
   settings: Settings,
   config: ModelConfig,
   mesh: Mesh | None,
+  devices: Sequence[jax.Device] | None = None,
   *,
   records: Sequence[Record] | None = None,
   documents: Corpus | None = None,
+  tokenizer: Any = None,
   collects: bool = False,
   downloads: Sequence[Download] = (),
   done: Sequence[str] = (),
@@ -138,31 +149,60 @@ def make_plan(
     settings: of the run.
     config: sizes of its model.
     mesh: of its devices.
+    devices: None takes all devices of all processes.
     records: to edit and evaluate; None where they are downloaded first.
     documents: text for second moments; None where it is downloaded first.
+    tokenizer: of the model; None where it is downloaded first.
     collects: second moments are collected.
     downloads: inputs that are fetched first.
     done: names of finished stages.
     num_cells: of a sweep.
 
   Raises:
-    UserError: if a device is there and cannot compute.
+    UserError: if a device is there and cannot compute; if a program does not fit its memory.
   """
-  devices = find_devices()
-  rates = {config.dtype: _product_rate(config.dtype), 'float64': _product_rate('float64')}
-  method = settings.method
+  devices = find_devices() if devices is None else devices
+  compiles, method = bool(settings.task == 'plan' and settings.plan.topology), settings.method
+  rates = {}
+  if not compiles:
+    rates = {config.dtype: _product_rate(config.dtype), 'float64': _product_rate('float64')}
   lengths = Lengths.of(records) if records else COUNTERFACT
   amounts: dict[str, float] = {}
   if collects and method is not None:
     amounts['statistics'] = statistics_flop(settings, config, method, documents)
-  if settings.task in ('edit', 'sweep') and method is not None:
+  if settings.task in _EDITS and method is not None:
     amounts |= edit_flop(settings, config, method, lengths)
-  if settings.task in ('edit', 'sweep', 'evaluate'):
+  if settings.task in (*_EDITS, 'evaluate'):
     amounts['evaluate'] = evaluation_flop(settings, config, lengths)
+  memory = _memory(settings, config, mesh, devices[0], lengths, collects)
+  programs: list[Estimate] = []
+  if settings.task == 'plan':
+    listed = run_programs(
+      settings,
+      config,
+      mesh,
+      devices[0],
+      records=records,
+      tokenizer=tokenizer,
+      documents=documents,
+      collects=collects,
+      compiles=compiles,
+    )
+    programs = [Estimate.of(program, devices[0], len(devices)) for program in listed]
+    check_programs(programs, memory, free_bytes(devices[0]) if compiles else None)
   stages = []
   for name, amount in amounts.items():
-    rate = rates['float64'] if name == 'solve' else _SHARE * len(devices) * rates[config.dtype]
-    stages.append(Stage(name, amount, amount / rate, name in done))
+    seconds: float | None
+    if compiles:
+      parts = [
+        each.calls * each.seconds for each in programs if each.stage == name and each.seconds
+      ]
+      seconds = sum(parts) if parts else None
+    elif name == 'solve':
+      seconds = amount / rates['float64']
+    else:
+      seconds = amount / (_SHARE * len(devices) * rates[config.dtype])
+    stages.append(Stage(name, amount, seconds, name in done))
   kinds = [f'{device.platform} ({device.device_kind})' for device in devices]
   return Plan(
     title=_title(settings),
@@ -173,19 +213,21 @@ def make_plan(
       'edited kernels, δ, losses and second moments': 'float32',
       'solves': jnp.dtype(working_dtype(devices[0])).name,
     },
-    memory=_memory(settings, config, mesh, lengths, collects),
-    free=free_bytes(jax.local_devices()[0]),
+    memory=memory,
+    free=free_bytes(devices[0]),
     rates=rates,
     stages=tuple(stages),
     downloads=tuple(downloads),
     notes=(*_notes(settings, num_cells), *_unused_accelerators(devices)),
+    programs=tuple(programs),
   )
 
 
 def _title(settings: Settings) -> str:
   method = '' if settings.method is None else f' with {settings.method.name}'
+  task = 'edit' if settings.task == 'plan' else settings.task
   return (
-    f'Plan of {settings.task} on {settings.model.name}{method}, '
+    f'Plan of {task} on {settings.model.name}{method}, '
     f'{settings.data.num_edits} records, {settings.edit.mode}'
   )
 
@@ -195,7 +237,11 @@ def _notes(settings: Settings, num_cells: int) -> list[str]:
   found = []
   if num_cells > 1:
     found.append(f'the time is that of the first of {num_cells} cells.')
-  if settings.task == 'edit' and settings.method is not None and not regions_of(settings.method):
+  if (
+    settings.task in ('edit', 'plan')
+    and settings.method is not None
+    and not regions_of(settings.method)
+  ):
     found.append(f'the time of {settings.method.name} itself is not estimated.')
   return found
 
@@ -257,26 +303,26 @@ def _memory(
   settings: Settings,
   config: ModelConfig,
   mesh: Mesh | None,
+  device: jax.Device,
   lengths: Lengths,
   collects: bool,
 ) -> dict[str, int]:
   """Bytes on a device by use."""
   method = settings.method
   shared, split = (1, 1) if mesh is None else mesh.devices.shape
-  found = {'parameters': max(bytes_per_device(config, config.dtype, mesh).values())}
+  found = {'parameters': max(bytes_per_device(config, config.dtype, mesh, device).values())}
   updated = updated_of(method)
-  if updated and settings.task in ('edit', 'sweep'):
+  if updated and settings.task in _EDITS:
     sizes = [config.key_sizes[kernel.name] for kernel in updated]
     found['edited kernels'] = 4 * config.width * sum(sizes) // split
   if method is not None and method.kernels:
     sizes = [config.key_sizes[kernel.name] for kernel in method.kernels]
     if collects:
       found['sums of second moments'] = MemoryPlan.of(sizes, shared, split).device
-    if settings.task in ('edit', 'sweep'):
-      device = jax.local_devices()[0]
-      wanted = 12 * sum(size**2 for size in sizes) // len(jax.local_devices())
+    if settings.task in _EDITS:
+      wanted = 12 * sum(size**2 for size in sizes) // (shared * split)
       found['factors'] = min(wanted, memory(device) // 3)
-  if method is not None and regions_of(method) and settings.task in ('edit', 'sweep'):
+  if method is not None and regions_of(method) and settings.task in _EDITS:
     count, prefix = contexts_of(method)
     first = min(region.layers[-1] for region in regions_of(method))
     per_edit = bytes_per_edit(

@@ -1,0 +1,263 @@
+"""Programs that a run compiles: a dry run of its stages, and what compilers say of each."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jedit.editing.update import dry_run_region
+from jedit.evals.scoring import dry_run_scores, plan_batches
+from jedit.experiments import stand_ins
+from jedit.experiments.amounts import prefix_lengths, regions_of, statistics_tokens, updated_of
+from jedit.experiments.schema import Settings
+from jedit.methods import Recipe
+from jedit.models import Model, ModelConfig
+from jedit.models.sharding import abstract_model, with_float32
+from jedit.moments.collect import sums_of
+from jedit.moments.corpus import Corpus
+from jedit.moments.packing import batch_shape
+from jedit.parallel.compiled import Cost, Memory, cost_of, memory_of
+from jedit.parallel.mesh import num_row_shards
+from jedit.parallel.program import DryRun, Program, dry_run
+from jedit.parallel.topology import chip_of
+from jedit.types import Kernel, Record, UserError
+from jedit.units import format_bytes, format_seconds
+
+_RECORDS_PER_CHUNK = 256  # of an evaluation
+# Of the config: what bounds the batches of a stage.
+_FIELDS = {
+  'statistics': 'statistics.batch_tokens',
+  'targets': 'edit.target_batch_size',
+  'evaluate': 'evaluation.tokens_per_batch',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """What one program takes on each device.
+
+  Attributes:
+    name, stage: of the program.
+    calls: how often the run calls it.
+    flop: of the products of one call, with padding, on each device.
+    compile_seconds: on this machine; 0 if it was not compiled.
+    parameters: bytes of the model's parameters among its arguments.
+    memory, cost: of the compiled program; None if it was not compiled.
+    seconds: of one call, by the compiler's cycles; None for compilers that count none.
+    share: of the chip's peak in these seconds.
+    failure: the compiler's reason for not compiling it.
+  """
+
+  name: str
+  stage: str
+  calls: float
+  flop: float
+  compile_seconds: float = 0.0
+  parameters: int = 0
+  memory: Memory | None = None
+  cost: Cost | None = None
+  seconds: float | None = None
+  share: float | None = None
+  failure: str = ''
+
+  @classmethod
+  def of(cls, program: Program, device: jax.Device, num_devices: int = 1) -> 'Estimate':
+    """Of a program that runs on so many devices like this one."""
+    found = cls(
+      program.name,
+      program.stage,
+      program.calls,
+      program.product_flop() / num_devices,
+      program.seconds,
+      _parameter_bytes(program.arguments),
+      failure=program.failure,
+    )
+    if program.compiled is None:
+      return found
+    memory, cost, chip = memory_of(program.compiled), cost_of(program.compiled), chip_of(device)
+    found = dataclasses.replace(found, memory=memory, cost=cost)
+    if chip is None or not cost.cycles:
+      return found
+    seconds = cost.seconds(chip)
+    return dataclasses.replace(found, seconds=seconds, share=found.flop / chip.peak / seconds)
+
+  def bytes_needed(self, memory: Mapping[str, int]) -> int:
+    """Bytes on a device that has to hold what a run keeps there in this stage.
+
+    Args:
+      memory: that is kept, by use, of `jedit.experiments.plan.Plan`.
+    """
+    kept = memory.get('parameters', 0) + memory.get('edited kernels', 0)
+    if self.memory is None:
+      return kept
+    own = self.memory.temporaries + self.memory.code
+    for use, size in memory.items():
+      if (self.stage, use.split()[0]) in (('targets', 'targets'), ('statistics', 'sums')):
+        return kept + size + own
+    return kept + self.memory.total - self.parameters
+
+
+def _parameter_bytes(arguments: Any) -> int:
+  """Bytes on a device of the models among the arguments."""
+
+  def is_model(x: Any) -> bool:
+    return isinstance(x, Model)
+
+  models = filter(is_model, jax.tree.leaves(arguments, is_leaf=is_model))
+  return sum(
+    int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(list(models))
+  )
+
+
+def run_programs(
+  settings: Settings,
+  config: ModelConfig,
+  mesh: Mesh | None = None,
+  device: jax.Device | None = None,
+  *,
+  records: Sequence[Record] | None = None,
+  tokenizer: Any = None,
+  documents: Corpus | None = None,
+  collects: bool = False,
+  compiles: bool = False,
+  show: Callable[[Program], None] | None = None,
+) -> list[Program]:
+  """The programs of a run's stages, with the number of their calls.
+
+  Left out are small ones, such as checksums of the weights, and the solves, whose shapes are few.
+
+  Args:
+    settings, config: of the run and of its model.
+    mesh: devices of the run; None takes `device` alone.
+    device: None takes the default one.
+    records: to edit; None takes the lengths of CounterFact's.
+    tokenizer: of the model; None takes these lengths as well.
+    documents: text for second moments; None takes Wikipedia's lengths.
+    collects: second moments are collected.
+    compiles: compile them.
+    show: called with every new program.
+  """
+  model, method = abstract_model(config, mesh, device), settings.method
+  with dry_run(compiles, show) as run:
+    if collects and method is not None and method.kernels:
+      with run.stage('statistics'):
+        _statistics(run, settings, model, method.kernels, documents)
+    if isinstance(method, Recipe) and settings.data.num_edits:
+      model = _edit(run, settings, model, method, records, tokenizer)
+    with run.stage('evaluate'):
+      _evaluate(run, settings, abstract_model(config, mesh, device))
+      _evaluate(run, settings, _edited(abstract_model(config, mesh, device), updated_of(method)))
+  return run.programs
+
+
+def _statistics(
+  run: DryRun,
+  settings: Settings,
+  model: Model,
+  kernels: Sequence[Kernel],
+  documents: Corpus | None,
+) -> None:
+  wanted = settings.statistics
+  row_tokens = wanted.row_tokens or min(model.config.max_positions, 512)
+  shape = batch_shape(row_tokens, wanted.batch_tokens, num_row_shards(model))
+  num_tokens = statistics_tokens(settings, model.config, documents)
+  sums_of(model, kernels, shape).dry_run(run, max(num_tokens / (shape[0] * shape[1]), 1))
+
+
+def _edit(
+  run: DryRun,
+  settings: Settings,
+  model: Model,
+  method: Recipe,
+  records: Sequence[Record] | None,
+  tokenizer: Any,
+) -> Model:
+  """Targets and keys of all batches; the model after the first one."""
+  num_edits, mode = settings.data.num_edits, settings.edit.mode
+  lengths = stand_ins.edit_lengths(num_edits, records, tokenizer)
+  rows = stand_ins.edit_rows(lengths, prefix_lengths(method))
+  raise NotImplementedError
+
+
+def _edited(model: Model, kernels: Sequence[Kernel]) -> Model:
+  for kernel in kernels:
+    model = with_float32(model, kernel)
+  return model
+
+
+def _evaluate(run: DryRun, settings: Settings, model: Model) -> None:
+  """All records and unedited prompts with one model."""
+  num_records = settings.data.num_edits
+  size = min(num_records, _RECORDS_PER_CHUNK)
+  batches = plan_batches(
+    stand_ins.scored_rows(size),
+    model.config.vocab_size,
+    tokens_per_batch=settings.evaluation.tokens_per_batch or None,
+  )
+  with run.repeated(num_records / size):
+    dry_run_scores(model, batches)
+
+
+def check_programs(
+  programs: Sequence[Estimate], memory: Mapping[str, int], free: int | None
+) -> None:
+  """Refuses programs that do not fit a device beside what is kept there.
+
+  Args:
+    programs: compiled.
+    memory: bytes that are kept, by use, of `jedit.experiments.plan.Plan`.
+    free: bytes of a device; None checks nothing.
+
+  Raises:
+    UserError: for the first program that does not fit, names the field to change.
+  """
+  for each in programs:
+    field = _FIELDS.get(each.stage, 'edit.edits_per_batch')
+    remedy = f'lower {field}, or split the model over more devices with mesh.model'
+    if each.failure:
+      raise UserError(
+        f'The program {each.name} of the stage {each.stage} does not compile '
+        f'({each.failure.splitlines()[0].rstrip(".")}); {remedy}.'
+      )
+    need = each.bytes_needed(memory)
+    if free is not None and need > free:
+      raise UserError(
+        f'The program {each.name} of the stage {each.stage} needs {format_bytes(need)} of a '
+        f"device's {format_bytes(free)}; {remedy}."
+      )
+
+
+def summary(programs: Sequence[Estimate]) -> str:
+  """The number of programs, and what compiling them took."""
+  seconds = sum(each.compile_seconds for each in programs)
+  took = f', compiled here in {format_seconds(seconds)}' if seconds else ' to compile'
+  return f'{len(programs)}{took}'
+
+
+def table(programs: Sequence[Estimate]) -> list[str]:
+  """A line for each program."""
+  lines = []
+  for each in programs:
+    line = f'{each.stage:<11}{each.name:<15}{each.calls:>12,.0f} x{each.flop / 1e9:>12,.1f} GFLOP'
+    if each.memory is not None:
+      memory = each.memory
+      parts = {
+        'arguments': memory.arguments,
+        'results': memory.outputs - memory.aliases,
+        'temporary': memory.temporaries,
+        'code': memory.code,
+      }
+      made_of = ', '.join(f'{name} {format_bytes(size)}' for name, size in parts.items() if size)
+      line += f'{format_bytes(memory.total):>10} ({made_of})'
+    if each.seconds is not None and each.share is not None:
+      line += f', {1e3 * each.seconds:.2f} ms, {100 * each.share:.0f}% of peak'
+    if each.cost is not None and each.cost.collective_bytes:
+      line += ', ' + ', '.join(
+        f'{kind} {format_bytes(round(size))}' for kind, size in each.cost.collective_bytes.items()
+      )
+    lines.append(line)
+  return lines
