@@ -23,7 +23,7 @@ from jedit.parallel.memory import free_bytes
 from jedit.parallel.mesh import fetch, least_over_processes, num_row_shards
 from jedit.types import UserError
 
-# Steps between two checks for edits that have stopped: a check waits for the device.
+# Steps between two checks for edits that have stopped: a check waits for an accelerator.
 _STEPS_PER_CHECK = 5
 _HOST_BATCH = 32  # a CPU is fastest while a batch fits its caches
 _LARGEST_BATCH = 256  # more edits at once gain nothing on an accelerator and wait for the slowest
@@ -89,8 +89,8 @@ def choose_batch_size(
 ) -> int:
   """Edits to optimise at once: for each device a power of 2 that fits its free memory.
 
-  Counted per edit are the stored activations of every block above the δ, the stored keys and
-  values, and the logits, for the longest rows; half of the free memory is left alone.
+  Counted per edit are what every block above the δ records for its backward pass, the stored keys
+  and values, and the logits, for the longest rows; half of the free memory is left alone.
 
   Args:
     config: sizes and dtype of the model.
@@ -246,9 +246,7 @@ def _run_block(
   in_slot_B = np.full(block.size, -1)
   slots: Slots | None = None
   results: list[dict[str, np.ndarray] | None] = [None] * len(block.indices)
-  # At most `_STEPS_PER_CHECK`, and few behind the last evaluation.
-  num_checks = -(-problem.objective.num_steps // _STEPS_PER_CHECK)
-  steps, steps_per_check = 0, -(-problem.objective.num_steps // num_checks)
+  steps, steps_per_check = 0, _steps_per_check(problem.objective.num_steps)
   while True:
     # Whole fills only, unless nothing else is left to run.
     free = np.flatnonzero(in_slot_B < 0)
@@ -260,11 +258,11 @@ def _run_block(
       slots = enter(model, problem, batch, slots, at, block)
       free = free[len(chosen) :]
     assert slots is not None
-    slots = run_steps(model, problem, slots, steps_per_check)
+    slots = run_steps(model, problem, slots, block, steps_per_check)
     steps += steps_per_check
     is_done_B = fetch(slots.state.is_done_B) & (in_slot_B >= 0)
     if is_done_B.any():
-      found = fetch({'state': slots.state, 'init': slots.window.init_BxD})
+      found = fetch(slots.state)
       for slot in np.flatnonzero(is_done_B).tolist():
         results[in_slot_B[slot]] = _result(found, slot)
       in_slot_B[is_done_B] = -1
@@ -277,14 +275,20 @@ def _run_block(
       }
 
 
-def _result(found: Mapping[str, Any], slot: int) -> dict[str, np.ndarray]:
+def _steps_per_check(num_steps: int) -> int:
+  """On accelerators at most `_STEPS_PER_CHECK`, and few behind the last evaluation."""
+  if jax.local_devices()[0].platform == 'cpu':
+    return 1
+  return -(-num_steps // -(-num_steps // _STEPS_PER_CHECK))
+
+
+def _result(state: State, slot: int) -> dict[str, np.ndarray]:
   """Arrays of the edit in one slot."""
-  state: State = found['state']
   result = {'num_steps': state.num_evals_B[slot], 'trace': state.trace_BxEx7[slot]}
   for name in state.delta_BxD:
     result[f'delta/{name}'] = state.delta_BxD[name][slot]
     result[f'joint/{name}'] = state.joint_BxD[name][slot]
-    result[f'init/{name}'] = found['init'][name][slot]
+    result[f'init/{name}'] = state.fixed.init_D[name][slot]
   return {name: np.asarray(value) for name, value in result.items()}
 
 
