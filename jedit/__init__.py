@@ -12,6 +12,7 @@ if TYPE_CHECKING:
   from jedit.editing.edit import Separate, Sequential, Together, edit, edit_stream
   from jedit.editing.result import EditResult
   from jedit.evals.evaluate import evaluate
+  from jedit.experiments.plan import plan
   from jedit.hypernetworks.editor import Editor
   from jedit.hypernetworks.train import train_editor
   from jedit.methods.presets import preset
@@ -43,6 +44,7 @@ _HOME = {
   'edit_stream': 'editing.edit',
   'evaluate': 'evals.evaluate',
   'load': 'models.language_model',
+  'plan': 'experiments.plan',
   'preset': 'methods.presets',
   'statistics': 'moments.collect',
   'testbed': 'testbeds',
@@ -72,6 +74,7 @@ __all__ = [
   'methods',
   'models',
   'parallel',
+  'plan',
   'preset',
   'probes',
   'statistics',

@@ -21,6 +21,7 @@ from jedit.io.sealed import digest
 from jedit.models import Model, ModelConfig
 from jedit.parallel.memory import free_bytes
 from jedit.parallel.mesh import fetch, least_over_processes, num_row_shards
+from jedit.parallel.program import DryRun
 from jedit.types import UserError
 
 # Steps between two checks for edits that have stopped: a check waits for an accelerator.
@@ -201,10 +202,7 @@ def _optimise(
 ) -> Targets:
   """`optimise_targets` with batches of this size."""
   numbers: Problem = jax.tree.map(np.float32, problem)
-  row_shards = num_row_shards(model)
-  blocks = cut_blocks(
-    rows, problem.tokens, batch_size, problem.objective.num_steps, row_shards, shapes
-  )
+  blocks = _cut(model, rows, problem, batch_size, shapes)
   found: list[Mapping[str, np.ndarray]] = []
   with Progress('targets', total=len(rows), unit='edits') as progress:
     for number, block in enumerate(blocks):
@@ -236,6 +234,50 @@ def _optimise(
     num_programs=len({dataclasses.replace(block, indices=()) for block in blocks}),
     batch_size=batch_size,
   )
+
+
+def _cut(
+  model: Model,
+  rows: Sequence[EditRows],
+  problem: Problem,
+  batch_size: int,
+  shapes: Sequence[Block] | None,
+) -> list[Block]:
+  num_steps, row_shards = problem.objective.num_steps, num_row_shards(model)
+  return cut_blocks(rows, problem.tokens, batch_size, num_steps, row_shards, shapes)
+
+
+def dry_run_targets(
+  run: DryRun,
+  model: Model,
+  rows: Sequence[EditRows],
+  problem: Problem,
+  batch_size: int | None = None,
+  shapes: Sequence[Block] | None = None,
+) -> None:
+  """Notes the programs of `optimise_targets`, with all evaluations of every edit.
+
+  Args:
+    run: the dry run.
+    model: a model without arrays.
+    rows, problem, batch_size, shapes: as of `optimise_targets`.
+  """
+  numbers: Problem = jax.tree.map(np.float32, problem)
+  num_steps = problem.objective.num_steps
+  if batch_size is None:
+    row_shards = num_row_shards(model)
+    batch_size = choose_batch_size(model.config, rows, problem.first_layer, row_shards)
+  steps = _steps_per_check(num_steps)
+  for block in _cut(model, rows, problem, batch_size, shapes):
+    first = [rows[index] for index in block.indices[: block.fill]]
+    batch, at = row_batch(first, block, problem.tokens), np.arange(len(first))
+    slots: Slots | None = None
+    for times in (1, -(-len(block.indices) // block.fill) - 1):
+      with run.repeated(times):
+        slots = enter(model, numbers, batch, slots, at, block)
+    assert slots is not None
+    with run.repeated(-(-len(block.indices) // block.size) * num_steps / steps):
+      run_steps(model, numbers, slots, block, steps)
 
 
 def _run_block(

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jedit.editing.slots import bytes_per_edit, fitting_batch
+from jedit.experiments import schema
 from jedit.experiments.amounts import (
   COUNTERFACT,
   Lengths,
@@ -27,13 +28,16 @@ from jedit.experiments.amounts import (
 from jedit.experiments.programs import Estimate, check_programs, run_programs, summary, table
 from jedit.experiments.schema import Settings
 from jedit.io.downloads import Download
+from jedit.methods import Method
 from jedit.models import ModelConfig
-from jedit.models.load import bytes_per_device
+from jedit.models.language_model import LanguageModel
+from jedit.models.load import bytes_per_device, check_fits
 from jedit.models.precision import matmul_precision
 from jedit.moments.corpus import Corpus
 from jedit.moments.sums import MemoryPlan
 from jedit.parallel.memory import free_bytes
-from jedit.parallel.mesh import DATA, MODEL, find_devices
+from jedit.parallel.mesh import DATA, MODEL, find_devices, make_mesh
+from jedit.parallel.topology import find_topology
 from jedit.solvers.factor import float64_alone, float64_device, memory, working_dtype
 from jedit.types import Record, UserError
 from jedit.units import format_bytes, format_seconds
@@ -194,9 +198,7 @@ def make_plan(
   for name, amount in amounts.items():
     seconds: float | None
     if compiles:
-      parts = [
-        each.calls * each.seconds for each in programs if each.stage == name and each.seconds
-      ]
+      parts = [each.calls * (each.seconds or 0.0) for each in programs if each.stage == name]
       seconds = sum(parts) if parts else None
     elif name == 'solve':
       seconds = amount / rates['float64']
@@ -237,12 +239,9 @@ def _notes(settings: Settings, num_cells: int) -> list[str]:
   found = []
   if num_cells > 1:
     found.append(f'the time is that of the first of {num_cells} cells.')
-  if (
-    settings.task in ('edit', 'plan')
-    and settings.method is not None
-    and not regions_of(settings.method)
-  ):
-    found.append(f'the time of {settings.method.name} itself is not estimated.')
+  method = settings.method
+  if settings.task in ('edit', 'plan') and method is not None and not regions_of(method):
+    found.append(f'the time of {method.name} itself is not estimated.')
   return found
 
 
@@ -337,3 +336,54 @@ def _memory(
     batch = min(batch, settings.data.num_edits)
     found[f'targets of {batch} edits'] = batch * per_edit
   return found
+
+
+def plan(
+  model: LanguageModel | ModelConfig,
+  method: Method,
+  num_edits: int,
+  device: str = '',
+  *,
+  data: int = 0,
+  split: int = 1,
+  records: Sequence[Record] | None = None,
+  max_documents: int = 100_000,
+) -> Plan:
+  """What a run that edits and evaluates takes: programs, memory, arithmetic and seconds.
+
+  Args:
+    model: a model, or its sizes alone.
+    method: of the edits.
+    num_edits: number of edits, in one batch.
+    device: TPUs to compile for, such as 'v5e:4x4' (`jedit.parallel.topology`). Empty plans for the
+      devices of this machine, without compiling.
+    data, split: devices that share the rows, and those that share each copy of the parameters; as
+      `data` and `model` of `jedit.parallel.mesh.make_mesh`.
+    records: to edit, for the lengths of their texts; None takes those of CounterFact.
+    max_documents: text for second moments, in Wikipedia's articles.
+
+  Raises:
+    UserError: for a topology that does not exist or a mesh that does not divide it, without the
+      libtpu that goes with this JAX, and for a program or model that does not fit; names the field.
+  """
+  tokenizer = None
+  if isinstance(model, ModelConfig):
+    config = model
+  else:
+    config, tokenizer = model.config, model.tokenizer
+  settings = Settings(
+    task='plan',
+    model=schema.Model(config.title, dtype=config.dtype),
+    mesh=schema.Mesh(data, split),
+    data=schema.Data(num_edits=num_edits),
+    method=method,
+    statistics=schema.Statistics(max_documents=max_documents),
+    plan=schema.Planning(device),
+  )
+  method.check(config, num_edits)
+  devices = find_topology(device) if device else find_devices()
+  mesh = make_mesh(data, split, devices)
+  check_fits(config.title, config, config.dtype, mesh, devices[0])
+  return make_plan(
+    settings, config, mesh, devices, records=records, tokenizer=tokenizer, collects=True
+  )

@@ -8,19 +8,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jedit.editing.blocks import fit_shapes
+from jedit.editing.prompts import BARE
+from jedit.editing.slots import dry_run_targets
 from jedit.editing.update import dry_run_region
-from jedit.evals.scoring import dry_run_scores, plan_batches
+from jedit.evals.scoring import plan_batches, score_plan
 from jedit.experiments import stand_ins
-from jedit.experiments.amounts import prefix_lengths, regions_of, statistics_tokens, updated_of
+from jedit.experiments.amounts import prefix_lengths, updated_of
 from jedit.experiments.schema import Settings
 from jedit.methods import Recipe
 from jedit.models import Model, ModelConfig
 from jedit.models.sharding import abstract_model, with_float32
-from jedit.moments.collect import sums_of
 from jedit.moments.corpus import Corpus
-from jedit.moments.packing import batch_shape
 from jedit.parallel.compiled import Cost, Memory, cost_of, memory_of
-from jedit.parallel.mesh import num_row_shards
 from jedit.parallel.program import DryRun, Program, dry_run
 from jedit.parallel.topology import chip_of
 from jedit.types import Kernel, Record, UserError
@@ -143,29 +143,12 @@ def run_programs(
   """
   model, method = abstract_model(config, mesh, device), settings.method
   with dry_run(compiles, show) as run:
-    if collects and method is not None and method.kernels:
-      with run.stage('statistics'):
-        _statistics(run, settings, model, method.kernels, documents)
     if isinstance(method, Recipe) and settings.data.num_edits:
-      model = _edit(run, settings, model, method, records, tokenizer)
+      _edit(run, settings, model, method, records, tokenizer)
     with run.stage('evaluate'):
       _evaluate(run, settings, abstract_model(config, mesh, device))
       _evaluate(run, settings, _edited(abstract_model(config, mesh, device), updated_of(method)))
   return run.programs
-
-
-def _statistics(
-  run: DryRun,
-  settings: Settings,
-  model: Model,
-  kernels: Sequence[Kernel],
-  documents: Corpus | None,
-) -> None:
-  wanted = settings.statistics
-  row_tokens = wanted.row_tokens or min(model.config.max_positions, 512)
-  shape = batch_shape(row_tokens, wanted.batch_tokens, num_row_shards(model))
-  num_tokens = statistics_tokens(settings, model.config, documents)
-  sums_of(model, kernels, shape).dry_run(run, max(num_tokens / (shape[0] * shape[1]), 1))
 
 
 def _edit(
@@ -175,12 +158,27 @@ def _edit(
   method: Recipe,
   records: Sequence[Record] | None,
   tokenizer: Any,
-) -> Model:
-  """Targets and keys of all batches; the model after the first one."""
+) -> None:
+  """Targets and keys of all batches."""
   num_edits, mode = settings.data.num_edits, settings.edit.mode
+  prefixes = prefix_lengths(method)
   lengths = stand_ins.edit_lengths(num_edits, records, tokenizer)
-  rows = stand_ins.edit_rows(lengths, prefix_lengths(method))
-  raise NotImplementedError
+  rows = stand_ins.edit_rows(lengths, prefixes)
+  at_once = num_edits if mode == 'together' else min(settings.edit.edits_per_batch, num_edits)
+  contexts = (('{}',), ('{}',) * (len(prefixes) - 1)) if len(prefixes) > 1 else BARE
+  size = settings.edit.target_batch_size or None
+  for number, names in enumerate(method.stages):
+    problem, alongside, shapes = method.problem(number), rows, None
+    if at_once < num_edits and (mode == 'sequential' or number > 0):
+      # The batches of a sequence share shapes in their first stage.
+      alongside = rows[:at_once]
+      if number == 0:
+        shapes = fit_shapes(rows, problem.tokens, problem.objective.num_steps)
+    with run.stage('targets'), run.repeated(num_edits / len(alongside)):
+      dry_run_targets(run, model, alongside, problem, size, shapes)
+    with run.stage('keys'), run.repeated(num_edits / at_once):
+      for name in names:
+        model = dry_run_region(model, method.region(name), rows[:at_once], contexts)
 
 
 def _edited(model: Model, kernels: Sequence[Kernel]) -> Model:
@@ -199,7 +197,7 @@ def _evaluate(run: DryRun, settings: Settings, model: Model) -> None:
     tokens_per_batch=settings.evaluation.tokens_per_batch or None,
   )
   with run.repeated(num_records / size):
-    dry_run_scores(model, batches)
+    score_plan(model, batches)
 
 
 def check_programs(

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.interpreters.partial_eval import dce_jaxpr
+from jax.sharding import NamedSharding
 
 
 @dataclasses.dataclass
@@ -53,6 +55,11 @@ class Program:
     leaves, tree = jax.tree.flatten((self.arguments, dict(self.keywords)))
     return (id(self.function), tree, *map(_form, leaves))
 
+  @property
+  def is_placed(self) -> bool:
+    """True if an argument has a device; all others follow it."""
+    return any(getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(self.arguments))
+
   def compile(self) -> None:
     """Compiles it, or keeps the compiler's reason."""
     start = time.perf_counter()
@@ -62,6 +69,7 @@ class Program:
       self.failure = str(error)
     self.seconds = time.perf_counter() - start
 
+  @functools.cached_property
   def results(self) -> Any:
     """Shapes of the results, with the shardings of the compiled program."""
     shapes = self.function.eval_shape(*self.arguments, **self.keywords)
@@ -78,8 +86,9 @@ class Program:
 
     Loops whose number of iterations is an argument count once.
     """
-    traced = self.function.trace(*self.arguments, **self.keywords)
-    return _product_flop(traced.jaxpr.jaxpr)
+    jaxpr = self.function.trace(*self.arguments, **self.keywords).jaxpr.jaxpr
+    live, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))  # as compilers do
+    return _product_flop(live)
 
 
 class DryRun:
@@ -121,11 +130,11 @@ class DryRun:
     new = Program(function.__name__, self._stage, function, arguments, keywords)
     program = self._by_key.setdefault(new.key, new)
     program.calls += self._times
-    if program is new and self._compiles:
+    if program is new and self._compiles and program.is_placed:
       program.compile()
     if program is new and self._show is not None:
       self._show(program)
-    return program.results()
+    return program.results
 
 
 _active: contextvars.ContextVar[DryRun | None] = contextvars.ContextVar('dry run', default=None)
@@ -175,7 +184,13 @@ def _form(leaf: Any) -> Any:
   """What a compiled program depends on of an argument."""
   if not hasattr(leaf, 'shape'):
     return leaf
-  return leaf.shape, leaf.dtype, getattr(leaf, 'sharding', None)
+  sharding = getattr(leaf, 'sharding', None)
+  if isinstance(sharding, NamedSharding):
+    axes = list(sharding.spec)
+    while axes and axes[-1] is None:
+      axes.pop()
+    sharding = (sharding.mesh, tuple(axes))
+  return leaf.shape, leaf.dtype, sharding
 
 
 def _product_flop(jaxpr: Any) -> float:
