@@ -111,7 +111,7 @@ def read_cost(text: str, trips: int = 1) -> Cost:
   computations, entry = _parse(text)
   reader = _Reader(computations, trips)
   reader.walk(entry, 1.0, is_fused=False)
-  return Cost(dict(reader.cycles.most_common()), dict(reader.collectives), reader.link_bytes)
+  return Cost(reader.shares(), dict(reader.collectives), reader.link_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +164,13 @@ class _Reader:
 
   def __init__(self, computations: Mapping[str, list[_Instruction]], trips: int):
     self._computations, self._trips = computations, trips
-    self.cycles: collections.Counter[str] = collections.Counter()
-    self.collectives: collections.Counter[str] = collections.Counter()
+    self.cycles: dict[str, float] = collections.defaultdict(float)
+    self.collectives: dict[str, float] = collections.defaultdict(float)
     self.link_bytes = 0.0
+
+  def shares(self) -> dict[str, float]:
+    """The cycles by kind, the largest first."""
+    return dict(sorted(self.cycles.items(), key=lambda item: -item[1]))
 
   def walk(self, name: str, times: float, *, is_fused: bool) -> None:
     """Adds a computation that runs so often; of a fused one only the collectives count."""
@@ -207,7 +211,7 @@ class _Reader:
       'all-to-all': size * share,
       'collective-permute': size,
     }
-    self.collectives[kind] += size  # type: ignore[assignment]
+    self.collectives[kind] += size
     self.link_bytes += sent[kind]
 
   def _kind(self, each: _Instruction) -> str:
