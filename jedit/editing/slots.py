@@ -20,7 +20,7 @@ from jedit.io.progress import Progress
 from jedit.io.sealed import digest
 from jedit.models import Model, ModelConfig
 from jedit.parallel.memory import free_bytes
-from jedit.parallel.mesh import fetch, least_over_processes, num_row_shards
+from jedit.parallel.mesh import fetch, least_over_processes, num_row_shards, platform_of
 from jedit.parallel.program import DryRun
 from jedit.types import UserError
 
@@ -243,8 +243,15 @@ def _cut(
   batch_size: int,
   shapes: Sequence[Block] | None,
 ) -> list[Block]:
-  num_steps, row_shards = problem.objective.num_steps, num_row_shards(model)
-  return cut_blocks(rows, problem.tokens, batch_size, num_steps, row_shards, shapes)
+  return cut_blocks(
+    rows,
+    problem.tokens,
+    batch_size,
+    problem.token_flop(model.config),
+    num_row_shards(model),
+    shapes,
+    platform_of(model),
+  )
 
 
 def dry_run_targets(
@@ -267,7 +274,7 @@ def dry_run_targets(
   if batch_size is None:
     row_shards = num_row_shards(model)
     batch_size = choose_batch_size(model.config, rows, problem.first_layer, row_shards)
-  steps = _steps_per_check(num_steps)
+  steps = _steps_per_check(num_steps, platform_of(model))
   for block in _cut(model, rows, problem, batch_size, shapes):
     first = [rows[index] for index in block.indices[: block.fill]]
     batch, at = row_batch(first, block, problem.tokens), np.arange(len(first))
@@ -288,7 +295,7 @@ def _run_block(
   in_slot_B = np.full(block.size, -1)
   slots: Slots | None = None
   results: list[dict[str, np.ndarray] | None] = [None] * len(block.indices)
-  steps, steps_per_check = 0, _steps_per_check(problem.objective.num_steps)
+  steps, steps_per_check = 0, _steps_per_check(problem.objective.num_steps, platform_of(model))
   while True:
     # Whole fills only, unless nothing else is left to run.
     free = np.flatnonzero(in_slot_B < 0)
@@ -317,9 +324,9 @@ def _run_block(
       }
 
 
-def _steps_per_check(num_steps: int) -> int:
+def _steps_per_check(num_steps: int, platform: str) -> int:
   """On accelerators at most `_STEPS_PER_CHECK`, and few behind the last evaluation."""
-  if jax.local_devices()[0].platform == 'cpu':
+  if platform == 'cpu':
     return 1
   return -(-num_steps // -(-num_steps // _STEPS_PER_CHECK))
 

@@ -21,6 +21,7 @@ from jedit.models import Model, ModelConfig
 from jedit.models.sharding import abstract_model, with_float32
 from jedit.moments.corpus import Corpus
 from jedit.parallel.compiled import Cost, Memory, cost_of, memory_of
+from jedit.parallel.mesh import platform_of
 from jedit.parallel.program import DryRun, Program, dry_run
 from jedit.parallel.topology import chip_of
 from jedit.types import Kernel, Record, UserError
@@ -173,7 +174,9 @@ def _edit(
       # The batches of a sequence share shapes in their first stage.
       alongside = rows[:at_once]
       if number == 0:
-        shapes = fit_shapes(rows, problem.tokens, problem.objective.num_steps)
+        shapes = fit_shapes(
+          rows, problem.tokens, problem.token_flop(model.config), platform_of(model)
+        )
     with run.stage('targets'), run.repeated(num_edits / len(alongside)):
       dry_run_targets(run, model, alongside, problem, size, shapes)
     with run.stage('keys'), run.repeated(num_edits / at_once):

@@ -22,7 +22,11 @@ def round_up(size: int, multiple: int) -> int:
 
 
 def group_by_length(
-  lengths: Sequence[int], smallest: int = 8, padding: float = PADDING_PER_PROGRAM
+  lengths: Sequence[int],
+  smallest: int = 8,
+  padding: float = PADDING_PER_PROGRAM,
+  *,
+  exact: bool = False,
 ) -> list[tuple[int, list[int]]]:
   """Groups rows by padded length.
 
@@ -32,6 +36,7 @@ def group_by_length(
     lengths: tokens of each row.
     smallest: padded length to begin with.
     padding: tokens of padding that are worth a program of their own.
+    exact: pads to the longest row of a group instead of the next `bucket`.
 
   Returns:
     (padded length, indices of the rows), ascending.
@@ -40,7 +45,7 @@ def group_by_length(
     return []
   by_length: dict[int, list[int]] = {}
   for index, length in enumerate(lengths):
-    by_length.setdefault(bucket(length, smallest), []).append(index)
+    by_length.setdefault(length if exact else bucket(length, smallest), []).append(index)
   groups: list[tuple[int, list[int]]] = []
   waiting: list[int] = []
   sizes = sorted(by_length)
