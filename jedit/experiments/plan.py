@@ -27,6 +27,7 @@ from jedit.experiments.amounts import (
 )
 from jedit.experiments.programs import Estimate, check_programs, run_programs, summary, table
 from jedit.experiments.schema import Settings
+from jedit.experiments.stand_ins import edit_lengths
 from jedit.io.downloads import Download
 from jedit.methods import Method
 from jedit.models import ModelConfig
@@ -186,10 +187,9 @@ def make_plan(
       config,
       mesh,
       devices[0],
-      records=records,
-      tokenizer=tokenizer,
+      edit_lengths(settings.data.num_edits, records, tokenizer),
       documents=documents,
-      collects=collects,
+      stages=amounts,
       compiles=compiles,
     )
     programs = [Estimate.of(program, devices[0], len(devices)) for program in listed]

@@ -1,7 +1,7 @@
 """Programs that a run compiles: a dry run of its stages, and what compilers say of each."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,9 @@ from jedit.editing.prompts import BARE
 from jedit.editing.slots import dry_run_targets
 from jedit.editing.update import dry_run_region
 from jedit.evals.scoring import plan_batches, score_plan
-from jedit.experiments import stand_ins
 from jedit.experiments.amounts import prefix_lengths, updated_of
 from jedit.experiments.schema import Settings
+from jedit.experiments.stand_ins import Lengths, edit_rows, scored_rows
 from jedit.methods import Recipe
 from jedit.models import Model, ModelConfig
 from jedit.models.sharding import abstract_model, with_float32
@@ -24,9 +24,10 @@ from jedit.parallel.compiled import Cost, Memory, cost_of, memory_of
 from jedit.parallel.mesh import platform_of
 from jedit.parallel.program import DryRun, Program, dry_run
 from jedit.parallel.topology import chip_of
-from jedit.types import Kernel, Record, UserError
+from jedit.types import Kernel, UserError
 from jedit.units import format_bytes, format_seconds
 
+STAGES = ('statistics', 'targets', 'keys', 'evaluate')
 _RECORDS_PER_CHUNK = 256  # of an evaluation
 # Of the config: what bounds the batches of a stage.
 _FIELDS = {
@@ -117,38 +118,37 @@ def _parameter_bytes(arguments: Any) -> int:
 def run_programs(
   settings: Settings,
   config: ModelConfig,
-  mesh: Mesh | None = None,
-  device: jax.Device | None = None,
+  mesh: Mesh | None,
+  device: jax.Device,
+  lengths: Sequence[Lengths],
   *,
-  records: Sequence[Record] | None = None,
-  tokenizer: Any = None,
   documents: Corpus | None = None,
-  collects: bool = False,
+  stages: Collection[str] = STAGES,
   compiles: bool = False,
   show: Callable[[Program], None] | None = None,
 ) -> list[Program]:
   """The programs of a run's stages, with the number of their calls.
 
-  Left out are small ones, such as checksums of the weights, and the solves, whose shapes are few.
+  Left out are small ones, such as checksums of the weights, the solves, and generated texts.
 
   Args:
     settings, config: of the run and of its model.
     mesh: devices of the run; None takes `device` alone.
-    device: None takes the default one.
-    records: to edit; None takes the lengths of CounterFact's.
-    tokenizer: of the model; None takes these lengths as well.
+    device: the first one.
+    lengths: of the edits' prompts, see `jedit.experiments.stand_ins`.
     documents: text for second moments; None takes Wikipedia's lengths.
-    collects: second moments are collected.
+    stages: some of `STAGES`.
     compiles: compile them.
     show: called with every new program.
   """
   model, method = abstract_model(config, mesh, device), settings.method
   with dry_run(compiles, show) as run:
-    if isinstance(method, Recipe) and settings.data.num_edits:
-      _edit(run, settings, model, method, records, tokenizer)
-    with run.stage('evaluate'):
-      _evaluate(run, settings, abstract_model(config, mesh, device))
-      _evaluate(run, settings, _edited(abstract_model(config, mesh, device), updated_of(method)))
+    if isinstance(method, Recipe) and lengths:
+      _edit(run, settings, model, method, lengths, stages)
+    if 'evaluate' in stages:
+      with run.stage('evaluate'):
+        for each in (model, _edited(model, updated_of(method))):  # before and after
+          _evaluate(run, settings, each)
   return run.programs
 
 
@@ -157,31 +157,29 @@ def _edit(
   settings: Settings,
   model: Model,
   method: Recipe,
-  records: Sequence[Record] | None,
-  tokenizer: Any,
+  lengths: Sequence[Lengths],
+  stages: Collection[str],
 ) -> None:
   """Targets and keys of all batches."""
-  num_edits, mode = settings.data.num_edits, settings.edit.mode
-  prefixes = prefix_lengths(method)
-  lengths = stand_ins.edit_lengths(num_edits, records, tokenizer)
-  rows = stand_ins.edit_rows(lengths, prefixes)
+  num_edits, mode, prefixes = len(lengths), settings.edit.mode, prefix_lengths(method)
+  rows = edit_rows(lengths, prefixes)
   at_once = num_edits if mode == 'together' else min(settings.edit.edits_per_batch, num_edits)
-  contexts = (('{}',), ('{}',) * (len(prefixes) - 1)) if len(prefixes) > 1 else BARE
+  contexts = BARE if len(prefixes) == 1 else (*BARE, ('{}',) * (len(prefixes) - 1))
   size = settings.edit.target_batch_size or None
   for number, names in enumerate(method.stages):
     problem, alongside, shapes = method.problem(number), rows, None
     if at_once < num_edits and (mode == 'sequential' or number > 0):
-      # The batches of a sequence share shapes in their first stage.
       alongside = rows[:at_once]
-      if number == 0:
-        shapes = fit_shapes(
-          rows, problem.tokens, problem.token_flop(model.config), platform_of(model)
-        )
-    with run.stage('targets'), run.repeated(num_edits / len(alongside)):
-      dry_run_targets(run, model, alongside, problem, size, shapes)
-    with run.stage('keys'), run.repeated(num_edits / at_once):
-      for name in names:
-        model = dry_run_region(model, method.region(name), rows[:at_once], contexts)
+      if number == 0:  # all batches share their shapes
+        token_flop = problem.token_flop(model.config)
+        shapes = fit_shapes(rows, problem.tokens, token_flop, platform_of(model))
+    if 'targets' in stages:
+      with run.stage('targets'), run.repeated(num_edits / len(alongside)):
+        dry_run_targets(run, model, alongside, problem, size, shapes)
+    if 'keys' in stages:
+      with run.stage('keys'), run.repeated(num_edits / at_once):
+        for name in names:
+          model = dry_run_region(model, method.region(name), rows[:at_once], contexts)
 
 
 def _edited(model: Model, kernels: Sequence[Kernel]) -> Model:
@@ -195,7 +193,7 @@ def _evaluate(run: DryRun, settings: Settings, model: Model) -> None:
   num_records = settings.data.num_edits
   size = min(num_records, _RECORDS_PER_CHUNK)
   batches = plan_batches(
-    stand_ins.scored_rows(size),
+    scored_rows(size),
     model.config.vocab_size,
     tokens_per_batch=settings.evaluation.tokens_per_batch or None,
   )

@@ -36,6 +36,11 @@ class Lengths(NamedTuple):
   after: int
   target: int
 
+  @property
+  def window(self) -> int:
+    """Tokens from the subject's last one to the last that predicts."""
+    return self.after + self.target
+
 
 def edit_lengths(
   num_edits: int, records: Sequence[Record] | None = None, tokenizer: Any = None

@@ -182,7 +182,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Jitted:
 
 def _form(leaf: Any) -> Any:
   """What a compiled program depends on of an argument."""
-  if not hasattr(leaf, 'dtype'):
+  if not (hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')):  # a static argument
     return leaf
   sharding = getattr(leaf, 'sharding', None)
   if isinstance(sharding, NamedSharding):
