@@ -29,12 +29,16 @@ _PROMPTS_PER_RECORD, _OBJECTS = 13, 2
 
 
 class Lengths(NamedTuple):
-  """Tokens of the parts of a prompt: before its subject, of it, behind it, and of the object."""
+  """Tokens of the parts of a prompt: before its subject, of it, behind it, and of the object.
+
+  `alone` is the subject at the beginning of a text.
+  """
 
   before: int
   subject: int
   after: int
   target: int
+  alone: int
 
   @property
   def window(self) -> int:
@@ -56,18 +60,21 @@ def edit_lengths(
     rows = encode_edits(tokenizer, [record.request for record in records], BARE)
     known = [_lengths_of(edit) for edit in rows]
   else:
-    known = [Lengths(*map(int, digits)) for digits in _EDITS.split()]
+    parts = [tuple(map(int, digits)) for digits in _EDITS.split()]
+    known = [Lengths(*each, alone=each[1]) for each in parts]
   return [known[number % len(known)] for number in range(num_edits)]
 
 
 def _lengths_of(edit: EditRows) -> Lengths:
   text = edit.bare
   assert text.subject_first is not None and text.subject_last is not None
+  assert edit.kl.subject_last is not None
   return Lengths(
     text.subject_first,
     text.subject_last + 1 - text.subject_first,
     text.prompt_last - text.subject_last,
     len(edit.target_ids),
+    edit.kl.subject_last + 1,
   )
 
 
@@ -77,7 +84,7 @@ def edit_rows(lengths: Sequence[Lengths], prefixes: Sequence[int]) -> list[EditR
 
 
 def _edit_row(number: int, lengths: Lengths, prefixes: Sequence[int]) -> EditRows:
-  before, subject, after, target = lengths
+  before, subject, after, target, alone = lengths
   # Rows share the tokens of their prefix and no others.
   prompt, other = (number + 1,) * (before + subject + after), (number + 1,) * target
 
@@ -93,7 +100,7 @@ def _edit_row(number: int, lengths: Lengths, prefixes: Sequence[int]) -> EditRow
     )
 
   contexts = range(len(prefixes))
-  kl = Encoded('', prompt[:1] * (subject + 2), subject - 1, subject + 1, subject + 2, 0)
+  kl = Encoded('', prompt[:1] * (alone + 2), alone - 1, alone + 1, alone + 2, 0)
   return EditRows(
     Request('{}', str(number), 'object'),
     tuple(text(context, other) for context in contexts),

@@ -49,10 +49,7 @@ def test_stand_ins_have_the_lengths_of_the_texts():
       assert getattr(bare, name) == getattr(like.with_target[0], name), name
       assert getattr(prefixed, name) == getattr(bare, name) + 3, name
     assert len(prefixed.ids) == len(bare.ids) + 3 == len(like.with_target[0].ids) + 3
-    assert [len(text.ids) for text in edit.without_target] == [
-      bare.target_start,
-      3 + bare.target_start,
-    ]
+    assert len(edit.bare.ids) == bare.target_start == len(edit.without_target[1].ids) - 3
     assert edit.kl.subject_last == like.kl.subject_last
   lengths = edit_lengths(10_000)
   assert len(lengths) == 10_000 and 1 <= min(each.window for each in lengths)
