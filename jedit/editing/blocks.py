@@ -1,7 +1,7 @@
 """Blocks of edits: few padded shapes, so that few step programs are compiled."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -106,7 +106,7 @@ def fit_shapes(
 def cut_blocks(
   rows: Sequence[EditRows],
   tokens: Sequence[str],
-  batch_size: int,
+  batch_size: int | Callable[[Block], int],
   token_flop: float,
   multiple: int = 1,
   shapes: Sequence[Block] | None = None,
@@ -117,8 +117,8 @@ def cut_blocks(
   Args:
     rows: all edits.
     tokens, token_flop, platform: as of `fit_shapes`.
-    batch_size: the largest B; blocks, and rounds of their slots, share the edits of a shape
-      evenly, so that little of the last is empty.
+    batch_size: the largest B, of every shape or by shape; blocks, and rounds of their slots, share
+      the edits of a shape evenly, so that little of the last is empty.
     multiple: slots and fills come in multiples of it, for devices that share them.
     shapes: of `fit_shapes` for the sequence that these edits are a part of: its parts then share
       their programs, and the number of slots is one of few, too. None fits these edits alone.
@@ -136,10 +136,11 @@ def cut_blocks(
     above = shape.window
     if not indices:
       continue
-    num_edits = -(-len(indices) // -(-len(indices) // (_ROUNDS_PER_BLOCK * batch_size)))
-    size = -(-num_edits // -(-num_edits // batch_size))
+    most = batch_size if isinstance(batch_size, int) else batch_size(shape)
+    num_edits = -(-len(indices) // -(-len(indices) // (_ROUNDS_PER_BLOCK * most)))
+    size = -(-num_edits // -(-num_edits // most))
     if shapes is not None:
-      size = min(bucket(size, smallest=1), batch_size)
+      size = min(bucket(size, smallest=1), most)
     size = round_up(size, multiple)
     fill = round_up(-(-size // _FILLS_PER_BATCH), multiple)
     for first in range(0, len(indices), num_edits):

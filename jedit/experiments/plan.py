@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import glob
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jedit.editing.slots import bytes_per_edit, fitting_batch
+from jedit.editing.blocks import Block
+from jedit.editing.slots import bytes_per_edit, choose_batch_size
 from jedit.experiments import schema
 from jedit.experiments.amounts import (
   COUNTERFACT,
   Lengths,
-  contexts_of,
   edit_flop,
   evaluation_flop,
+  prefix_lengths,
   regions_of,
   statistics_flop,
   updated_of,
@@ -34,6 +36,7 @@ from jedit.models import ModelConfig
 from jedit.models.language_model import LanguageModel
 from jedit.models.load import bytes_per_device, check_fits
 from jedit.models.precision import matmul_precision
+from jedit.models.sharding import abstract_model
 from jedit.moments.corpus import Corpus
 from jedit.moments.sums import MemoryPlan
 from jedit.parallel.memory import free_bytes
@@ -322,19 +325,24 @@ def _memory(
       wanted = 12 * sum(size**2 for size in sizes) // (shared * split)
       found['factors'] = min(wanted, memory(device) // 3)
   if method is not None and regions_of(method) and settings.task in _EDITS:
-    count, prefix = contexts_of(method)
+    prefixes = prefix_lengths(method)
     first = min(region.layers[-1] for region in regions_of(method))
-    per_edit = bytes_per_edit(
-      config,
-      first,
-      num_prompts=count + 1,
-      window=lengths.after + lengths.target + 1,
-      past=prefix + lengths.before + lengths.subject,
-      num_targets=lengths.target,
+    shape = Block(
+      indices=(),
+      size=0,
+      fill=0,
+      window=math.ceil(lengths.after + lengths.target),
+      past=math.ceil(max(prefixes) + lengths.before + lengths.subject),
+      num_tokens=0,
+      num_targets=math.ceil(lengths.target),
+      kl_tokens=math.ceil(lengths.subject),
     )
-    batch = settings.edit.target_batch_size or fitting_batch(per_edit, found['parameters'])
-    batch = min(batch, settings.data.num_edits)
-    found[f'targets of {batch} edits'] = batch * per_edit
+    size = settings.edit.target_batch_size
+    if not size:
+      size = choose_batch_size(abstract_model(config, mesh, device), shape, len(prefixes), first)
+    size = min(size, settings.data.num_edits)
+    per_edit = bytes_per_edit(config, shape, len(prefixes), first)
+    found[f'targets of {size} edits'] = -(-size // shared) * per_edit
   return found
 
 

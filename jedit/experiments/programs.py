@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jedit.editing.blocks import fit_shapes
@@ -22,7 +21,7 @@ from jedit.models.sharding import abstract_model, with_float32
 from jedit.moments.corpus import Corpus
 from jedit.parallel.compiled import Cost, Memory, cost_of, memory_of
 from jedit.parallel.mesh import platform_of
-from jedit.parallel.program import DryRun, Program, dry_run
+from jedit.parallel.program import DryRun, Program, dry_run, shape_bytes
 from jedit.parallel.topology import chip_of
 from jedit.types import Kernel, UserError
 from jedit.units import format_bytes, format_seconds
@@ -108,11 +107,7 @@ def _parameter_bytes(arguments: Any) -> int:
   def is_model(x: Any) -> bool:
     return isinstance(x, Model)
 
-  models = filter(is_model, jax.tree.leaves(arguments, is_leaf=is_model))
-  return sum(
-    int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(list(models))
-  )
+  return shape_bytes(list(filter(is_model, jax.tree.leaves(arguments, is_leaf=is_model))))
 
 
 def run_programs(

@@ -60,8 +60,8 @@ def edit_lengths(
     rows = encode_edits(tokenizer, [record.request for record in records], BARE)
     known = [_lengths_of(edit) for edit in rows]
   else:
-    parts = [tuple(map(int, digits)) for digits in _EDITS.split()]
-    known = [Lengths(*each, alone=each[1]) for each in parts]
+    parts = (map(int, digits) for digits in _EDITS.split())
+    known = [Lengths(before, size, after, target, size) for before, size, after, target in parts]
   return [known[number % len(known)] for number in range(num_edits)]
 
 

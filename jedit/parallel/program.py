@@ -64,7 +64,8 @@ class Program:
     """Compiles it, or keeps the compiler's reason."""
     start = time.perf_counter()
     try:
-      self.compiled = self.function.lower(*self.arguments, **self.keywords).compile()
+      with _unstored():
+        self.compiled = self.function.lower(*self.arguments, **self.keywords).compile()
     except jax.errors.JaxRuntimeError as error:
       self.failure = str(error)
     self.seconds = time.perf_counter() - start
@@ -89,6 +90,18 @@ class Program:
     jaxpr = self.function.trace(*self.arguments, **self.keywords).jaxpr.jaxpr
     live, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))  # as compilers do
     return _product_flop(live)
+
+
+@contextlib.contextmanager
+def _unstored() -> Iterator[None]:
+  """Stores no compiled programs: compilers without devices cannot read them back."""
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  before = getattr(jax.config, name)
+  jax.config.update(name, math.inf)
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
 
 
 class DryRun:
@@ -178,6 +191,16 @@ class Jitted:
 def jit(function: Callable[..., Any], **options: Any) -> Jitted:
   """`jax.jit` for functions that a dry run lists; options as there."""
   return Jitted(function, options)
+
+
+def shape_bytes(tree: Any) -> int:
+  """Bytes on each device of the shapes in a tree; arrays do not count."""
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+      shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+      total += math.prod(shape) * leaf.dtype.itemsize
+  return total
 
 
 def _form(leaf: Any) -> Any:
