@@ -1,5 +1,6 @@
 """Edits in JAX: the engine, and target optimisation without the engine's window."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 

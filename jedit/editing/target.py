@@ -7,7 +7,7 @@ the trace act on [B, ...] outside. Edits occupy slots: one that stops makes room
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ from jedit.models import Model
 from jedit.models.view import View
 from jedit.parallel.mesh import mesh_of, over_rows, place_rows
 from jedit.parallel.program import jit
+
+Tree = TypeVar('Tree')
 
 TRACE_COLUMNS = ('loss', 'nll', 'kl', 'decay', 'probability', 'all_top', 'nll_factor')
 
@@ -102,13 +104,18 @@ def enter(
   rows, mesh, config = place_rows(model, rows), mesh_of(model), model.config
   window = cut_window(model, problem, rows, window=block.window, past=block.past)
   state = _start(problem, len(rows.kl_start_B), config.width, config.vocab_size)
-  entering = Slots(rows, window, state)
   if slots is None:
-    slots = _free_slots(entering, size=block.size, mesh=mesh)
+    slots = _free_slots(Slots(rows, window, state), size=block.size, mesh=mesh)
   # Padding goes to a slot beyond the last and is dropped.
   at_R = np.full(len(rows.kl_start_B), block.size, np.int32)
   at_R[: len(at)] = at
-  return _put(slots, entering, at_R, mesh=mesh)
+  past = {  # layer by layer, through one small program
+    layer: _put(slots.window.past[layer], new, at_R, mesh=mesh)
+    for layer, new in window.past.items()
+  }
+  others = slots.rows, slots.window.hidden_BxMxD, slots.state
+  rows, hidden_BxMxD, state = _put(others, (rows, window.hidden_BxMxD, state), at_R, mesh=mesh)
+  return Slots(rows, Window(hidden_BxMxD, past), state)
 
 
 @functools.partial(jit, static_argnames=('num_edits', 'width', 'vocab_size'))
@@ -135,10 +142,10 @@ def _free_slots(like: Slots, *, size: int, mesh: Mesh | None) -> Slots:
   return over_rows(mesh, dataclasses.replace(slots, state=state))
 
 
-@functools.partial(jit, static_argnames='mesh', donate_argnames='slots')
-def _put(slots: Slots, entering: Slots, at_R: jax.Array, *, mesh: Mesh | None) -> Slots:
-  put = jax.tree.map(lambda old, new: old.at[at_R].set(new, mode='drop'), slots, entering)
-  return over_rows(mesh, put)
+@functools.partial(jit, static_argnames='mesh', donate_argnames='old')
+def _put(old: Tree, new: Tree, at_R: jax.Array, *, mesh: Mesh | None) -> Tree:
+  """Arrays of all slots with those of entering edits at theirs."""
+  return over_rows(mesh, jax.tree.map(lambda x, y: x.at[at_R].set(y, mode='drop'), old, new))
 
 
 def run_steps(model: Model, problem: Problem, slots: Slots, block: Block, count: int) -> Slots:
