@@ -58,7 +58,12 @@ class Program:
   @property
   def is_placed(self) -> bool:
     """True if an argument has a device; all others follow it."""
-    return any(getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(self.arguments))
+    return bool(self._shardings)
+
+  @property
+  def _shardings(self) -> list[Any]:
+    found = (getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(self.arguments))
+    return [sharding for sharding in found if sharding is not None]
 
   def compile(self) -> None:
     """Compiles it, or keeps the compiler's reason."""
@@ -77,7 +82,11 @@ class Program:
     if self.compiled is None:
       return shapes
 
+    here = {device for each in self._shardings for device in each.device_set}
+
     def placed(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+      if not sharding.device_set <= here:  # no argument is used: it goes where others need it
+        return shape
       return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
     return jax.tree.map(placed, shapes, self.compiled.output_shardings)
