@@ -42,7 +42,7 @@ from jedit.moments.sums import MemoryPlan
 from jedit.parallel.memory import free_bytes
 from jedit.parallel.mesh import DATA, MODEL, find_devices, make_mesh
 from jedit.parallel.topology import find_topology
-from jedit.solvers.factor import float64_alone, float64_device, memory, working_dtype
+from jedit.solvers.factor import float64_alone, float64_device, working_dtype
 from jedit.types import Record, UserError
 from jedit.units import format_bytes, format_seconds
 
@@ -323,7 +323,8 @@ def _memory(
       found['sums of second moments'] = MemoryPlan.of(sizes, shared, split).device
     if settings.task in _EDITS:
       wanted = 12 * sum(size**2 for size in sizes) // (shared * split)
-      found['factors'] = min(wanted, memory(device) // 3)
+      free = free_bytes(device)
+      found['factors'] = wanted if free is None else min(wanted, free // 3)
   if method is not None and regions_of(method) and settings.task in _EDITS:
     prefixes = prefix_lengths(method)
     first = min(region.layers[-1] for region in regions_of(method))

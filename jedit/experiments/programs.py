@@ -1,6 +1,7 @@
 """Programs that a run compiles: a dry run of its stages, and what compilers say of each."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ class Estimate:
 
   Attributes:
     name, stage: of the program.
+    size: shape of its largest argument that is no parameter.
     calls: how often the run calls it.
     flop: of the products of one call, with padding, on each device.
     compile_seconds: on this machine; 0 if it was not compiled.
@@ -54,6 +56,7 @@ class Estimate:
 
   name: str
   stage: str
+  size: tuple[int, ...]
   calls: float
   flop: float
   compile_seconds: float = 0.0
@@ -68,8 +71,9 @@ class Estimate:
   def of(cls, program: Program, device: jax.Device, num_devices: int = 1) -> 'Estimate':
     """Of a program that runs on so many devices like this one."""
     found = cls(
-      program.name,
+      program.name.lstrip('_'),
       program.stage,
+      max((leaf.shape for leaf in _shapes(program.arguments)), key=math.prod, default=()),
       program.calls,
       program.product_flop() / num_devices,
       program.seconds,
@@ -101,13 +105,19 @@ class Estimate:
     return kept + self.memory.total - self.parameters
 
 
+def _is_model(x: Any) -> bool:
+  return isinstance(x, Model)
+
+
 def _parameter_bytes(arguments: Any) -> int:
   """Bytes on a device of the models among the arguments."""
+  return shape_bytes(list(filter(_is_model, jax.tree.leaves(arguments, is_leaf=_is_model))))
 
-  def is_model(x: Any) -> bool:
-    return isinstance(x, Model)
 
-  return shape_bytes(list(filter(is_model, jax.tree.leaves(arguments, is_leaf=is_model))))
+def _shapes(arguments: Any) -> list[jax.ShapeDtypeStruct]:
+  """Shapes of all other arguments."""
+  leaves = jax.tree.leaves(arguments, is_leaf=_is_model)
+  return [leaf for leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct)]
 
 
 def run_programs(
@@ -236,7 +246,9 @@ def table(programs: Sequence[Estimate]) -> list[str]:
   """A line for each program."""
   lines = []
   for each in programs:
-    line = f'{each.stage:<11}{each.name:<15}{each.calls:>12,.0f} x{each.flop / 1e9:>12,.1f} GFLOP'
+    size = ' x '.join(map(str, each.size))
+    line = f'{each.stage:<11}{each.name:<14}{size:<26}{each.calls:>9,.0f} calls'
+    line += f'{each.flop / 1e9:>10,.1f} GFLOP'
     if each.memory is not None:
       memory = each.memory
       parts = {
@@ -246,7 +258,7 @@ def table(programs: Sequence[Estimate]) -> list[str]:
         'code': memory.code,
       }
       made_of = ', '.join(f'{name} {format_bytes(size)}' for name, size in parts.items() if size)
-      line += f'{format_bytes(memory.total):>10} ({made_of})'
+      line += f'  {format_bytes(memory.total)} ({made_of})'
     if each.seconds is not None and each.share is not None:
       line += f', {1e3 * each.seconds:.2f} ms, {100 * each.share:.0f}% of peak'
     if each.cost is not None and each.cost.collective_bytes:

@@ -73,7 +73,7 @@ def test_the_task_lists_the_programs_of_an_edit_and_writes_nothing(made, tmp_pat
   [summary] = [line for line in lines if line.startswith('  programs')]
   listed = [line.split()[:2] for line in lines[lines.index(summary) + 1 :] if line[:4] == ' ' * 4]
   assert summary.split()[1:] == [str(len(listed)), 'to', 'compile']
-  for stage, name in (('targets', 'forward'), ('targets', 'backward'), ('keys', '_block')):
+  for stage, name in (('targets', 'forward'), ('targets', 'backward'), ('keys', 'block')):
     assert [stage, name] in listed
   assert 'evaluate' in {stage for stage, _ in listed}
   assert not (tmp_path / 'run').exists()
@@ -101,7 +101,9 @@ def test_an_impossible_topology_or_mesh_names_its_field(gptj):
 
 def _estimate(**changes):
   memory = Memory(arguments=10, outputs=4, aliases=3, temporaries=5, code=1)
-  fields = dict(name='forward', stage='targets', calls=2.0, flop=1.0, parameters=8, memory=memory)
+  fields = dict(
+    name='forward', stage='targets', size=(8, 16), calls=2.0, flop=1.0, parameters=8, memory=memory
+  )
   return Estimate(**{**fields, **changes})
 
 
