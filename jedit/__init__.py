@@ -12,6 +12,7 @@ if TYPE_CHECKING:
   from jedit.editing.edit import Separate, Sequential, Together, edit, edit_stream
   from jedit.editing.result import EditResult
   from jedit.evals.evaluate import evaluate
+  from jedit.evals.samples import sample_texts
   from jedit.experiments.plan import plan
   from jedit.hypernetworks.editor import Editor
   from jedit.hypernetworks.train import train_editor
@@ -46,6 +47,7 @@ _HOME = {
   'load': 'models.language_model',
   'plan': 'experiments.plan',
   'preset': 'methods.presets',
+  'sample_texts': 'evals.samples',
   'statistics': 'moments.collect',
   'testbed': 'testbeds',
   'train_editor': 'hypernetworks.train',
@@ -77,6 +79,7 @@ __all__ = [
   'plan',
   'preset',
   'probes',
+  'sample_texts',
   'statistics',
   'testbed',
   'testbeds',

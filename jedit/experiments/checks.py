@@ -371,7 +371,7 @@ def _bytes_written(found: Inputs) -> int:
   settings, config = found.first, found.config
   if config is None:
     return 0
-  if settings.task == 'export':
+  if settings.task == 'export' and not settings.export.adapter:
     return sum(bytes_per_device(config, config.dtype).values())
   method, total = settings.method, 0
   if method is not None and found.collects:

@@ -42,7 +42,7 @@ from jedit.moments.sums import MemoryPlan
 from jedit.parallel.memory import free_bytes
 from jedit.parallel.mesh import DATA, MODEL, find_devices, make_mesh
 from jedit.parallel.topology import find_topology
-from jedit.solvers.factor import float64_alone, float64_device, working_dtype
+from jedit.solvers.devices import float64_alone, float64_device, working_dtype
 from jedit.types import Record, UserError
 from jedit.units import format_bytes, format_seconds
 
@@ -324,7 +324,8 @@ def _memory(
     if settings.task in _EDITS:
       wanted = 12 * sum(size**2 for size in sizes) // (shared * split)
       free = free_bytes(device)
-      found['factors'] = wanted if free is None else min(wanted, free // 3)
+      room = wanted if free is None else max(free - sum(found.values()), 0) // 2
+      found['factors'] = min(wanted, room)
   if method is not None and regions_of(method) and settings.task in _EDITS:
     prefixes = prefix_lengths(method)
     first = min(region.layers[-1] for region in regions_of(method))

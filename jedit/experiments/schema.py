@@ -14,7 +14,7 @@ from jedit.editing.edit import Batching, Separate, Sequential, Together
 from jedit.methods import Method
 from jedit.models.checkpoints import CHECKPOINTS
 from jedit.models.hub import Location, find_directory, locate
-from jedit.probes.tracing import POSITIONS
+from jedit.probes.axes import POSITIONS
 from jedit.testbeds import NAMES, testbed_directory
 from jedit.types import UserError
 
@@ -313,15 +313,26 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-  """The exported model.
+  """The exported model, or the LoRA adapter of the patches.
 
   Attributes:
-    path: a new directory; empty takes `model` in the workdir.
+    path: a new directory; empty takes `model` or `adapter` in the workdir.
     dtype: of the stored tensors; empty keeps each as it was, see `LanguageModel.export`.
+    adapter: write a LoRA adapter for the unedited model instead, see `Patch.to_lora`.
+    max_rank: of the adapter's kernels; 0 keeps them exact.
   """
 
   path: str = ''
   dtype: str = ''
+  adapter: bool = False
+  max_rank: int = 0
+
+  def __post_init__(self) -> None:
+    _at_least('export', self, max_rank=0)
+    if self.adapter and self.dtype:
+      raise UserError('export.dtype is of models; leave it out for a LoRA adapter, in float32.')
+    if self.max_rank and not self.adapter:
+      raise UserError('export.max_rank is of adapters; set export.adapter=True or leave it out.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,7 +346,7 @@ class Probe:
     window: layers whose MLP or attention outputs tracing restores together; 10 in ROME's figures.
     noise: standard deviation of tracing's noise, relative to that of the embeddings.
     draws: of the noise for each record.
-    positions: tokens at which tracing restores outputs, from `jedit.probes.tracing.POSITIONS`,
+    positions: tokens at which tracing restores outputs, from `jedit.probes.axes.POSITIONS`,
       separated by commas; time is proportional to their number.
   """
 

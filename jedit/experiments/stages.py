@@ -38,7 +38,6 @@ from jedit.hypernetworks.editor import Editor
 from jedit.hypernetworks.train import train_editor
 from jedit.io import sealed, storage
 from jedit.io.progress import Progress
-from jedit.io.storage import to_json
 from jedit.methods import HyperNetwork, Method
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch, patch_of
@@ -57,7 +56,7 @@ _TARGETS = 'targets'
 _CONTEXTS = 'contexts.json'
 _EVALUATION = 'evaluation.json'
 _SAMPLES = 'samples.json'
-_TEXTS, _PROBE, _EXPORT = 'jedit samples 1', 'jedit probe 1', 'jedit export 1'  # formats
+_TEXTS, _PROBE = 'jedit samples 1', 'jedit probe 1'  # formats
 
 
 def finished(workdir: Workdir) -> list[str]:
@@ -411,24 +410,3 @@ def read_samples(file: pathlib.Path, key: Any = None) -> list[Sample]:
   """The texts stored by `samples`."""
   content = sealed.read_json(file, _TEXTS, key, kind=dict[str, list[Sample]])
   return content['samples']
-
-
-def export(edited: LanguageModel, settings: Settings, workdir: Workdir) -> dict[str, Any]:
-  """Writes the edited model as a Hugging Face directory; returns dtype and rounding errors."""
-  wanted = settings.export
-  file = workdir / 'export.json'
-  path = wanted.path or str(workdir / 'model')
-  same = {
-    'path': path,
-    'dtype': wanted.dtype or edited.config.dtype,
-    'model': edited.fingerprint,
-    'patches': [each.id for each in edited.patches],
-  }
-  done = sealed.kept(file, sealed.read_json, _EXPORT) or {}
-  if {name: done.get(name) for name in same} == same and pathlib.Path(path).is_dir():
-    return done
-  with workdir.stage('export'):
-    written = edited.export(path, dtype=wanted.dtype or None)
-  made = {**same, 'rounding': written.rounding}
-  sealed.write_json(file, _EXPORT, made)
-  return to_json(made)

@@ -49,6 +49,7 @@ _RESULTS = (
   'records.jsonl',
   SUMMARY_FILE,
   'model',
+  'adapter',
 )
 # What runs write besides; files of these names without a config of ours are of somebody else.
 _WRITTEN = (
@@ -59,6 +60,7 @@ _WRITTEN = (
   'unedited.jsonl',
   'samples.json',
   'export.json',
+  'adapter.json',
   'report.html',
   *('cases.*', 'compare.*', 'curves.*', 'metrics.*', 'published.*', 'relations.*', 'seeds.*'),
   *('shifts.*', 'sweep.*'),

@@ -20,7 +20,7 @@ from jedit.models.precision import wider
 from jedit.parallel.memory import free_host_bytes
 from jedit.parallel.mesh import fetch, least_over_processes, num_row_shards, place_rows
 from jedit.parallel.shapes import bucket, pad
-from jedit.solvers.factor import memory
+from jedit.solvers.devices import memory
 
 _TEXTS_PER_PASS = 64  # of the blocks below: fixed, since a resumed run must find the same bits
 _MOST_TEXTS = 1024  # of a pass

@@ -11,10 +11,9 @@ from jedit.evals import metrics
 from jedit.evals.estimates import summarize_values
 from jedit.evals.samples import Sample
 from jedit.evals.table import Table
-from jedit.io import sealed, tables
+from jedit.io import figures, html, sealed, tables
 from jedit.io.tables import Cell
 from jedit.models.patch import Patch
-from jedit.reports import figures, html
 from jedit.types import Record
 from jedit.units import format_seconds
 

@@ -104,7 +104,7 @@ def _estimate(**changes):
   fields = dict(
     name='forward', stage='targets', size=(8, 16), calls=2.0, flop=1.0, parameters=8, memory=memory
   )
-  return Estimate(**{**fields, **changes})
+  return Estimate(**{**fields, 'memory': memory, **changes})
 
 
 def test_a_program_that_does_not_fit_names_its_field():

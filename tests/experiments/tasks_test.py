@@ -237,6 +237,23 @@ def test_export_writes_a_model_that_is_edited(made, finished, tmp_path, capsys):
   _assert_same_results(workdir, finished)
 
 
+def test_export_writes_patches_as_a_lora_adapter(made, finished, tmp_path, capsys):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished, workdir)
+  patch = jedit.Patch.load(finished / 'patch.safetensors')
+  for _ in range(2):  # the second time finds it done
+    experiments.run(tiny_run.config(made, task='export', export__adapter=True), workdir)
+    assert f'{workdir / "adapter"}, of rank 4, exact' in capsys.readouterr().out
+  assert jedit.Patch.from_lora(workdir / 'adapter').id == patch.id
+  changes = dict(export__adapter=True, export__max_rank=2, export__path=str(tmp_path / 'low'))
+  experiments.run(tiny_run.config(made, task='export', **changes), workdir)
+  assert 'of rank 2, truncated by up to ' in capsys.readouterr().out
+  low = jedit.Patch.from_lora(tmp_path / 'low')
+  assert low.provenance['truncated']['patch'] == patch.id
+  with pytest.raises(UserError, match='export.max_rank is of adapters'):
+    experiments.run(tiny_run.config(made, task='export', export__max_rank=2), workdir)
+
+
 def test_train_hands_its_config_to_the_trainer_once(tmp_path, monkeypatch, capsys):
   config = default_config('train')
   calls = []
