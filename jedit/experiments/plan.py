@@ -324,7 +324,8 @@ def _memory(
     if settings.task in _EDITS:
       wanted = 12 * sum(size**2 for size in sizes) // (shared * split)
       free = free_bytes(device)
-      room = wanted if free is None else max(free - sum(found.values()), 0) // 2
+      kept = found['parameters'] + found.get('edited kernels', 0)
+      room = wanted if free is None else max(free - kept, 0) // 2
       found['factors'] = min(wanted, room)
   if method is not None and regions_of(method) and settings.task in _EDITS:
     prefixes = prefix_lengths(method)
