@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 from jax.interpreters.partial_eval import dce_jaxpr
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 
 
 @dataclasses.dataclass
@@ -85,8 +85,8 @@ class Program:
     here = {device for each in self._shardings for device in each.device_set}
 
     def placed(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-      if not sharding.device_set <= here:  # no argument is used: it goes where others need it
-        return shape
+      if not sharding.device_set <= here:  # it uses no argument: all run where the others do
+        sharding = SingleDeviceSharding(*here) if len(here) == 1 else None
       return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
     return jax.tree.map(placed, shapes, self.compiled.output_shardings)
