@@ -13,15 +13,17 @@ from jedit.editing.prompts import BARE
 from jedit.editing.slots import dry_run_targets
 from jedit.editing.update import dry_run_region
 from jedit.evals.scoring import plan_batches, score_plan
-from jedit.experiments.amounts import prefix_lengths, updated_of
+from jedit.experiments.amounts import prefix_lengths, statistics_tokens, updated_of
 from jedit.experiments.schema import Settings
 from jedit.experiments.stand_ins import Lengths, edit_rows, scored_rows
 from jedit.methods import Recipe
 from jedit.models import Model, ModelConfig
 from jedit.models.sharding import abstract_model, with_float32
+from jedit.moments.collect import sums_of
 from jedit.moments.corpus import Corpus
+from jedit.moments.packing import batch_shape
 from jedit.parallel.compiled import Cost, Memory, cost_of, memory_of
-from jedit.parallel.mesh import platform_of
+from jedit.parallel.mesh import num_row_shards, platform_of
 from jedit.parallel.program import DryRun, Program, dry_run, shape_bytes
 from jedit.parallel.topology import chip_of
 from jedit.types import Kernel, UserError
@@ -148,6 +150,9 @@ def run_programs(
   """
   model, method = abstract_model(config, mesh, device), settings.method
   with dry_run(compiles, show) as run:
+    if 'statistics' in stages and method is not None and method.kernels:
+      with run.stage('statistics'):
+        _statistics(run, settings, model, method.kernels, documents)
     if isinstance(method, Recipe) and lengths:
       _edit(run, settings, model, method, lengths, stages)
     if 'evaluate' in stages:
@@ -155,6 +160,20 @@ def run_programs(
         for each in (model, _edited(model, updated_of(method))):  # before and after
           _evaluate(run, settings, each)
   return run.programs
+
+
+def _statistics(
+  run: DryRun,
+  settings: Settings,
+  model: Model,
+  kernels: Sequence[Kernel],
+  documents: Corpus | None,
+) -> None:
+  wanted = settings.statistics
+  row_tokens = wanted.row_tokens or min(model.config.max_positions, 512)
+  shape = batch_shape(row_tokens, wanted.batch_tokens, num_row_shards(model))
+  num_tokens = statistics_tokens(settings, model.config, documents)
+  sums_of(model, kernels, shape).dry_run(run, max(num_tokens / (shape[0] * shape[1]), 1))
 
 
 def _edit(

@@ -1,5 +1,6 @@
 """A dry run lists the programs that a run compiles, stage by stage."""
 
+import jedit
 from helpers import editing
 from helpers.compilations import compilations, of_dry_run
 from jedit.editing.prompts import BARE, encode_edits
@@ -9,8 +10,10 @@ from jedit.evals.scoring import plan_batches, score_plan
 from jedit.experiments.stand_ins import edit_lengths, edit_rows, scored_rows
 from jedit.methods import pmet
 from jedit.models.sharding import abstract_model
+from jedit.moments.collect import sums_of
+from jedit.moments.packing import batch_shape
 from jedit.parallel.program import dry_run
-from jedit.types import Record
+from jedit.types import Kernel, Record
 
 
 def test_targets_of_all_edits():
@@ -25,6 +28,16 @@ def test_targets_of_all_edits():
   # Two blocks from δ on, three evaluations of as many edits as there are slots.
   forward = [program.calls for program in run.programs if program.name == 'forward']
   assert sum(forward) == 2 * 3 * -(-len(rows) // 4)
+
+
+def test_sums_of_second_moments():
+  lm, kernels = editing.language_model('gptj'), (Kernel(0, 'mlp'), Kernel(1, 'mlp'))
+  with dry_run() as run:
+    sums_of(abstract_model(lm.config), kernels, batch_shape(24, 48)).dry_run(run, num_batches=5)
+  names, planned = of_dry_run(run)
+  with compilations(names) as compiled:
+    jedit.statistics(lm, ['The city of Paris.'] * 20, (0, 1), row_tokens=24, batch_tokens=48)
+  assert planned == compiled and [each.calls for each in run.programs] == [5]
 
 
 def test_scores_of_an_evaluation():
