@@ -67,6 +67,7 @@ def _compile(
   from jedit.parallel.mesh import make_mesh
   from jedit.parallel.program import Program
   from jedit.parallel.topology import find_topology
+  from jedit.units import format_seconds
 
   devices = find_topology(topology)
   mesh = make_mesh(0, split, devices)
@@ -80,30 +81,35 @@ def _compile(
   shape = 'one device' if mesh is None else ', '.join(f'{a}={n}' for a, n in mesh.shape.items())
   print(f'{name} on {topology}, {shape}')
   lengths = edit_lengths(settings.num_edits)
-  rows = []
+  if settings.windows:
+    lengths = [each for each in lengths if each.window in settings.windows]
 
   def show(program: Program) -> None:
-    found = Estimate.of(program, devices[0], len(devices))
-    [line] = table([found])
-    print(f'  {line}; compiled in {found.compile_seconds:.0f} s', flush=True)
-    if found.cost is not None and (total := sum(found.cost.cycles.values())):
-      shares = (f'{kind} {count / total:.0%}' for kind, count in found.cost.cycles.items())
-      print(f'      {", ".join(shares)}')
-    if found.failure:
-      print(f'      {found.failure.splitlines()[0]}')
-    rows.append({'model': name, 'topology': topology, 'split': split, **dataclasses.asdict(found)})
+    print(f'  {program.stage} {program.name}: {program.seconds:.0f} s', flush=True)
 
-  run_programs(
+  programs = run_programs(
     wanted,
     config,
     mesh,
     devices[0],
-    [each for each in lengths if not settings.windows or each.window in settings.windows],
+    lengths,
     stages=settings.stages,
     compiles=True,
     show=show,
   )
-  return rows
+  found = [Estimate.of(program, devices[0], len(devices)) for program in programs]
+  for each, line in zip(found, table(found), strict=True):
+    print(f'{line}, compiled in {each.compile_seconds:.0f} s')
+    if each.cost is not None and (total := sum(each.cost.cycles.values())):
+      shares = (f'{kind} {count / total:.0%}' for kind, count in each.cost.cycles.items())
+      print(f'{"":11}{", ".join(shares)}')
+    if each.failure:
+      print(f'{"":11}{each.failure.splitlines()[0]}')
+  for stage in dict.fromkeys(each.stage for each in found):
+    seconds = sum(each.calls * (each.seconds or 0.0) for each in found if each.stage == stage)
+    print(f'{stage}: {format_seconds(seconds)} for {len(lengths)} edits')
+  place = {'model': name, 'topology': topology, 'split': split}
+  return [{**place, **dataclasses.asdict(each)} for each in found]
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ class Estimate:
     size: shape of its largest argument that is no parameter.
     calls: how often the run calls it.
     flop: of the products of one call, with padding, on each device.
-    compile_seconds: on this machine; 0 if it was not compiled.
+    compile_seconds: of this machine's processor; 0 if it was not compiled.
     parameters: bytes of the model's parameters among its arguments.
     memory, cost: of the compiled program; None if it was not compiled.
     seconds: of one call, by the compiler's cycles; None for compilers that count none.
@@ -257,7 +257,7 @@ def check_programs(
 def summary(programs: Sequence[Estimate]) -> str:
   """The number of programs, and what compiling them took."""
   seconds = sum(each.compile_seconds for each in programs)
-  took = f', compiled here in {format_seconds(seconds)}' if seconds else ' to compile'
+  took = f', compiled in {format_seconds(seconds)} of CPU time' if seconds else ' to compile'
   return f'{len(programs)}{took}'
 
 

@@ -35,7 +35,7 @@ class Program:
     keywords: static arguments.
     calls: how often the run calls it.
     compiled: once it is compiled.
-    seconds: that this took.
+    seconds: of the processor that this took.
     failure: the compiler's reason for not compiling it.
   """
 
@@ -67,13 +67,13 @@ class Program:
 
   def compile(self) -> None:
     """Compiles it, or keeps the compiler's reason."""
-    start = time.perf_counter()
+    start = time.process_time()
     try:
       with _unstored():
         self.compiled = self.function.lower(*self.arguments, **self.keywords).compile()
     except jax.errors.JaxRuntimeError as error:
       self.failure = str(error)
-    self.seconds = time.perf_counter() - start
+    self.seconds = time.process_time() - start
 
   @functools.cached_property
   def results(self) -> Any:
