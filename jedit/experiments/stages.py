@@ -29,6 +29,7 @@ from jedit.experiments.inputs import (
   describe_training,
   editor_file,
   load_contexts,
+  load_demonstrations,
   load_generation,
 )
 from jedit.experiments.results import read_table, write_table
@@ -305,8 +306,12 @@ def evaluate(
   """
   file = workdir / _EVALUATION
   ids = [[part.indices(len(records)), [each.id for each in patches]] for part, patches in parts]
-  options = dataclasses.replace(settings.evaluation, store='')
-  key = [lm.fingerprint, lm.config.dtype, records, questions, ids, options, settings.seed]
+  options = dataclasses.replace(
+    settings.evaluation, store='', harness='', harness_limit=0, harness_shots=-1
+  )
+  demonstrations = load_demonstrations(settings)
+  key: list[Any] = [lm.fingerprint, lm.config.dtype, records, questions, ids, options]
+  key += [settings.seed, demonstrations]
   sizes = len(records), len(questions)
   table = sealed.kept(file, read_table, key, sizes)
   if table is None:
@@ -320,6 +325,7 @@ def evaluate(
         generation=generation,
         reencode=settings.evaluation.reencode,
         tokens_per_batch=settings.evaluation.tokens_per_batch or None,
+        demonstrations=demonstrations,
         store=settings.evaluation.store or workdir / CHUNKS_FILE,
       )
     write_table(file, table, notes, questions, key)

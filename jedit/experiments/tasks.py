@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from jedit.experiments import exports, inputs, probing, stages, sweep
+from jedit.experiments import downstream, exports, inputs, probing, stages, sweep
 from jedit.experiments.checks import Inputs, Problems, check
 from jedit.experiments.config import read_settings, read_training
 from jedit.experiments.schema import Settings
@@ -346,7 +346,9 @@ def _measure(
   questions = inputs.unedited_questions(settings, records)
   table = stages.evaluate(parts, lm, records, questions, settings, workdir)
   part, first = parts[0]
-  samples = stages.samples(_apply(lm, first), lm, records[part], settings, workdir)
+  edited = _apply(lm, first)
+  samples = stages.samples(edited, lm, records[part], settings, workdir)
+  tasks = downstream.measure(edited, lm, settings, workdir)
   found = summary.summarize(
     [patch for _, patches in parts for patch in patches],
     table,
@@ -358,5 +360,5 @@ def _measure(
     seconds=workdir.seconds,
   )
   sealed.write_json(workdir / SUMMARY_FILE, SUMMARY, found, workdir.key())
-  summary.write_page(workdir.path, found, table, records, samples)
-  show(summary.as_text(found, table, samples, str(workdir.path)))
+  summary.write_page(workdir.path, found, table, records, samples, tasks)
+  show(summary.as_text(found, table, samples, str(workdir.path), tasks))

@@ -14,6 +14,7 @@ import transformers
 
 import jedit
 from helpers import tiny_run
+from helpers.harness_tasks import needs_harness, write_choices
 from jedit import experiments
 from jedit.editing import contexts
 from jedit.evals import evaluate
@@ -219,6 +220,24 @@ def test_evaluate_measures_a_patch_of_another_run(made, finished, tmp_path):
       assert (workdir / name).read_bytes() == (finished / name).read_bytes(), name
     summary = json.loads((workdir / 'summary.json').read_text())
     assert summary['method'] == 'pmet' and summary['num_edits'] == 4
+
+
+@needs_harness
+def test_downstream_tasks_are_a_table_of_a_finished_run(made, finished, tmp_path, capsys):
+  workdir, task = tmp_path / 'copy', write_choices(tmp_path)
+  shutil.copytree(finished, workdir)
+  fields = dict(evaluation__harness=task, evaluation__harness_limit=3)
+  experiments.run(tiny_run.config(made, **fields), workdir)
+  printed = capsys.readouterr().out
+  assert re.search(r'towns +acc ↑ +0 +3 +\d\.\d{4} ± +\d\.\d{4} +\d\.\d{4}', printed)
+  assert 'Downstream tasks' in (workdir / 'report.html').read_text()
+  assert (workdir / 'downstream.csv').read_text().startswith('task,metric,shots,documents,before')
+  for name in ('patch.safetensors', 'records.jsonl'):
+    assert (workdir / name).read_bytes() == (finished / name).read_bytes(), name
+  fields['evaluation__harness'] += ', capitals.yaml'
+  with pytest.raises(UserError, match="no harness task 'capitals.yaml'"):
+    experiments.run(tiny_run.config(made, **fields), tmp_path / 'other')
+  assert not (tmp_path / 'other').exists()
 
 
 def test_export_writes_a_model_that_is_edited(made, finished, tmp_path, capsys):
