@@ -13,6 +13,7 @@ if TYPE_CHECKING:
   from jedit.editing.result import EditResult
   from jedit.evals.evaluate import evaluate
   from jedit.evals.samples import sample_texts
+  from jedit.experiments.plan import plan
   from jedit.experiments.results import read_records
   from jedit.hypernetworks.editor import Editor
   from jedit.hypernetworks.train import train_editor
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
   from jedit.models.patch import Patch
   from jedit.moments.collect import statistics
   from jedit.moments.files import SecondMoments
+  from jedit.parallel.compilation_cache import cache_compilations
   from jedit.solvers import FactorCache
   from jedit.testbeds import testbed
   from jedit.types import Kernel, Record, Request, UserError
@@ -41,10 +43,12 @@ _HOME = {
   'Sequential': 'editing.edit',
   'Together': 'editing.edit',
   'UserError': 'types',
+  'cache_compilations': 'parallel.compilation_cache',
   'edit': 'editing.edit',
   'edit_stream': 'editing.edit',
   'evaluate': 'evals.evaluate',
   'load': 'models.language_model',
+  'plan': 'experiments.plan',
   'preset': 'methods.presets',
   'read_records': 'experiments.results',
   'sample_texts': 'evals.samples',
@@ -69,6 +73,7 @@ __all__ = [
   'Sequential',
   'Together',
   'UserError',
+  'cache_compilations',
   'edit',
   'edit_stream',
   'evaluate',
@@ -76,6 +81,7 @@ __all__ = [
   'methods',
   'models',
   'parallel',
+  'plan',
   'preset',
   'probes',
   'read_records',
