@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -123,10 +123,8 @@ class Store:
     if line is None:
       return None
     return ChunkResult(
-      *(
-        {name: np.array(values, np.float64) for name, values in line[kind].items()}
-        for kind in ('values', 'prompts')
-      ),
+      _arrays(line['values']),
+      _arrays(line['prompts']),
       np.array(line['unedited_exact_N'], np.float64),
       tuple(tuple(shape) for shape in line['shapes']),
       line['criteria'],
@@ -137,3 +135,7 @@ class Store:
     if self._writer is not None:
       place = {'state': chunk.state, 'first': chunk.records.start, 'stop': chunk.records.stop}
       self._writer.write({'key': key, **place, **vars(result)})
+
+
+def _arrays(values: Mapping[str, Sequence[float | None]]) -> Values:
+  return {name: np.array(column, np.float64) for name, column in values.items()}
