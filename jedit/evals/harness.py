@@ -275,8 +275,8 @@ class HarnessModel:
       if len(bad):
         raise UserError(
           f'The probabilities of {len(bad)} texts of the harness are not numbers, the first that '
-          f'of {self.tokenizer.decode(rows[bad[0]].ids)!r}; edit with a lower learning rate, or load '
-          'the model in float32.'
+          f'of {self.tokenizer.decode(rows[bad[0]].ids)!r}; edit with a lower learning rate, or '
+          'load the model in float32.'
         )
       return list(zip(logp_N.tolist(), (scores.exact_N == 1).tolist(), strict=True))
 
