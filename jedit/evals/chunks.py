@@ -12,7 +12,7 @@ import numpy as np
 from jedit.evals.criteria import Outcomes
 from jedit.evals.generation import Generation
 from jedit.evals.metrics import METRICS, Values
-from jedit.io.jsonl import JsonlWriter
+from jedit.io.jsonl import JsonlWriter, check_ours
 from jedit.io.sealed import digest
 from jedit.types import Record
 
@@ -67,6 +67,11 @@ class ChunkResult:
   unedited_exact_N: np.ndarray
   shapes: tuple[tuple[int, int, int], ...]
   criteria: Outcomes = ()
+
+
+def check_store(path: str | os.PathLike[str]) -> None:
+  """Raises UserError for a file that holds something else than finished chunks."""
+  check_ours(path, _FORMAT)
 
 
 class Store:

@@ -17,6 +17,7 @@ from jedit.data.download import fetch, plan_downloads
 from jedit.data.public import FILES, RECORDS
 from jedit.data.records import cuts_instances
 from jedit.editing.prompts import encode_edits
+from jedit.evals.chunks import check_store
 from jedit.evals.downstream import check_tasks
 from jedit.evals.evaluate import check_texts
 from jedit.experiments import inputs
@@ -173,6 +174,9 @@ def check(
     if needs_records and (edits or needs_patches):
       with problems.noted(label):
         _check_texts(found, name, tokenizer)
+      if each.evaluation.store:
+        with problems.noted(label):
+          check_store(each.evaluation.store)
     if edits:
       with problems.noted(label):
         found.training[name] = _find_training(each)

@@ -18,8 +18,10 @@ from jedit.models.patch import Patch
 from jedit.types import Record
 from jedit.units import format_seconds
 
-_STAGES = ('statistics', 'contexts', 'targets', 'keys', 'solve', 'edit', 'evaluate', 'samples',
-           'downstream')  # fmt: skip
+_STAGES = (
+  'statistics', 'contexts', 'training', 'targets', 'keys', 'rows', 'transform', 'solve', 'edit',
+  'evaluate', 'samples', 'downstream',
+)  # fmt: skip
 _WORST = 10
 _ALWAYS = ('statistics', 'targets', 'keys', 'solve', 'evaluate', 'compile')  # in summary.json
 

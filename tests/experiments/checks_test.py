@@ -207,6 +207,14 @@ def test_a_full_disk_is_named_before_the_run(made, tmp_path, monkeypatch, nothin
   assert f'to {tmp_path / "run"}, where 10 kB are free; free some space' in message
 
 
+def test_a_store_of_others_is_named_before_the_run(made, tmp_path, nothing_loaded):
+  store = tmp_path / 'notes.txt'
+  store.write_text('notes without a final line break')
+  message = _sentence(tiny_run.config(made, evaluation__store=str(store)), tmp_path / 'run')
+  assert message.startswith(f'{store} holds something else than jedit evaluation')
+  assert store.read_text() == 'notes without a final line break'
+
+
 @pytest.mark.parametrize('error', [RuntimeError('No driver.'), AssertionError()])
 def test_devices_that_do_not_start_are_a_sentence(
   made, tmp_path, monkeypatch, nothing_loaded, error
