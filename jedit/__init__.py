@@ -12,6 +12,7 @@ if TYPE_CHECKING:
   from jedit.editing.edit import Separate, Sequential, Together, edit, edit_stream
   from jedit.editing.result import EditResult
   from jedit.evals.evaluate import evaluate
+  from jedit.evals.samples import sample_texts
   from jedit.hypernetworks.editor import Editor
   from jedit.hypernetworks.train import train_editor
   from jedit.methods.presets import preset
@@ -44,6 +45,7 @@ _HOME = {
   'evaluate': 'evals.evaluate',
   'load': 'models.language_model',
   'preset': 'methods.presets',
+  'sample_texts': 'evals.samples',
   'statistics': 'moments.collect',
   'testbed': 'testbeds',
   'train_editor': 'hypernetworks.train',
@@ -74,6 +76,7 @@ __all__ = [
   'parallel',
   'preset',
   'probes',
+  'sample_texts',
   'statistics',
   'testbed',
   'testbeds',

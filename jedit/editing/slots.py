@@ -58,14 +58,18 @@ class Targets:
     """The value [B, D] that an update writes."""
     return (self.joint if update.target == 'joint' else self.z)[update.delta]
 
+  def last(self, name: str) -> np.ndarray:
+    """A column of the trace, [B], at the last evaluation of each edit."""
+    rows_B = np.arange(len(self.num_steps))
+    return self.trace[rows_B, self.num_steps - 1, TRACE_COLUMNS.index(name)]
+
   def reached(self) -> dict[str, Any]:
     """Means over the edits at their last evaluation."""
-    last_Bx7 = self.trace[np.arange(len(self.num_steps)), self.num_steps - 1]
     return {
       'edits': len(self.num_steps),
       'evaluations': float(self.num_steps.mean()),
-      'nll': float(last_Bx7[:, TRACE_COLUMNS.index('nll')].mean()),
-      'probability': float(last_Bx7[:, TRACE_COLUMNS.index('probability')].mean()),
+      'nll': float(self.last('nll').mean()),
+      'probability': float(self.last('probability').mean()),
       'programs': self.num_programs,
       'target_batch_size': self.batch_size,
     }

@@ -37,11 +37,13 @@ class Scores:
     logp_NxT: natural-log probability of each target token given all before it; nan after the end.
     is_top_NxT: True where it is the top token (lowest id among ties); False after the end.
     length_N: target tokens of each row.
+    top_NxT: the top tokens themselves, -1 after the end.
   """
 
   logp_NxT: np.ndarray
   is_top_NxT: np.ndarray
   length_N: np.ndarray
+  top_NxT: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
 
   @functools.cached_property
   def nll_N(self) -> np.ndarray:
@@ -259,7 +261,7 @@ def _score_batch(
   index_CxS[:, 1:] = 1 + np.arange(num_answers * (num_read - 1)).reshape(num_answers, -1)
   row_Nx1x1 = jnp.arange(num_rows)[:, None, None]
   logit_NxCxS = logits_NxJxV[row_Nx1x1, index_CxS[None], target_NxCxS]
-  return logit_NxCxS - norm_NxJ[:, index_CxS], target_NxCxS == top_NxJ[:, index_CxS]
+  return logit_NxCxS - norm_NxJ[:, index_CxS], top_NxJ[:, index_CxS]
 
 
 def score_plan(
@@ -278,15 +280,18 @@ def score_plan(
   width = int(plan.length_N.max(initial=0))
   logp_NxT = np.full((len(plan.length_N), width), np.nan)
   is_top_NxT = np.zeros((len(plan.length_N), width), bool)
+  top_NxT = np.full((len(plan.length_N), width), -1, np.int32)
 
   def collect(batch: Batch, result: tuple[jax.Array, jax.Array]) -> None:
-    logp_NxCxS, is_top_NxCxS = fetch(result)
+    logp_NxCxS, top_NxCxS = fetch(result)
+    is_top_NxCxS = top_NxCxS == batch.target_NxCxS
     for n, answers in enumerate(batch.rows):
       for c, numbers in enumerate(answers):
         for number in numbers:
           length = plan.length_N[number]
           logp_NxT[number, :length] = logp_NxCxS[n, c, :length]
           is_top_NxT[number, :length] = is_top_NxCxS[n, c, :length]
+          top_NxT[number, :length] = top_NxCxS[n, c, :length]
     if on_batch is not None:
       on_batch(batch.num_answered)
 
@@ -300,7 +305,7 @@ def score_plan(
     running = (batch, result)
   if running is not None:
     collect(*running)
-  return Scores(logp_NxT, is_top_NxT, plan.length_N)
+  return Scores(logp_NxT, is_top_NxT, plan.length_N, top_NxT)
 
 
 def score(model: Model, rows: Sequence[Encoded], **options: Any) -> Scores:

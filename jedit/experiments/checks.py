@@ -15,7 +15,10 @@ from jax.sharding import Mesh
 
 from jedit.data.download import fetch, plan_downloads
 from jedit.data.public import FILES, RECORDS
+from jedit.data.records import cuts_instances
 from jedit.editing.prompts import encode_edits
+from jedit.evals.chunks import check_store
+from jedit.evals.downstream import check_tasks
 from jedit.evals.evaluate import check_texts
 from jedit.experiments import inputs
 from jedit.experiments.amounts import updated_of
@@ -171,12 +174,18 @@ def check(
     if needs_records and (edits or needs_patches):
       with problems.noted(label):
         _check_texts(found, name, tokenizer)
+      if each.evaluation.store:
+        with problems.noted(label):
+          check_store(each.evaluation.store)
     if edits:
       with problems.noted(label):
         found.training[name] = _find_training(each)
     if edits and each.contexts:
       with problems.noted(label):
         _check_contexts(found, name, tokenizer)
+  if needs_records and (edits or needs_patches) and first.evaluation.downstream:
+    with problems.noted():
+      check_tasks(first.evaluation.downstream)
   if needs_moments:
     with problems.noted():
       kernels = {kernel for each in settings.values() for kernel in each.required_method.kernels}
@@ -239,7 +248,8 @@ def _check_texts(found: Inputs, name: str, tokenizer: Any) -> None:
     return
   wanted = settings.evaluation
   questions = inputs.unedited_questions(settings, records)
-  longest = check_texts(tokenizer, config, records, questions)
+  demonstrations = inputs.load_demonstrations(settings)
+  longest = check_texts(tokenizer, config, records, questions, demonstrations)
   if wanted.samples:
     config.check_length(longest + wanted.new_tokens)
     check_memory(config, min(wanted.samples, _AT_ONCE), longest + wanted.new_tokens)
@@ -263,6 +273,12 @@ def _check_method(found: Inputs, name: str) -> None:
   records, num_edits = found.records.get(name), settings.data.num_edits
   count = num_edits if records is None else len(records)
   at_once = count if settings.edit.mode == 'together' else min(settings.edit.edits_per_batch, count)
+  size = settings.edit.edits_per_batch
+  if settings.edit.mode == 'separate' and records is not None and cuts_instances(records, size):
+    raise UserError(
+      'Separate batches would cut instances whose edits belong together; set edit.mode to together '
+      'or sequential.'
+    )
   if settings.task == 'stats':  # of whichever edits
     at_once = 1
   if found.config is not None:
@@ -349,7 +365,7 @@ def _bytes_written(found: Inputs) -> int:
   settings, config = found.first, found.config
   if config is None:
     return 0
-  if settings.task == 'export':
+  if settings.task == 'export' and not settings.export.adapter:
     return sum(bytes_per_device(config, config.dtype).values())
   method, total = settings.method, 0
   if method is not None and found.collects:

@@ -32,7 +32,7 @@ from jedit.moments.corpus import Corpus
 from jedit.moments.sums import MemoryPlan
 from jedit.parallel.memory import free_bytes
 from jedit.parallel.mesh import DATA, MODEL, find_devices
-from jedit.solvers.factor import float64_alone, float64_device, memory, working_dtype
+from jedit.solvers.devices import float64_alone, float64_device, memory, working_dtype
 from jedit.types import Record, UserError
 from jedit.units import format_bytes, format_seconds
 

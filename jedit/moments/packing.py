@@ -4,19 +4,19 @@ Documents are cut to a length cap and packed into rows of fixed length; a token 
 own document at positions counted from the document's start, so packing changes nothing.
 """
 
-import bisect
 import concurrent.futures
 import dataclasses
 import itertools
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import transformers
 
 from jedit.moments.corpus import Corpus
+from jedit.parallel.shapes import best_fit
 from jedit.types import UserError
 
 _TEXTS_PER_CALL = 256  # the tokenizer works on these in parallel
@@ -115,7 +115,8 @@ class PackedText:
     """Rows of documents, each with the place behind it."""
     first, done = start
     for window in self._windows(first):
-      rows = best_fit(window, self.row_tokens)
+      found = best_fit([len(ids) for ids in window], self.row_tokens)
+      rows = [[window[index] for index in row] for row in found]
       # A pass may stop within a window, and its first rows hold the longest documents.
       random.Random(first).shuffle(rows)
       for number, row in enumerate(rows[done:], start=done + 1):
@@ -137,27 +138,6 @@ class PackedText:
           window, num_tokens = [], 0
     if window:
       yield window
-
-
-def best_fit(documents: Sequence[list[int]], row_tokens: int) -> list[list[list[int]]]:
-  """Packs documents into rows: the longest first, each where it leaves the least room.
-
-  Args:
-    documents: token ids, none longer than a row; those without tokens are dropped.
-    row_tokens: tokens of a row.
-  """
-  rows: list[list[list[int]]] = []
-  open_rows: list[tuple[int, int]] = []  # tokens left and number of the row, sorted
-  for ids in sorted(filter(None, documents), key=len, reverse=True):
-    at = bisect.bisect_left(open_rows, (len(ids), 0))
-    if at == len(open_rows):
-      rows.append([])
-      room, number = row_tokens, len(rows) - 1
-    else:
-      room, number = open_rows.pop(at)
-    rows[number].append(ids)
-    bisect.insort(open_rows, (room - len(ids), number))
-  return rows
 
 
 def prefetch(items: Iterator[_Item], depth: int = 2) -> Iterator[_Item]:

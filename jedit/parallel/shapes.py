@@ -1,5 +1,6 @@
 """Padded lengths: few shapes, since each is compiled, and little padding, which is wasted work."""
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,6 +56,32 @@ def group_by_length(
       groups.append((size, waiting))
       waiting = []
   return groups
+
+
+def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
+  """Packs items into rows of one size: the longest first, each where it leaves the least room.
+
+  Args:
+    lengths: of the items, none above `size`; those of length 0 are dropped.
+    size: of a row.
+
+  Returns:
+    The indices of the items of every row.
+  """
+  rows: list[list[int]] = []
+  open_rows: list[tuple[int, int]] = []  # room left and number of the row, sorted
+  for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+    if not lengths[index]:
+      break
+    at = bisect.bisect_left(open_rows, (lengths[index], 0))
+    if at == len(open_rows):
+      rows.append([])
+      room, number = size, len(rows) - 1
+    else:
+      room, number = open_rows.pop(at)
+    rows[number].append(index)
+    bisect.insort(open_rows, (room - lengths[index], number))
+  return rows
 
 
 def pad(rows: Sequence[Sequence[int]], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,5 @@
 """Documents as packed batches: whole, dense, resumable and made ahead."""
 
-import itertools
-import random
 import threading
 
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 from helpers import vocabularies
 from jedit.moments import packing
 from jedit.moments.corpus import Corpus
-from jedit.moments.packing import START, PackedText, best_fit, prefetch
+from jedit.moments.packing import START, PackedText, prefetch
 from jedit.types import UserError
 
 DOCUMENTS = (
@@ -80,18 +78,6 @@ def test_a_resumed_text_is_not_read_from_its_beginning(tokenizer, small_windows)
   object.__setattr__(corpus, 'fetch', lambda index_N: read.extend(index_N) or iter(()))
   list(text.batches(end))
   assert read == list(range(end.document, len(corpus)))
-
-
-def test_rows_are_nearly_full():
-  # Lengths of encyclopedia articles, where filling rows in order leaves a fifth empty.
-  rng = random.Random(0)
-  lengths = [min(512, 1 + int(350 * rng.lognormvariate(0, 1.2))) for _ in range(600)]
-  documents = [[number] * length for number, length in enumerate(lengths)]
-  rows = best_fit([*documents, []], 512)
-  assert sorted(itertools.chain(*rows)) == documents
-  assert max(sum(map(len, row)) for row in rows) <= 512
-  assert sum(lengths) / (len(rows) * 512) > 0.99
-  assert best_fit([[1] * 3, [2] * 2, [3]], 4) == [[[1] * 3, [3]], [[2] * 2]]
 
 
 def test_rows_of_a_window_are_shuffled(monkeypatch, tokenizer):

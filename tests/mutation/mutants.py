@@ -86,25 +86,35 @@ _SLOW: Table = {
     ('multiply(root * x_FxR)', 'multiply(x_FxR)'),
     ('count - count % max', 'count + count % max'),
   ),
-  ('solvers/factor.py', 'solvers/factor_cache_test.py'): (
+  ('solvers/block_factor.py', 'solvers/factor_cache_test.py'): (
     ('if error <= _MAX_REFINED:', 'if True:'),
   ),
-  ('solvers/factor.py', 'solvers/factor_test.py'): (
-    ('diagonal_F, 1.0)) / 2))', 'diagonal_F, 1.0))))'),
-    ('return 6 * size**2', 'return size**2'),
+  ('solvers/matrix.py', 'solvers/factor_test.py'): (
+    ('wanted_F, 1.0)) / 2))', 'wanted_F, 1.0))))'),
   ),
-  ('solvers/factor.py', 'solvers/solve_test.py solvers/factor_cache_test.py'): (
+  ('solvers/budget.py', 'solvers/budget_test.py'): (
+    ('return 3 * size**2', 'return size**2'),
+    ('available - working_bytes(device, size)', 'available'),
+  ),
+  ('solvers/integer_product.py', 'solvers/integer_product_test.py'): (
+    ('carry, digits[level] = total >>', 'carry, digits[level] = 0 * total >>'),
+    (
+      'unit = jnp.where(jnp.isfinite(largest)',
+      'unit = jnp.where(jnp.full_like(largest, True, bool)',
+    ),
+  ),
+  ('solvers/matrix.py', 'solvers/solve_test.py solvers/factor_cache_test.py'): (
     ('ridge * scale_F**2)', 'ridge * scale_F)'),
   ),
-  ('solvers/factor.py', 'solvers/solve_test.py'): (
+  ('solvers/devices.py', 'solvers/solve_test.py'): (
     ('jax.enable_x64(True)', 'jax.enable_x64(False)'),
   ),
   ('solvers/factor_cache.py', 'solvers/factor_cache_test.py'): (
     ('np.array_equal(np.diagonal(cov_FxF), self._diagonal_F)', 'True'),
     ('if bytes_per_device(value) <= room:', 'if True:'),
   ),
-  ('solvers/block_cholesky.py', 'solvers/factor_test.py'): (
-    ('part_QxP - product_QxP', 'part_QxP + product_QxP'),
+  ('solvers/block_cholesky.py', 'solvers/block_factor_test.py'): (
+    ('part_TxT -= _product', 'part_TxT += _product'),
   ),
   ('solvers/spectrum.py', 'solvers/solve_test.py'): (
     ('cov_FxF.astype(jnp.float64)', 'cov_FxF.astype(jnp.float32)'),
