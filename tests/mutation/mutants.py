@@ -182,9 +182,9 @@ _SLOW: Table = {
     ('wide_FxG += fetch(lost_FxG)', 'wide_FxG -= fetch(lost_FxG)'),
   ),
   ('moments/sums.py', 'moments/collect_test.py'): (('(segment_NxT > 0)[', '(segment_NxT > -1)['),),
+  ('parallel/shapes.py', 'parallel/shapes_test.py'): (('-lengths[index])', 'lengths[index])'),),
   ('moments/packing.py', 'moments/packing_test.py'): (
     ('np.arange(len(ids))', 'np.arange(at, stop)'),
-    ('reverse=True', 'reverse=False'),
     ('rows[done:], start=done + 1', 'rows, start=1'),
     ('ids[:cap]', 'ids'),
   ),
@@ -232,6 +232,8 @@ _SLOW: Table = {
   ),
   ('models/patch.py', 'models/patch_test.py'): (
     ('kernel.astype(jnp.float32) + change', 'kernel + change.astype(kernel.dtype)'),
+  ),
+  ('models/update.py', 'models/patch_test.py'): (
     ('(rows + columns) < rows', '(rows + columns) > rows'),
     ('(right_RxD @ right_RxD.T)', '(right_RxD @ right_RxD.T).T / 2'),
   ),
