@@ -13,6 +13,7 @@ if TYPE_CHECKING:
   from jedit.editing.result import EditResult
   from jedit.evals.evaluate import evaluate
   from jedit.evals.samples import sample_texts
+  from jedit.experiments.plan import plan
   from jedit.hypernetworks.editor import Editor
   from jedit.hypernetworks.train import train_editor
   from jedit.methods.presets import preset
@@ -44,6 +45,7 @@ _HOME = {
   'edit_stream': 'editing.edit',
   'evaluate': 'evals.evaluate',
   'load': 'models.language_model',
+  'plan': 'experiments.plan',
   'preset': 'methods.presets',
   'sample_texts': 'evals.samples',
   'statistics': 'moments.collect',
@@ -74,6 +76,7 @@ __all__ = [
   'methods',
   'models',
   'parallel',
+  'plan',
   'preset',
   'probes',
   'sample_texts',

@@ -248,6 +248,15 @@ def _probe(config: ml_collections.ConfigDict, path: str) -> None:
   show(probes.write(workdir.path, f'{settings.model.name} from within', results))
 
 
+def _plan(config: ml_collections.ConfigDict, path: str) -> None:
+  """Prints what an edit takes on the devices of this machine or of a named topology."""
+  values = config.to_dict()
+  settings = {'': read_settings(values)}
+  edits = settings[''].required_method
+  needs = dict(edits=True, needs_records=True, needs_moments=bool(edits.kernels))
+  show(str(check(settings, path, Problems(), **needs).plan()))
+
+
 def _train(config: ml_collections.ConfigDict, path: str) -> None:
   """Trains a testbed, whose directory is then a `model.path` for the other tasks."""
   complete = read_training(config.to_dict())
@@ -271,6 +280,7 @@ TASKS: Mapping[str, Callable[[ml_collections.ConfigDict, str], None]] = {
   'probe': _probe,
   'compare': _compare,
   'export': _export,
+  'plan': _plan,
 }
 
 

@@ -107,6 +107,12 @@ def num_row_shards(params: Any) -> int:
   return 1 if mesh is None else mesh.shape[DATA]
 
 
+def platform_of(params: Any) -> str:
+  """Platform of the devices of parameters, or of their shapes: 'cpu', 'gpu' or 'tpu'."""
+  [device, *_] = jax.tree.leaves(params)[0].sharding.device_set
+  return device.platform
+
+
 def place_rows(params: Any, rows: Any) -> Any:
   """Host arrays as arrays on the devices of the parameters, their first axis over 'data'.
 
