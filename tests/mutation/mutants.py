@@ -106,9 +106,7 @@ _SLOW: Table = {
   ('solvers/matrix.py', 'solvers/solve_test.py solvers/factor_cache_test.py'): (
     ('ridge * scale_F**2)', 'ridge * scale_F)'),
   ),
-  ('solvers/devices.py', 'solvers/solve_test.py'): (
-    ('jax.enable_x64(True)', 'jax.enable_x64(False)'),
-  ),
+  ('solvers/devices.py', 'solvers/solve_test.py'): (('enable_x64(True)', 'enable_x64(False)'),),
   ('solvers/factor_cache.py', 'solvers/factor_cache_test.py'): (
     ('np.array_equal(np.diagonal(cov_FxF), self._diagonal_F)', 'True'),
     ('if bytes_per_device(value) <= room:', 'if True:'),
