@@ -32,6 +32,7 @@ from jedit.moments.corpus import Corpus
 from jedit.moments.sums import MemoryPlan
 from jedit.parallel.memory import free_bytes
 from jedit.parallel.mesh import DATA, MODEL, find_devices
+from jedit.solvers.budget import kept_bytes
 from jedit.solvers.devices import float64_alone, float64_device, memory, working_dtype
 from jedit.types import Record, UserError
 from jedit.units import format_bytes, format_seconds
@@ -274,8 +275,8 @@ def _memory(
       found['sums of second moments'] = MemoryPlan.of(sizes, shared, split).device
     if settings.task in ('edit', 'sweep'):
       device = jax.local_devices()[0]
-      wanted = 12 * sum(size**2 for size in sizes) // len(jax.local_devices())
-      found['factors'] = min(wanted, memory(device) // 3)
+      wanted = sum(kept_bytes(device, size) for size in sizes) // len(jax.local_devices())
+      found['factors'] = min(wanted, (memory(device) - found['parameters']) // 2)
   if method is not None and regions_of(method) and settings.task in ('edit', 'sweep'):
     count, prefix = contexts_of(method)
     first = min(region.layers[-1] for region in regions_of(method))
