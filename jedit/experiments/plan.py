@@ -276,7 +276,7 @@ def _memory(
     if settings.task in ('edit', 'sweep'):
       device = jax.local_devices()[0]
       wanted = sum(kept_bytes(device, size) for size in sizes) // len(jax.local_devices())
-      found['factors'] = min(wanted, (memory(device) - found['parameters']) // 2)
+      found['factors'] = max(min(wanted, (memory(device) - found['parameters']) // 2), 0)
   if method is not None and regions_of(method) and settings.task in ('edit', 'sweep'):
     count, prefix = contexts_of(method)
     first = min(region.layers[-1] for region in regions_of(method))
