@@ -62,7 +62,7 @@ class ChunkResult:
 
   values: Values
   unedited_exact_N: np.ndarray
-  shapes: tuple[tuple[int, int, int], ...]
+  shapes: tuple[tuple[int, int], ...]
 
 
 class Store:

@@ -90,6 +90,7 @@ class Decoder(nn.Module):
     stop: int | None = None,
     position_NxT: jax.Array | None = None,
     segment_NxT: jax.Array | None = None,
+    branch_NxT: jax.Array | None = None,
     past: Past | None = None,
     cache: Cache | None = None,
     edits: Mapping[str, Callable] | None = None,
@@ -104,7 +105,9 @@ class Decoder(nn.Module):
       start: first block to run.
       stop: block to stop before; None runs to the last one.
       position_NxT: position of every token; by default 0, 1, ... (plus the row's past).
-      segment_NxT: documents packed in one row; tokens attend within their own.
+      segment_NxT: documents packed in one row; tokens attend within their own. Give positions.
+      branch_NxT: alternative endings of a document; a token attends within its own branch and to
+        branch 0, which they share.
       past: keys and values of earlier tokens for the blocks that run.
       cache: the same with room for one more token per row, whose `position_NxT` must be given; the
         blocks return theirs with that token at `attn_cache`.
@@ -127,7 +130,7 @@ class Decoder(nn.Module):
     if hidden_NxTxD is None:
       hidden_NxTxD = self.embed(given, position_NxT)
     x_NxTxD = hidden_NxTxD.astype(dtype)
-    view = self._view(x_NxTxD, position_NxT, segment_NxT, past, cache)
+    view = self._view(x_NxTxD, position_NxT, segment_NxT, branch_NxT, past, cache)
     sites = Sites(edits, taps, changes)
     for layer in range(start, stop):
       x_NxTxD = getattr(self, f'block_{layer}')(x_NxTxD, view, sites)
@@ -156,6 +159,7 @@ class Decoder(nn.Module):
     x_NxTxD: jax.Array,
     position_NxT: jax.Array,
     segment_NxT: jax.Array | None,
+    branch_NxT: jax.Array | None,
     past: Past | None,
     cache: Cache | None,
   ) -> View:
@@ -164,6 +168,9 @@ class Decoder(nn.Module):
     mask_NxTxS = (index_T[None, :] <= index_T[:, None])[None]
     if segment_NxT is not None:
       mask_NxTxS = mask_NxTxS & (segment_NxT[:, :, None] == segment_NxT[:, None, :])
+    if branch_NxT is not None:
+      is_own_NxTxS = branch_NxT[:, :, None] == branch_NxT[:, None, :]
+      mask_NxTxS = mask_NxTxS & (is_own_NxTxS | (branch_NxT == 0)[:, None, :])
     mask_NxTxS = jnp.broadcast_to(mask_NxTxS, (num_rows, num_tokens, num_tokens))
     layers: dict[int, tuple[jax.Array, jax.Array]] = {}
     if past is not None:
@@ -182,7 +189,7 @@ class Decoder(nn.Module):
     rotary = None
     if c.rope is not None:
       dtype = wider(x_NxTxD.dtype, 'float32')
-      rotary = Rotary.at(position_NxT, c.rope, c.head_dim, dtype)
+      rotary = Rotary.at(position_NxT, c.rope, c.head_dim, dtype, segment_NxT)
     return View(rotary=rotary, mask_NxTxS=mask_NxTxS, past=layers, cache=cache)
 
 

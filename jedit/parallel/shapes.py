@@ -1,5 +1,6 @@
-"""Padded lengths: few shapes, since each is compiled, and little padding, which is wasted work."""
+"""Rows of few shapes, since each is compiled, and little padding, which is wasted work."""
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,6 +51,32 @@ def group_by_length(
       groups.append((size, waiting))
       waiting = []
   return groups
+
+
+def best_fit(lengths: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, list[int]]]:
+  """Packs items into rows: the longest first, each where it leaves the least room.
+
+  Args:
+    lengths: tokens of each item, at least one and none above the largest size.
+    sizes: of rows, ascending; a row has the least that holds its longest item.
+
+  Returns:
+    (size, indices of the items) of each row, longest first item first.
+  """
+  rows: list[tuple[int, list[int]]] = []
+  rooms: list[tuple[int, int]] = []  # tokens left in a row and its number, sorted
+  for index in sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True):
+    length = lengths[index]
+    at = bisect.bisect_left(rooms, (length, 0))
+    if at == len(rooms):
+      room, number = sizes[bisect.bisect_left(sizes, length)], len(rows)
+      rows.append((room, []))
+    else:
+      room, number = rooms.pop(at)
+    rows[number][1].append(index)
+    if room > length:
+      bisect.insort(rooms, (room - length, number))
+  return rows
 
 
 def pad(rows: Sequence[Sequence[int]], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
