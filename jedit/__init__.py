@@ -12,6 +12,8 @@ if TYPE_CHECKING:
   from jedit.editing.edit import Separate, Sequential, Together, edit, edit_stream
   from jedit.editing.result import EditResult
   from jedit.evals.evaluate import evaluate
+  from jedit.evals.samples import sample_texts
+  from jedit.experiments.plan import plan
   from jedit.hypernetworks.editor import Editor
   from jedit.hypernetworks.train import train_editor
   from jedit.methods.presets import preset
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
   from jedit.models.patch import Patch
   from jedit.moments.collect import statistics
   from jedit.moments.files import SecondMoments
+  from jedit.parallel.compilation_cache import cache_compilations
   from jedit.solvers import FactorCache
   from jedit.testbeds import testbed
   from jedit.types import Kernel, Record, Request, UserError
@@ -39,11 +42,14 @@ _HOME = {
   'Sequential': 'editing.edit',
   'Together': 'editing.edit',
   'UserError': 'types',
+  'cache_compilations': 'parallel.compilation_cache',
   'edit': 'editing.edit',
   'edit_stream': 'editing.edit',
   'evaluate': 'evals.evaluate',
   'load': 'models.language_model',
+  'plan': 'experiments.plan',
   'preset': 'methods.presets',
+  'sample_texts': 'evals.samples',
   'statistics': 'moments.collect',
   'testbed': 'testbeds',
   'train_editor': 'hypernetworks.train',
@@ -65,6 +71,7 @@ __all__ = [
   'Sequential',
   'Together',
   'UserError',
+  'cache_compilations',
   'edit',
   'edit_stream',
   'evaluate',
@@ -72,8 +79,10 @@ __all__ = [
   'methods',
   'models',
   'parallel',
+  'plan',
   'preset',
   'probes',
+  'sample_texts',
   'statistics',
   'testbed',
   'testbeds',

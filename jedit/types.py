@@ -107,6 +107,36 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
+class Query:
+  """A prompt with its right answers.
+
+  Attributes:
+    prompt: to continue.
+    answers: all of them are to be given, each by one of its names, the usual one first.
+  """
+
+  prompt: str
+  answers: tuple[tuple[str, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+  """A test of what an edit entails, or of what it has to leave alone.
+
+  Attributes:
+    name: of the criterion, which is a metric of `jedit.evals.criteria`.
+    queries: the test passes if one of them does.
+    needs_all: it passes only if all of them do.
+    conditions: the test counts only if the unedited model answers all of these.
+  """
+
+  name: str
+  queries: tuple[Query, ...]
+  needs_all: bool = False
+  conditions: tuple[Query, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
   """A request with the prompts that measure what its edit changed and what it did not.
 
@@ -120,6 +150,9 @@ class Record:
     neighborhood_target: answer to the neighbourhood prompts; None stands for
       `request.target_true`, as in CounterFact.
     relation_id, target_id, target_true_id: Wikidata identifiers where the file has them.
+    criteria: tests of benchmarks that go beyond these prompts (KnowEdit, RippleEdits, MQuAKE).
+    instance: records of one instance follow each other and are edited together; the last one has
+      their tests. None for a record by itself.
 
   A record whose request has no `target_true` (zsRE) is measured by token accuracy alone.
   """
@@ -134,6 +167,8 @@ class Record:
   relation_id: str | None = None
   target_id: str | None = None
   target_true_id: str | None = None
+  criteria: tuple[Criterion, ...] = ()
+  instance: int | None = None
 
 
 def as_requests(given: Any) -> list[Request]:

@@ -110,8 +110,10 @@ def _local(name: str, directory: str | os.PathLike[str] | None) -> pathlib.Path:
 
 
 def _addresses(name: str, mirrors: Sequence[str]) -> list[str]:
-  roots = [f'{root.rstrip("/")}/{FILES[name].folder}' for root in ROOTS]
-  return [f'{root.rstrip("/")}/{name}' for root in [*mirrors, *roots]]
+  own = FILES[name].address
+  roots = [] if own else [f'{root.rstrip("/")}/{FILES[name].folder}' for root in ROOTS]
+  own_last = [own] if own else []
+  return [*(f'{root.rstrip("/")}/{name}' for root in [*mirrors, *roots]), *own_last]
 
 
 def _unreachable(names: Sequence[str], folder: pathlib.Path, failures: Sequence[str]) -> UserError:

@@ -1,25 +1,35 @@
 """Edit requests and records from the public data files, in their original schemas.
 
 CounterFact and Multi-CounterFact share one schema; zsRE is the slice that MEND evaluates on; the
-flat schema of EasyEdit is the usual form of edits by the ten thousand.
+flat schema of EasyEdit is the usual form of edits by the ten thousand (`jedit.data.facts`).
+KnowEdit, RippleEdits and MQuAKE test what an edit entails (`jedit.data.ripples`).
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
-import re
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
-import pydantic
 from absl import logging
 
+from jedit.data import facts, ripples
+from jedit.data.entry import Entry
 from jedit.io import schema
-from jedit.io.schema import Text
 from jedit.types import Record, Request, UserError
 
-Kind = Literal['counterfact', 'multi_counterfact', 'zsre', 'easyedit', 'known']
+Kind = Literal[
+  'counterfact',
+  'multi_counterfact',
+  'zsre',
+  'easyedit',
+  'known',
+  'knowedit',
+  'ripple_edits',
+  'mquake',
+]
 
 
 def load_records(path: str | os.PathLike[str], kind: Kind | None = None) -> list[Record]:
@@ -30,7 +40,10 @@ def load_records(path: str | os.PathLike[str], kind: Kind | None = None) -> list
   `answers[0]`, the true answer is unknown, the neighbourhood prompt is `loc` and a question mark
   with `loc_ans` as its answer, and `case_id` is the position in the file. EasyEdit: the hole is
   found in the same way. Known facts (ROME's known_1000.json, for probes): the hole as before; the
-  target is the attribute, which the model predicts already.
+  target is the attribute, which the model predicts already. KnowEdit and RippleEdits: likewise,
+  without a true answer, because their metrics need none; the subject of RippleEdits, whose files
+  give its identifier alone, is read off the wording of the relation. MQuAKE: an instance becomes
+  one record for each of its edits.
 
   Args:
     path: a JSON file.
@@ -47,14 +60,15 @@ def load_records(path: str | os.PathLike[str], kind: Kind | None = None) -> list
   raw = schema.read_json(file)
   if not isinstance(raw, list) or not raw:
     raise UserError(f'{file} holds no list of records; give a JSON list with one or more.')
-  if kind is None:
-    kind = _detect(file, raw[0])
-  if kind not in _SCHEMAS:
+  if kind is not None and kind not in _SCHEMAS:
     raise UserError(f'There is no kind of records {kind!r}; choose one of {", ".join(_SCHEMAS)}.')
-  records = []
+  chosen = _SCHEMAS[kind or _detect(file, raw[0])]
+  if kind is not None:
+    _check_kind(file, kind, raw[0])
+  records: list[Record] = []
   for n, each in enumerate(raw):
-    entry = _Entry.of(file, n, each)
-    records.append(schema.check(_SCHEMAS[kind], each, entry.label).to_record(entry))
+    entry = Entry.of(file, n, each)
+    records += schema.check(chosen, each, entry.label).to_records(entry)
   seen: dict[int, int] = {}
   for n, record in enumerate(records):
     if seen.setdefault(record.case_id, n) != n:
@@ -81,21 +95,54 @@ def select(
 ) -> list[Record]:
   """The first `num` records, or with a seed `num` drawn without replacement, in drawn order.
 
-  `unique_subjects` keeps the first record about each subject.
+  `unique_subjects` keeps the first record about each subject. Instances of several records stay
+  whole: one that would exceed `num` is left out, and so is one that loses a record.
 
   Raises:
     UserError: if there are fewer than `num`, or `num` is below 1.
   """
-  order = list(records)
+  instances = _instances(records)
   if seed is not None:
-    order = [records[i] for i in np.random.default_rng(seed).permutation(len(records))]
+    drawn = np.random.default_rng(seed).permutation(len(instances))
+    instances = [instances[i] for i in drawn]
   if unique_subjects:
-    order = list({record.request.subject: record for record in reversed(order)}.values())[::-1]
+    seen: set[str] = set()
+    kept = []
+    for instance in instances:
+      subjects = {record.request.subject for record in instance}
+      if not subjects & seen:
+        kept.append(instance)
+        seen |= subjects
+    instances = kept
+  order = [record for instance in instances for record in instance]
   num = len(order) if num is None else num
   if not 1 <= num <= len(order):
     about = ' about different subjects' if unique_subjects else ''
     raise UserError(f'{num} records{about} are wanted and {len(order)} exist; select fewer.')
-  return order[:num]
+  chosen = order[:num]
+  if len(order) > num and order[num].instance is not None:
+    chosen = [record for record in chosen if record.instance != order[num].instance]
+  if not chosen:
+    raise UserError(
+      f'{num} records are wanted and the first instance has more edits; select more records.'
+    )
+  return chosen
+
+
+def cuts_instances(records: Sequence[Record], size: int) -> bool:
+  """True if batches of `size` records cut an instance of several edits."""
+  ids = [record.instance for record in records]
+  ends = range(size, len(records), size)
+  return any(ids[end] is not None and ids[end - 1] == ids[end] for end in ends)
+
+
+def _instances(records: Sequence[Record]) -> list[list[Record]]:
+  """Records of one instance together; each other record by itself."""
+  keys = [
+    (n, None) if each.instance is None else (-1, each.instance) for n, each in enumerate(records)
+  ]
+  groups = itertools.groupby(zip(keys, records, strict=True), key=lambda pair: pair[0])
+  return [[record for _, record in group] for _, group in groups]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,176 +194,58 @@ def find_conflicts(requests: Iterable[Request]) -> Conflicts:
   )
 
 
-_Id = Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)]
-# An optional identifier, as text.
-_Label = Annotated[
-  str | None, pydantic.BeforeValidator(lambda given: str(given) if type(given) is int else given)
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-  """The place of a record; errors name file and record.
-
-  Attributes:
-    index: in the file, from 0.
-    label: file, index and case_id.
-  """
-
-  index: int
-  label: str
-
-  @classmethod
-  def of(cls, file: pathlib.Path, index: int, raw: Any) -> '_Entry':
-    case_id = raw.get('case_id') if isinstance(raw, dict) else None
-    case = f' (case_id {case_id})' if type(case_id) is int else ''  # not True or False
-    return cls(index, f'{file}: record {index}{case}')
-
-  def error(self, what: str, remedy: str) -> UserError:
-    return UserError(f'{self.label} {what}; {remedy}.')
-
-  def template(self, name: str, text: str, subject: str) -> str:
-    """The text of a field with the last occurrence of the subject turned into the hole."""
-    # Whole words first: 'Al' must not match in 'Also'.
-    words = [found.start() for found in re.finditer(rf'(?<!\w){re.escape(subject)}(?!\w)', text)]
-    start = words[-1] if words else text.rfind(subject)
-    if start < 0:
-      raise self.error(
-        f"does not name its subject {subject!r} in the field '{name}'", 'write the subject there'
-      )
-    return text[:start] + '{}' + text[start + len(subject) :]
-
-  def request(
-    self, prompt: str, subject: str, target: str, target_true: str | None, case_id: int
-  ) -> Request:
-    holes = prompt.count('{}')
-    if holes != 1:
-      raise self.error(
-        f'has prompt {prompt!r} with {holes} places for the subject', "write exactly one '{}'"
-      )
-    return Request(prompt, subject, target, target_true, case_id)
-
-
-class _Object(schema.Fields):
-  """An object of CounterFact."""
-
-  text: Text = pydantic.Field(alias='str')
-  id: _Label = None
-
-
-class _Rewrite(schema.Fields):
-  prompt: Text
-  subject: Text
-  target_new: _Object
-  target_true: _Object
-  relation_id: _Label = None
-
-
-class _CounterFact(schema.Fields):
-  case_id: _Id
-  requested_rewrite: _Rewrite
-  paraphrase_prompts: list[Text]
-  neighborhood_prompts: list[Text]
-  attribute_prompts: list[Text]
-  generation_prompts: list[Text]
-
-  def to_record(self, entry: _Entry) -> Record:
-    edit, case_id = self.requested_rewrite, self.case_id
-    new, true = edit.target_new, edit.target_true
-    return Record(
-      case_id=case_id,
-      request=entry.request(edit.prompt, edit.subject, new.text, true.text, case_id),
-      paraphrase_prompts=tuple(self.paraphrase_prompts),
-      neighborhood_prompts=tuple(self.neighborhood_prompts),
-      attribute_prompts=tuple(self.attribute_prompts),
-      generation_prompts=tuple(self.generation_prompts),
-      relation_id=edit.relation_id,
-      target_id=new.id,
-      target_true_id=true.id,
-    )
-
-
-class _ZsRE(schema.Fields):
-  subject: Text
-  src: Text
-  answers: Annotated[list[Text], pydantic.Field(min_length=1)]
-  rephrase: Text
-  loc: Text
-  loc_ans: Text
-
-  def to_record(self, entry: _Entry) -> Record:
-    prompt = entry.template('src', self.src, self.subject)
-    return Record(
-      case_id=entry.index,
-      request=entry.request(prompt, self.subject, self.answers[0], None, entry.index),
-      paraphrase_prompts=(self.rephrase,),
-      neighborhood_prompts=(self.loc + '?',),
-      neighborhood_target=self.loc_ans,
-    )
-
-
-class _EasyEdit(schema.Fields):
-  case_id: _Id
-  subject: Text
-  prompt: Text
-  target_new: Text
-  ground_truth: Text
-  rephrase_prompt: Text
-  locality_prompt: Text
-  locality_ground_truth: Text
-
-  def to_record(self, entry: _Entry) -> Record:
-    prompt = entry.template('prompt', self.prompt, self.subject)
-    answer, true = self.locality_ground_truth, self.ground_truth
-    return Record(
-      case_id=self.case_id,
-      request=entry.request(prompt, self.subject, self.target_new, true, self.case_id),
-      paraphrase_prompts=(self.rephrase_prompt,),
-      neighborhood_prompts=(self.locality_prompt,),
-      neighborhood_target=None if answer == true else answer,
-    )
-
-
-class _Known(schema.Fields):
-  known_id: _Id
-  subject: Text
-  prompt: Text
-  attribute: Text
-  relation_id: _Label = None
-
-  def to_record(self, entry: _Entry) -> Record:
-    prompt = entry.template('prompt', self.prompt, self.subject)
-    return Record(
-      case_id=self.known_id,
-      request=entry.request(prompt, self.subject, self.attribute, None, self.known_id),
-      relation_id=self.relation_id,
-    )
-
-
-_SCHEMAS: dict[str, Any] = {
-  'counterfact': _CounterFact,
-  'multi_counterfact': _CounterFact,
-  'zsre': _ZsRE,
-  'easyedit': _EasyEdit,
-  'known': _Known,
+_SCHEMAS: Mapping[Kind, Any] = {
+  'counterfact': facts.CounterFact,
+  'multi_counterfact': facts.CounterFact,
+  'zsre': facts.ZsRE,
+  'easyedit': facts.EasyEdit,
+  'known': facts.Known,
+  'knowedit': ripples.KnowEdit,
+  'ripple_edits': ripples.RippleEdits,
+  'mquake': ripples.MQuAKE,
 }
+# Fields by which the kind of a file is known, the first that fits, and its name for people.
+_MARKS: Sequence[tuple[Kind, str, Sequence[str]]] = (
+  ('mquake', 'MQuAKE', ('questions', 'new_answer')),
+  ('counterfact', 'CounterFact', ('requested_rewrite',)),
+  ('zsre', 'zsRE', ('src', 'loc_ans')),
+  ('ripple_edits', 'RippleEdits', ('edit', 'example_type')),
+  ('easyedit', 'EasyEdit', ('locality_prompt', 'locality_ground_truth')),
+  ('knowedit', 'KnowEdit', ('locality', 'portability', 'concept')),
+  ('easyedit', 'EasyEdit', ('target_new',)),
+  ('known', 'known facts', ('known_id',)),
+)
+
+
+def _mark(first: Any) -> tuple[Kind, str, str] | None:
+  """Kind of a record, its name, and the field that shows it; None for an unknown one."""
+  names = first if isinstance(first, Mapping) else {}
+  for kind, title, fields in _MARKS:
+    for field in fields:
+      if field in names:
+        return kind, title, field
+  return None
 
 
 def _detect(file: pathlib.Path, first: Any) -> Kind:
   """The schema that the fields of the first record belong to."""
-  names = first if isinstance(first, dict) else {}
-  if 'requested_rewrite' in names:
-    return 'counterfact'
-  if 'src' in names or 'loc_ans' in names:
-    return 'zsre'
-  if 'target_new' in names:
-    return 'easyedit'
-  if 'known_id' in names:
-    return 'known'
-  raise UserError(
-    f"{file}: record 0 has neither 'requested_rewrite' (CounterFact) nor 'src' (zsRE) nor "
-    "'target_new' (EasyEdit) nor 'known_id' (known facts); give a file in one of these schemas."
-  )
+  found = _mark(first)
+  if found is None:
+    first_marks = {title: fields[0] for _, title, fields in reversed(_MARKS)}
+    titles = sorted(first_marks, key=lambda title: title != 'CounterFact')
+    known = ' nor '.join(f'{first_marks[title]!r} ({title})' for title in titles)
+    raise UserError(f'{file}: record 0 has neither {known}; give a file in one of these schemas.')
+  return found[0]
+
+
+def _check_kind(file: pathlib.Path, kind: Kind, first: Any) -> None:
+  """Refuses a file of another benchmark than asked for."""
+  found = _mark(first)
+  if found is not None and _SCHEMAS[found[0]] is not _SCHEMAS[kind]:
+    raise UserError(
+      f'{file} looks like {found[1]} (record 0 has the field {found[2]!r}), not like {kind}; set '
+      f'data.kind={found[0]}, or leave it empty.'
+    )
 
 
 def _same(target: str, other: str | None) -> bool:

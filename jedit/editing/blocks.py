@@ -1,7 +1,7 @@
 """Blocks of edits: few padded shapes, so that few step programs are compiled."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -13,9 +13,10 @@ from jedit.parallel.shapes import bucket, group_by_length, pad, round_up
 
 Array = jax.Array | np.ndarray  # built on the host, traced on the device
 
-# Add a compiled shape once padding would waste more than this many window tokens over all steps:
-# a program is compiled once and kept on disk, padding is run every time.
-_PADDING_PER_PROGRAM = 2**15
+# Arithmetic that takes as long as compiling the programs of one more shape: two seconds of two CPU
+# cores, or some 20 s of an accelerator, whose compilers are slow.
+_FLOP_PER_SHAPE = {'cpu': 2e11}
+_FLOP_PER_SHAPE_ELSEWHERE = 4e15
 _ROUNDS_PER_BLOCK = 8  # work lost to a kill, against slots that run empty at the end of a block
 _FILLS_PER_BATCH = 4
 
@@ -68,18 +69,24 @@ class RowBatch:
   kl_start_B: Array
 
 
-def fit_shapes(rows: Sequence[EditRows], tokens: Sequence[str], num_steps: int) -> list[Block]:
+def fit_shapes(
+  rows: Sequence[EditRows], tokens: Sequence[str], token_flop: float, platform: str | None = None
+) -> list[Block]:
   """The shapes that edits are padded to: blocks without edits, windows ascending.
 
   Args:
     rows: all edits, whether they become one batch or a sequence of them.
     tokens: tokens at which δ are added: 'subject_last', 'prompt_last' or both.
-    num_steps: steps that a block runs, which decide when a shape of its own pays.
+    token_flop: of a window token over all evaluations (`Problem.token_flop`), which decides when a
+      shape of its own pays.
+    platform: of the devices; likewise. None takes this machine's.
   """
-  padding = _PADDING_PER_PROGRAM / (num_steps * len(rows[0].with_target))
+  platform = platform or jax.local_devices()[0].platform
+  per_shape = _FLOP_PER_SHAPE.get(platform, _FLOP_PER_SHAPE_ELSEWHERE)
+  padding = per_shape / (token_flop * len(rows[0].with_target))
   windows = [_window(edit, tokens) for edit in rows]
   shapes = []
-  for window, indices in group_by_length(windows, smallest=1, padding=padding):
+  for window, indices in group_by_length(windows, exact=True, padding=padding):
     texts = [text for i in indices for text in rows[i].with_target]
     shapes.append(
       Block(
@@ -87,10 +94,10 @@ def fit_shapes(rows: Sequence[EditRows], tokens: Sequence[str], num_steps: int) 
         size=0,
         fill=0,
         window=window,
-        past=bucket(max(window_start(text, tokens) for text in texts)),
-        num_tokens=bucket(max(len(text.ids) - 1 for text in texts)),
+        past=round_up(max(window_start(text, tokens) for text in texts), 4),
+        num_tokens=round_up(max(len(text.ids) - 1 for text in texts), 4),
         num_targets=bucket(max(len(text.target_ids) for text in texts), smallest=1),
-        kl_tokens=bucket(max(len(rows[i].kl.ids) for i in indices)),
+        kl_tokens=round_up(max(len(rows[i].kl.ids) for i in indices), 4),
       )
     )
   return shapes
@@ -99,18 +106,19 @@ def fit_shapes(rows: Sequence[EditRows], tokens: Sequence[str], num_steps: int) 
 def cut_blocks(
   rows: Sequence[EditRows],
   tokens: Sequence[str],
-  batch_size: int,
-  num_steps: int,
+  batch_size: int | Callable[[Block], int],
+  token_flop: float,
   multiple: int = 1,
   shapes: Sequence[Block] | None = None,
+  platform: str | None = None,
 ) -> list[Block]:
   """Groups edits of similar windows in blocks of few shapes.
 
   Args:
     rows: all edits.
-    tokens, num_steps: as of `fit_shapes`.
-    batch_size: the largest B; blocks, and rounds of their slots, share the edits of a shape
-      evenly, so that little of the last is empty.
+    tokens, token_flop, platform: as of `fit_shapes`.
+    batch_size: the largest B, of every shape or by shape; blocks, and rounds of their slots, share
+      the edits of a shape evenly, so that little of the last is empty.
     multiple: slots and fills come in multiples of it, for devices that share them.
     shapes: of `fit_shapes` for the sequence that these edits are a part of: its parts then share
       their programs, and the number of slots is one of few, too. None fits these edits alone.
@@ -119,7 +127,7 @@ def cut_blocks(
     ValueError: for shapes that an edit does not fit in.
   """
   windows = np.array([_window(edit, tokens) for edit in rows])
-  fitting = fit_shapes(rows, tokens, num_steps) if shapes is None else shapes
+  fitting = fit_shapes(rows, tokens, token_flop, platform) if shapes is None else shapes
   if windows.max() > fitting[-1].window:
     raise ValueError(f'A window of {windows.max()} tokens is beyond all shapes.')
   above, blocks = -1, []
@@ -128,10 +136,11 @@ def cut_blocks(
     above = shape.window
     if not indices:
       continue
-    num_edits = -(-len(indices) // -(-len(indices) // (_ROUNDS_PER_BLOCK * batch_size)))
-    size = -(-num_edits // -(-num_edits // batch_size))
+    most = batch_size if isinstance(batch_size, int) else batch_size(shape)
+    num_edits = -(-len(indices) // -(-len(indices) // (_ROUNDS_PER_BLOCK * most)))
+    size = -(-num_edits // -(-num_edits // most))
     if shapes is not None:
-      size = min(bucket(size, smallest=1), batch_size)
+      size = min(bucket(size, smallest=1), most)
     size = round_up(size, multiple)
     fill = round_up(-(-size // _FILLS_PER_BATCH), multiple)
     for first in range(0, len(indices), num_edits):

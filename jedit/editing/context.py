@@ -37,7 +37,7 @@ class TokenizedRequests:
     limit: int | None,
   ):
     self._arguments = tokenizer, requests, contexts, limit
-    self._shapes: dict[tuple[tuple[str, ...], int], list[Block]] = {}
+    self._shapes: dict[tuple[tuple[str, ...], float], list[Block]] = {}
 
   @functools.cached_property
   def _by_request(self) -> dict[Request, EditRows]:
@@ -49,11 +49,11 @@ class TokenizedRequests:
     """The rows of some of the requests."""
     return [self._by_request[request] for request in requests]
 
-  def shapes(self, tokens: tuple[str, ...], num_steps: int) -> list[Block]:
+  def shapes(self, tokens: tuple[str, ...], token_flop: float) -> list[Block]:
     """Padded shapes that fit all requests; see `fit_shapes`."""
-    key = tokens, num_steps
+    key = tokens, token_flop
     if key not in self._shapes:
-      self._shapes[key] = fit_shapes(list(self._by_request.values()), tokens, num_steps)
+      self._shapes[key] = fit_shapes(list(self._by_request.values()), tokens, token_flop)
     return self._shapes[key]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from jedit.models import Model, Past, past_taps, site
 from jedit.parallel.mesh import fetch, place_rows
+from jedit.parallel.program import jit
 from jedit.parallel.shapes import bucket, group_by_length, pad, round_up
 
 _CHUNK_TOKENS = 16_384  # of a chunk, per device: bounds its memory for any number of rows
@@ -82,6 +83,14 @@ class LayerwiseForward:
     Returns:
       float32 [rows, size of the place], in the given order of the rows.
     """
+    parts = self.read_chunks(model, layer, place)
+    out = np.empty((self.num_rows, parts[0].shape[-1]), np.float32)
+    for chunk, part in zip(self._chunks, parts, strict=True):
+      out[chunk.indices] = fetch(part)[: len(chunk.indices)]
+    return out
+
+  def read_chunks(self, model: Model, layer: int, place: str) -> list[jax.Array]:
+    """`read`, chunk by chunk, on the devices."""
     pasts = self._pasts(model, layer + 1)
     parts = []
     for chunk in self._chunks:
@@ -89,10 +98,7 @@ class LayerwiseForward:
       past = pasts[-1] if pasts else None
       at = place_rows(model, (chunk.last_N, chunk.group_N))
       parts.append(_block(model.block(layer), hidden, at[0], past, at[1], place))
-    out = np.empty((self.num_rows, parts[0].shape[-1]), np.float32)
-    for chunk, part in zip(self._chunks, parts, strict=True):
-      out[chunk.indices] = fetch(part)[: len(chunk.indices)]
-    return out
+    return parts
 
   def _pasts(self, model: Model, stop: int) -> list[Past]:
     """Keys and values of the shared tokens in the blocks from the current one to `stop - 1`."""
@@ -155,20 +161,20 @@ def _beginnings(
   return [tuple(beginning) for beginning in found] if pays else []
 
 
-@jax.jit
+@jit
 def _embed(embedding: Model, token_NxT, first_N) -> jax.Array:
   position_NxT = first_N[:, None] + jnp.arange(token_NxT.shape[1])[None]
   return embedding(token_NxT, position_NxT=position_NxT, stop=0)[0]
 
 
-@jax.jit
+@jit
 def _shared_block(block: Model, hidden_GxTxD, length_G) -> tuple[jax.Array, Past]:
   """One block over the shared beginnings: its output, and keys and values for later tokens."""
   hidden_GxTxD, seen = block(hidden_NxTxD=hidden_GxTxD, stop=1, taps=past_taps((0,)))
   return hidden_GxTxD, Past.from_seen(seen, (0,), length_G)
 
 
-@functools.partial(jax.jit, static_argnames='place')
+@functools.partial(jit, static_argnames='place')
 def _block(
   block: Model, hidden_NxTxD, last_N, past: Past | None, group_N, place: str | None
 ) -> jax.Array:

@@ -6,78 +6,76 @@ from flax import struct
 
 from jedit.editing.blocks import RowBatch
 from jedit.editing.problem import Problem
-from jedit.editing.window import Window, run_window
-from jedit.models import AddAt, Intervention, Model, Past
+from jedit.models import Model
 
 
 @struct.dataclass
 class Terms:
-  """The parts of one evaluation's loss, scalars per edit, and by δ the values of their places."""
+  """The parts of one evaluation's loss, scalars per edit."""
 
   nll: jax.Array
   kl: jax.Array
   decay: jax.Array
   probability: jax.Array
   is_all_top: jax.Array
-  joint_D: dict[str, jax.Array]
 
 
-def kl_logp(
-  model: Model, problem: Problem, delta_D: dict[str, jax.Array], hidden_SxD: jax.Array, past: Past
-) -> jax.Array:
-  """Log-probabilities [V] at the subject's last token of "{subject} is a".
+@struct.dataclass
+class Fixed:
+  """Values without any δ, which the first evaluation finds: there every δ is 0.
 
-  A δ at the prompt's last token sits at "a", behind this token, and cannot change it.
-
-  Args:
-    model: the model.
-    problem: the deltas.
-    delta_D: values of the deltas.
-    hidden_SxD, past: of the window's KL row, one edit.
+  Attributes:
+    is_first: whether it is still to come.
+    kl_start_V: log-probabilities at the KL token.
+    init_D: by δ, the value v₀ of its place on the first row.
   """
-  edits: dict[str, Intervention] = {
-    placed.site: AddAt(jnp.zeros((1,), jnp.int32), delta_D[placed.name][None])
-    for placed in problem.deltas
-    if placed.token == 'subject_last'
-  }
-  hidden_1xSxD, _ = run_window(model, problem, hidden_SxD[None], past, edits)
-  return jax.nn.log_softmax(model.head(hidden_1xSxD[0, 0]))
+
+  is_first: jax.Array
+  kl_start_V: jax.Array
+  init_D: dict[str, jax.Array]
+
+  def after(self, kl_V: jax.Array, joint_D: dict[str, jax.Array]) -> 'Fixed':
+    """With the values of this evaluation if it is the first."""
+    found = jax.lax.stop_gradient((kl_V, joint_D))
+    kept = jax.tree.map(
+      lambda new, old: jnp.where(self.is_first, new, old), found, (self.kl_start_V, self.init_D)
+    )
+    return Fixed(jnp.zeros_like(self.is_first), *kept)
 
 
 def loss(
+  hidden_MxD: jax.Array,
   delta_D: dict[str, jax.Array],
-  model: Model,
+  top: Model,
   problem: Problem,
-  window: Window,
-  kl_start_V: jax.Array,
   rows: RowBatch,
+  fixed: Fixed,
+  joint_D: dict[str, jax.Array],
   nll_factor: jax.Array,
-) -> tuple[jax.Array, Terms]:
-  """Loss of one edit (no B axis anywhere) and its terms.
+) -> tuple[jax.Array, tuple[Terms, Fixed]]:
+  """Loss of one edit (no B axis anywhere), its terms, and what stays fixed from now on.
 
   MEMIT (arXiv:2210.07229), eq. 16; PMET (arXiv:2308.08742), eq. 10; JEEP (arXiv:2412.17872),
   eq. 11.
 
   Args:
+    hidden_MxD: output of the last block at the windows of the rows and at the KL token.
     delta_D: values of the deltas.
-    model: the model.
+    top: the model's head.
     problem: the deltas and their objective.
-    window: of the edit.
-    kl_start_V: log-probabilities of the unedited model at the KL position.
     rows: of the edit.
+    fixed: what the first evaluation found; this one's where `fixed.is_first`.
+    joint_D: values of the deltas' places on the first row.
     nll_factor: present weight of the negative log-likelihood.
   """
   objective = problem.objective
-  edits: dict[str, Intervention] = {}
-  for placed in problem.deltas:
-    at_P, value_D = rows.token_at_BxP[placed.token], delta_D[placed.name]
-    value_PxD = jnp.broadcast_to(value_D, (len(at_P), len(value_D)))
-    edits[placed.site] = AddAt(jnp.asarray(at_P), value_PxD)
-  hidden_PxSxD, seen = run_window(
-    model, problem, window.hidden_BxPxSxD, window.past, edits, taps=tuple(edits)
-  )
-  read_PxJxD = jnp.take_along_axis(hidden_PxSxD, rows.read_at_BxPxJ[..., None], axis=1)
-  logits_PxJxV = model.head(read_PxJxD)
+  num_prompts, num_targets = rows.read_at_BxPxJ.shape
+  window = (len(hidden_MxD) - 1) // num_prompts
+  read_PxJ = jnp.arange(num_prompts)[:, None] * window + rows.read_at_BxPxJ
+  # One product with the head for everything that is read; the KL token comes last.
+  read_R = jnp.append(read_PxJ.reshape(-1), len(hidden_MxD) - 1)
+  logits_RxV = top.head(hidden_MxD[read_R])
+  logits_PxJxV = logits_RxV[:-1].reshape(num_prompts, num_targets, -1)
   label_PxJx1 = rows.label_BxPxJ[..., None]
   label_logit_PxJ = jnp.take_along_axis(logits_PxJxV, label_PxJx1, axis=-1)[..., 0]
   logp_PxJ = label_logit_PxJ - jax.nn.logsumexp(logits_PxJxV, axis=-1)
@@ -86,14 +84,15 @@ def loss(
   row_nll_P = -jnp.where(mask_PxJ, logp_PxJ, 0.0).sum(-1) / count_P
   is_top_PxJ = label_logit_PxJ >= logits_PxJxV.max(-1)
 
-  kl_V = kl_logp(model, problem, delta_D, window.kl_hidden_BxSxD, window.kl_past)
-  kl = jnp.sum(jnp.exp(kl_V) * (kl_V - kl_start_V))
+  kl_V = jax.nn.log_softmax(logits_RxV[-1])
+  fixed = fixed.after(kl_V, joint_D)
+  kl = jnp.sum(jnp.exp(kl_V) * (kl_V - fixed.kl_start_V))
 
   decay = jnp.zeros((), jnp.float32)
   for placed in problem.deltas:
     norm = safe_norm(delta_D[placed.name])
     if objective.decay_form == 'released':
-      norm = norm / jnp.sum(jnp.square(window.init_BxD[placed.name]))
+      norm = norm / jnp.sum(jnp.square(fixed.init_D[placed.name]))
     decay = decay + placed.delta.weight_decay * norm
   terms = Terms(
     nll=nll_factor * row_nll_P.mean(),
@@ -101,12 +100,8 @@ def loss(
     decay=decay,
     probability=jnp.exp(-row_nll_P).mean(),
     is_all_top=jnp.all(is_top_PxJ | ~mask_PxJ),
-    joint_D={
-      placed.name: seen[placed.site][0, rows.token_at_BxP[placed.token][0]].astype(jnp.float32)
-      for placed in problem.deltas
-    },
   )
-  return terms.nll + terms.kl + terms.decay, terms
+  return terms.nll + terms.kl + terms.decay, (terms, fixed)
 
 
 def safe_norm(x: jax.Array) -> jax.Array:

@@ -1,10 +1,14 @@
 """Problem: the deltas that are optimised together, and the objective they minimise."""
 
+import math
+
+import jax
 from flax import struct
 
 from jedit.editing.objective import Objective
 from jedit.editing.region import Delta
-from jedit.models import site
+from jedit.models import ModelConfig, site
+from jedit.models.sharding import param_shapes
 
 
 @struct.dataclass
@@ -40,3 +44,11 @@ class Problem:
   def tokens(self) -> tuple[str, ...]:
     """Tokens at which δ are added."""
     return tuple(dict.fromkeys(placed.token for placed in self.deltas))
+
+  def token_flop(self, config: ModelConfig) -> float:
+    """Products with weights for one window token, over all evaluations and both passes."""
+    blocks = [
+      param_shapes(config)[f'block_{n}'] for n in range(self.first_layer, config.num_layers)
+    ]
+    kernels = [leaf.shape for leaf in jax.tree.leaves(blocks) if len(leaf.shape) == 2]
+    return 4.0 * self.objective.num_steps * sum(map(math.prod, kernels))

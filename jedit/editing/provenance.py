@@ -30,6 +30,7 @@ def describe(
     settings = {'kind': type(method).__name__, **describe_settings(public)}
   return {
     'model': lm.fingerprint,
+    'family': lm.config.family,
     'patches_before': [patch.id for patch in lm.patches],
     'method': {'name': method.name, **settings},
     'num_edits': len(requests),

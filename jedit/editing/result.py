@@ -1,7 +1,6 @@
 """EditResult: the patch of an edit, its batches, and what was computed on the way."""
 
 import dataclasses
-import html
 from collections.abc import Mapping
 from typing import Self
 
@@ -9,9 +8,12 @@ import numpy as np
 
 from jedit.editing.prompts import Contexts, EditRows
 from jedit.editing.slots import Targets
+from jedit.io import html
 from jedit.io.memo import Stored
 from jedit.models.patch import Patch
 from jedit.types import Kernel
+
+_SHOWN = 10  # edits that a notebook shows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +46,27 @@ class Details:
     deltas, kernels = ', '.join(self.z), ', '.join(map(str, self.keys))
     return f'Details({len(self.rows)} edits; targets of {deltas}; keys of {kernels})'
 
+  def _repr_html_(self) -> str:
+    return html.block(html.paragraph(repr(self), 'note'), self.to_html())
+
+  def to_html(self) -> str:
+    """The first edits, with the probability that the optimised state gives to the new object."""
+    if not self.rows:
+      return ''
+    requests = [row.request for row in self.rows[:_SHOWN]]
+    columns = {
+      'prompt': [request.text for request in requests],
+      'true object': [request.target_true or '–' for request in requests],
+      'new object': [request.target_new for request in requests],
+    }
+    if len(self.targets) == 1:
+      reached_B = self.targets[0].last('probability')[:_SHOWN]
+      columns['its probability'] = [f'{value:.3f}' for value in reached_B]
+    cells = list(zip(*columns.values(), strict=True))
+    more = len(self.rows) - len(requests)
+    note = [html.paragraph(f'and {more} more edits', 'note')] if more > 0 else []
+    return html.rows(list(columns), cells, 'text') + ''.join(note)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EditResult:
@@ -72,7 +95,18 @@ class EditResult:
     return 'EditResult: ' + '\n'.join(lines)
 
   def _repr_html_(self) -> str:
-    return f'<pre>{html.escape(repr(self))}</pre>'
+    if self.patch is None:
+      parts = [html.paragraph(f'{len(self.batches)} batches, each an edit of the original model')]
+    else:
+      parts = [self.patch.to_html()]
+      if self.batches:
+        parts.append(html.paragraph(f'in {len(self.batches)} batches', 'note'))
+    parts.append(self.details.to_html())
+    if self.seconds:
+      bars = html.bars([*self.seconds.values()], digits=3)
+      cells = [[name, bar] for name, bar in zip(self.seconds, bars, strict=True)]
+      parts.append(html.rows(['stage', 'seconds'], cells, 'bars'))
+    return html.block(*parts)
 
   def pack(self) -> Stored:
     """Patch and keys, for a memo; `Patch.load` reads the file and leaves the keys alone."""

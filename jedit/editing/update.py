@@ -13,6 +13,7 @@ from jedit.editing.slots import Targets
 from jedit.io.progress import Progress, Timers
 from jedit.models import Model
 from jedit.models.patch import Update, patched
+from jedit.models.sharding import with_float32
 from jedit.models.sites import KERNEL_INPUT, kernel_path
 from jedit.parallel.mesh import num_row_shards
 from jedit.solvers import FactorCache, UnsolvableError, check_error
@@ -79,6 +80,14 @@ class RegionRows:
     if self.compared_on == 'contexts':
       return self._mean_and_bare(model, layer, place)[0]
     return self.bare_rows.read(model, layer, place).astype(np.float64)
+
+  def read_chunks(
+    self, model: Model, layer: int, place: str, compared_on: str = 'contexts'
+  ) -> None:
+    """Reads a place on the devices, as `keys` and `values` do."""
+    self.bare_rows.read_chunks(model, layer, place)
+    if compared_on == 'contexts' and len(self.weight_P) > 1:
+      self.context_rows.read_chunks(model, layer, place)
 
   def _mean_and_bare(self, model: Model, layer: int, place: str) -> tuple[np.ndarray, np.ndarray]:
     """Weighted mean over the contexts of each edit, and the value on its bare prompt."""
@@ -167,6 +176,27 @@ def update_region(
         solve_errors[kernel] = error
       progress.update()
   return RegionUpdate(model, updates, keys, residuals, solve_errors)
+
+
+def dry_run_region(
+  model: Model, region: Region, rows: Sequence[EditRows], contexts: Contexts
+) -> Model:
+  """Reads what `update_region` reads, without arrays (`jedit.parallel.program.dry_run`).
+
+  Returns:
+    The model with the kernels of the region in float32.
+  """
+  if not region.updates:
+    return model
+  region_rows, last = RegionRows(rows, region, contexts, num_row_shards(model)), region.layers[-1]
+  for layer in region.layers:
+    region_rows.advance(model, layer)
+    for update in region.updates:
+      region_rows.read_chunks(model, layer, KERNEL_INPUT[update.kernel])
+      region_rows.read_chunks(model, last, update.compare, region.compared_on)
+    for update in region.updates:
+      model = with_float32(model, Kernel(layer, update.kernel))
+  return model
 
 
 def _context_weights(contexts: Contexts, average: str) -> np.ndarray:

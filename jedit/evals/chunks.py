@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jedit.evals.criteria import Outcomes
 from jedit.evals.generation import Generation
 from jedit.evals.metrics import METRICS, Values
-from jedit.io.jsonl import JsonlWriter
+from jedit.io.jsonl import JsonlWriter, check_ours
 from jedit.io.sealed import digest
 from jedit.types import Record
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
   from jedit.models.patch import Patch
 
 
-_FORMAT = 'jedit evaluation 1'
+_FORMAT = 'jedit evaluation 3'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class EvalOptions:
   generation: Generation | None = None
   reencode: bool = False
   tokens_per_batch: int | None = None
+  demonstrations: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +60,18 @@ class ChunkResult:
     values: by metric name, one value per record.
     unedited_exact_N: 1 where every token of the known answer is top-1, per unedited prompt.
     shapes: of the compiled programs, reused by later chunks.
+    criteria: outcomes of the records' criteria, see `jedit.evals.criteria`.
   """
 
   values: Values
   unedited_exact_N: np.ndarray
   shapes: tuple[tuple[int, int], ...]
+  criteria: Outcomes = ()
+
+
+def check_store(path: str | os.PathLike[str]) -> None:
+  """Raises UserError for a file that holds something else than finished chunks."""
+  check_ours(path, _FORMAT)
 
 
 class Store:
@@ -101,7 +110,7 @@ class Store:
       [chunk.lm.fingerprint, [patch.id for patch in (*chunk.lm.patches, *chunk.patches)]],
       [dataclasses.asdict(record) for record in records],
       list(unedited),
-      [options.reencode, options.tokens_per_batch, texts],
+      [options.reencode, options.tokens_per_batch, options.demonstrations, texts],
       list(METRICS),
     ]
     return digest(parts)
@@ -115,6 +124,7 @@ class Store:
       {name: np.array(values, np.float64) for name, values in line['values'].items()},
       np.array(line['unedited_exact_N'], np.float64),
       tuple(tuple(shape) for shape in line['shapes']),
+      line['criteria'],
     )
 
   def put(self, key: str, chunk: Chunk, result: ChunkResult) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jedit.evals import metrics, zsre_reference
+from jedit.evals import criteria, metrics, zsre_reference
 from jedit.evals.chunks import Chunk, ChunkResult, EvalOptions, Store
 from jedit.evals.generation import Generation, generate_texts
 from jedit.evals.metrics import PartScores, UneditedScores, Values
@@ -53,6 +53,7 @@ def evaluate(
   generation: Generation | None = None,
   reencode: bool = False,
   tokens_per_batch: int | None = None,
+  demonstrations: str = '',
   store: str | os.PathLike[str] | None = None,
 ) -> Table:
   """Measures an edit: efficacy, paraphrase, neighborhood, their score and every other metric.
@@ -70,6 +71,8 @@ def evaluate(
     reencode: token accuracies of single-object records by the published procedure of
       `jedit.evals.zsre_reference`; False takes one teacher-forced pass on token ids.
     tokens_per_batch: tokens per forward pass, which bounds the memory; None chooses by device.
+    demonstrations: questions with answers ('Q: ... A: ...', one a line), put before the questions
+      of MQuAKE.
     store: JSON lines file of finished chunks; after a kill the same call resumes from it, with
       identical results.
 
@@ -77,7 +80,7 @@ def evaluate(
     UserError: for no records, records of both kinds, a text that cannot be scored, or a
       probability that is not a number.
   """
-  options = EvalOptions(generation, reencode, tokens_per_batch)
+  options = EvalOptions(generation, reencode, tokens_per_batch, demonstrations)
   return _measure(lm, [(slice(None), ())], records, before, unedited, options, store)
 
 
@@ -90,6 +93,7 @@ def evaluate_apart(
   generation: Generation | None = None,
   reencode: bool = False,
   tokens_per_batch: int | None = None,
+  demonstrations: str = '',
   store: str | os.PathLike[str] | None = None,
 ) -> Table:
   """Measures separate edits of one model, each on its own records, as one table.
@@ -101,7 +105,7 @@ def evaluate_apart(
     records: as in `evaluate`.
     before: the model before the edits.
     unedited: as in `evaluate`; each edited model is measured on its share, in order.
-    generation, reencode, tokens_per_batch, store: as in `evaluate`.
+    generation, reencode, tokens_per_batch, demonstrations, store: as in `evaluate`.
 
   Returns:
     The table, as if one model had been measured on all records.
@@ -109,7 +113,7 @@ def evaluate_apart(
   Raises:
     UserError: as `evaluate`.
   """
-  options = EvalOptions(generation, reencode, tokens_per_batch)
+  options = EvalOptions(generation, reencode, tokens_per_batch, demonstrations)
   return _measure(before, parts, records, before, unedited, options, store)
 
 
@@ -166,6 +170,11 @@ def _measure_all(
         shapes = tuple(sorted({*shapes, *result.shapes}))
         results[chunk.state].append(result)
   values = {state: _joined(found) for state, found in results.items()}
+  if any(record.criteria for record in records):
+    outcomes = {s: [o for each in found for o in each.criteria] for s, found in results.items()}
+    earlier = None if before is None else outcomes['before']
+    for state, more in criteria.values(records, earlier, outcomes['after']).items():
+      values[state] |= more
   unedited_values = _unedited_values(results) if unedited else {}
   generation = options.generation
   return Table(
@@ -175,7 +184,7 @@ def _measure_all(
     unedited_after=unedited_values.get('after', {}),
     unedited_before=unedited_values.get('before', {}),
     is_generated_R=None if generation is None else np.array(list(map(generation.chooses, records))),
-    notes=_notes(records, options),
+    notes=_notes(records, options, before is not None),
   )
 
 
@@ -184,6 +193,7 @@ def check_texts(
   config: ModelConfig,
   records: Sequence[Record],
   unedited: Sequence[tuple[str, str]] = (),
+  demonstrations: str = '',
 ) -> int:
   """Checks records and prompts before any work, as `evaluate` does.
 
@@ -195,7 +205,13 @@ def check_texts(
       tokenizer with tokens that the model lacks.
   """
   _check(records)
-  rows = encode_many(tokenizer, _chunk_rows(records, unedited).rows, config.position_limit)
+  forced, prompts = criteria.rows(records, demonstrations)
+  texts = [*_chunk_rows(records, unedited).rows, *forced]
+  rows = encode_many(tokenizer, texts, config.position_limit)
+  continued = (
+    max((len(ids) for ids in tokenizer(prompts)['input_ids']), default=0) if prompts else 0
+  )
+  config.check_length(continued + criteria.NEW_TOKENS if prompts else 0)
   longest = max(len(row.ids) for row in rows)
   check_fits(f'A text of {longest} tokens', 4 * config.num_heads * longest**2, 'shorten it')
   top = max(max(row.ids) for row in rows)
@@ -207,7 +223,7 @@ def check_texts(
   return longest
 
 
-def _notes(records: Sequence[Record], options: EvalOptions) -> tuple[str, ...]:
+def _notes(records: Sequence[Record], options: EvalOptions, has_before: bool) -> tuple[str, ...]:
   """Sentences about the procedure and omitted metrics."""
   found, generation = [], options.generation
   if not _compares(records):
@@ -219,7 +235,7 @@ def _notes(records: Sequence[Record], options: EvalOptions) -> tuple[str, ...]:
     found += generation.notes()
     if not any(r.generation_prompts for r in records if generation.chooses(r)):
       found.append('Fluency and consistency have no value: no record has generation prompts.')
-  return tuple(found)
+  return (*found, *criteria.notes(records, has_before, options.demonstrations))
 
 
 def _chunks(
@@ -285,7 +301,9 @@ def _run(
     generated = generate_texts(lm, chosen, options.generation)
     for each, of_record in zip(evidence, generated, strict=True):
       each |= {} if of_record is None else {metrics.TEXTS: of_record}
-  return ChunkResult(metrics.all_values(evidence), scores.exact_N[texts.unedited], plan.shapes)
+  outcomes = criteria.measure(lm, chosen, options.demonstrations, options.tokens_per_batch)
+  exact_N = scores.exact_N[texts.unedited]
+  return ChunkResult(metrics.all_values(evidence), exact_N, plan.shapes, outcomes)
 
 
 def _part_scores(scores: Scores, wanted: np.ndarray, other: np.ndarray | None) -> PartScores:
@@ -340,7 +358,8 @@ def _num_rows(records: Sequence[Record], chunk: Chunk) -> int:
   """Texts that a chunk scores."""
   chosen = records[chunk.records]
   prompts = sum(len(p) for record in chosen for p, _, _ in _prompts(record).values())
-  return prompts * (2 if _compares(records) else 1) + chunk.unedited.stop - chunk.unedited.start
+  prompts *= 2 if _compares(records) else 1
+  return prompts + chunk.unedited.stop - chunk.unedited.start + criteria.count(chosen)
 
 
 def _chunk_rows(records: Sequence[Record], unedited: Sequence[tuple[str, str]]) -> _ChunkRows:

@@ -31,8 +31,19 @@ from jedit.evals.texts import TfIdf, Words, cosine, mean_fluency
 from jedit.types import UserError
 
 PARTS = ('efficacy', 'paraphrase', 'neighborhood')
-TEXTS, UNEDITED = 'texts', 'unedited'
+TEXTS, UNEDITED, CRITERIA = 'texts', 'unedited', 'criteria'
 PERCENT = 'percent'
+# Criteria of KnowEdit and RippleEdits.
+PORTABILITY = ('subject_aliasing', 'one_hop', 'reasoning', 'logical_generalization')
+LOCALITY = ('relation_specificity', 'forgetfulness', 'distraction')
+RIPPLE = (
+  'ripple_logical_generalization',
+  'ripple_compositionality_1',
+  'ripple_compositionality_2',
+  'ripple_subject_aliasing',
+  'ripple_preservation',
+  'ripple_relation_specificity',
+)
 
 Values = dict[str, np.ndarray]  # by metric, one value per record (or per unedited prompt)
 Summary = dict[str, Estimate]  # by metric
@@ -91,13 +102,31 @@ class UneditedScores:
 
 
 @dataclasses.dataclass(frozen=True)
+class CriterionScores:
+  """Results of the tests of one record.
+
+  Attributes:
+    passed: by criterion, a share from 0 to 1 for every test that counts.
+  """
+
+  passed: Mapping[str, Sequence[float]]
+
+  def value(self, *names: str) -> float | None:
+    """Mean over tests, then over criteria, in percent; None without any of these criteria."""
+    found = [self.passed[name] for name in names if name in self.passed]
+    means = [100 * float(np.mean(each)) for each in found if len(each)]
+    return (float(np.mean(means)) if means else math.nan) if found else None
+
+
+@dataclasses.dataclass(frozen=True)
 class Metric:
   """An entry of the registry.
 
   Attributes:
     name: in tables, files and configs.
-    evidence: input of `value`: a part of `PARTS` (`PartScores`), `TEXTS` (`GeneratedTexts`) or
-      `UNEDITED` (`UneditedScores`); empty for a metric derived from others.
+    evidence: input of `value`: a part of `PARTS` (`PartScores`), `TEXTS` (`GeneratedTexts`),
+      `UNEDITED` (`UneditedScores`) or `CRITERIA` (`jedit.evals.criteria.CriterionScores`); empty
+      for a metric derived from others.
     value: maps the evidence of one record, or of all unedited prompts, to a value or values in
       `unit`; nan where undefined, None where the run did not measure the input.
     definition: one line for reports.
@@ -268,6 +297,11 @@ def _consistency(texts: GeneratedTexts) -> float | None:
   return 100 * cosine(texts.tfidf.weights(' '.join(texts.texts)), texts.snippet_weights)
 
 
+def _criteria(*names: str) -> Callable[[CriterionScores], float | None]:
+  """The mean of criteria, as the value of a metric."""
+  return lambda scores: scores.value(*names)
+
+
 def _score(values: Values) -> Estimate:
   """Harmonic mean of the mean rates, unrounded (ROME; MEMIT rounds them first).
 
@@ -319,6 +353,41 @@ for _metric in (
          'share of prompts about unedited subjects whose known answer is on top, every token'),
   Metric('unedited_kept', UNEDITED, _unedited_kept,
          'unedited_acc among the prompts answered right before the edit', is_headline=True),
+  Metric('portability', CRITERIA, _criteria(*PORTABILITY),
+         'mean of the four criteria below that a record has', is_headline=True),
+  Metric('subject_aliasing', CRITERIA, _criteria('subject_aliasing'),
+         'share of answer tokens on top after prompts with another name of the subject'),
+  Metric('one_hop', CRITERIA, _criteria('one_hop'),
+         'share of answer tokens on top after questions one hop from the edited fact'),
+  Metric('reasoning', CRITERIA, _criteria('reasoning'),
+         'share of answer tokens on top after prompts that reason from the edited fact'),
+  Metric('logical_generalization', CRITERIA, _criteria('logical_generalization'),
+         'share of answer tokens on top after prompts for facts that the edited one implies'),
+  Metric('locality', CRITERIA, _criteria(*LOCALITY),
+         'mean of the three criteria below that a record has', is_headline=True),
+  Metric('relation_specificity', CRITERIA, _criteria('relation_specificity'),
+         'share of top tokens that the edit left as they were, other relations of the subject'),
+  Metric('forgetfulness', CRITERIA, _criteria('forgetfulness'),
+         'share of top tokens that the edit left as they were, earlier objects of the relation'),
+  Metric('distraction', CRITERIA, _criteria('distraction'),
+         'share of top tokens that the edit left as they were, unrelated prompts behind the fact'),
+  Metric('ripple_edit', CRITERIA, _criteria('ripple_edit'),
+         'share of edits with the new object in the greedy text; the others do not count below'),
+  Metric('ripple_logical_generalization', CRITERIA, _criteria('ripple_logical_generalization'),
+         'share of passed tests of facts that the edited one implies', is_headline=True),
+  Metric('ripple_compositionality_1', CRITERIA, _criteria('ripple_compositionality_1'),
+         'share of passed tests that go on from the new object', is_headline=True),
+  Metric('ripple_compositionality_2', CRITERIA, _criteria('ripple_compositionality_2'),
+         'share of passed tests that reach the subject from another entity', is_headline=True),
+  Metric('ripple_subject_aliasing', CRITERIA, _criteria('ripple_subject_aliasing'),
+         'share of passed tests with another name of the subject', is_headline=True),
+  Metric('ripple_preservation', CRITERIA, _criteria('ripple_preservation'),
+         'share of passed tests of the other objects of the relation', is_headline=True),
+  Metric('ripple_relation_specificity', CRITERIA, _criteria('ripple_relation_specificity'),
+         'share of passed tests of other relations of the subject', is_headline=True),
+  Metric('multi_hop', CRITERIA, _criteria('multi_hop'),
+         'share of instances with a right greedy answer to one of their questions',
+         is_headline=True),
 ):
   register(_metric)
 # fmt: on

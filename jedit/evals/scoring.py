@@ -21,6 +21,7 @@ import numpy as np
 from jedit.models import Model
 from jedit.models.encoding import Encoded
 from jedit.parallel.mesh import fetch, place_rows
+from jedit.parallel.program import jit
 from jedit.parallel.shapes import PADDING_PER_PROGRAM, best_fit
 from jedit.types import UserError
 
@@ -39,11 +40,13 @@ class Scores:
     logp_NxT: natural-log probability of each target token given all before it; nan after the end.
     is_top_NxT: True where it is the top token (lowest id among ties); False after the end.
     length_N: target tokens of each row.
+    top_NxT: the top tokens themselves, -1 after the end.
   """
 
   logp_NxT: np.ndarray
   is_top_NxT: np.ndarray
   length_N: np.ndarray
+  top_NxT: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
 
   @functools.cached_property
   def nll_N(self) -> np.ndarray:
@@ -225,11 +228,12 @@ def _fill(rows: Sequence[Sequence[_Tree]], num_rows: int, size: int) -> Batch:
           at += 1
       segment[n, start:at] = number
     num_tokens += at
-  arrays = (np.array(each, np.int32) for each in (indices, targets))
-  return Batch(token, position, segment, branch, *arrays, np.array(found).T, num_tokens)
+  index_J, target_JxC = np.array(indices, np.int32), np.array(targets, np.int32)
+  found_4xM = np.array(found).T
+  return Batch(token, position, segment, branch, index_J, target_JxC, found_4xM, num_tokens)
 
 
-@jax.jit
+@jit
 def read_prompts(
   model: Model,
   token_NxT: jax.Array,
@@ -244,17 +248,17 @@ def read_prompts(
   return hidden_NxTxD
 
 
-@jax.jit
+@jit
 def score_targets(
   model: Model, hidden_NxTxD: jax.Array, index_J: jax.Array, target_JxC: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probabilities of tokens predicted at J of all N x T tokens; True for the top one."""
+  """Log-probabilities of tokens predicted at J of all N x T tokens, and the top one, [J]."""
   hidden_JxD = hidden_NxTxD.reshape(-1, hidden_NxTxD.shape[-1])[index_J]
   logits_JxV = model.head(hidden_JxD)
   logit_JxC = jnp.take_along_axis(logits_JxV, target_JxC, axis=-1)
   norm_J = jax.nn.logsumexp(logits_JxV, axis=-1)
   top_J = jnp.argmax(logits_JxV, axis=-1)  # the first among ties
-  return logit_JxC - norm_J[:, None], target_JxC == top_J[:, None]
+  return logit_JxC - norm_J[:, None], top_J
 
 
 def _score_batch(model: Model, batch: Batch) -> list[tuple[jax.Array, jax.Array]]:
@@ -288,12 +292,14 @@ def score_plan(
   width = int(plan.length_N.max(initial=0))
   logp_NxT = np.full((len(plan.length_N), width), np.nan)
   is_top_NxT = np.zeros((len(plan.length_N), width), bool)
+  top_NxT = np.full((len(plan.length_N), width), -1, np.int32)
 
   def collect(batch: Batch, results: list[tuple[jax.Array, jax.Array]]) -> None:
     j_M, c_M, row_M, place_M = batch.found
-    logp_JxC, is_top_JxC = (np.concatenate(shares) for shares in zip(*fetch(results)))
+    logp_JxC, top_J = (np.concatenate(shares) for shares in zip(*fetch(results)))
     logp_NxT[row_M, place_M] = logp_JxC[j_M, c_M]
-    is_top_NxT[row_M, place_M] = is_top_JxC[j_M, c_M]
+    top_NxT[row_M, place_M] = top_J[j_M]
+    is_top_NxT[row_M, place_M] = top_J[j_M] == batch.target_JxC[j_M, c_M]
     if on_batch is not None:
       on_batch(batch.num_answered)
 
@@ -306,7 +312,7 @@ def score_plan(
     running = (batch, results)
   if running is not None:
     collect(*running)
-  return Scores(logp_NxT, is_top_NxT, plan.length_N)
+  return Scores(logp_NxT, is_top_NxT, plan.length_N, top_NxT)
 
 
 def score(model: Model, rows: Sequence[Encoded], **options: Any) -> Scores:

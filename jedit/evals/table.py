@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import pandas as pd
 
 from jedit.evals import metrics
 from jedit.evals.metrics import Summary, Values
-from jedit.io import tables
+from jedit.io import html, tables
 
 _REPR_ROWS = 8
 
@@ -97,8 +96,8 @@ class Table:
     return '\n'.join([title, head, *lines])
 
   def _repr_html_(self) -> str:
-    notes = ''.join(f'<div>{html.escape(note)}</div>' for note in self._notes())
-    return tables.to_html(self._cells(list(self.metrics))) + notes
+    notes = [html.paragraph(note, 'note') for note in self._notes()]
+    return html.block(tables.to_html(self._cells(list(self.metrics))), *notes)
 
   @property
   def undefined(self) -> dict[str, dict[str, int]]:

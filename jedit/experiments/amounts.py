@@ -73,7 +73,15 @@ def statistics_flop(
   settings: Settings, config: ModelConfig, method: Method, documents: Corpus | None
 ) -> float:
   """A pass over the text, or over Wikipedia's articles where it is downloaded first."""
-  wanted, sizes = settings.statistics, [config.key_sizes[kernel.name] for kernel in method.kernels]
+  sizes = [config.key_sizes[kernel.name] for kernel in method.kernels]
+  layers = [kernel.layer for kernel in method.kernels]
+  num_tokens = statistics_tokens(settings, config, documents)
+  return num_tokens * flop.second_moment_flop(config, layers, sizes)
+
+
+def statistics_tokens(settings: Settings, config: ModelConfig, documents: Corpus | None) -> float:
+  """Tokens of that pass."""
+  wanted = settings.statistics
   mean, count = float(_DOCUMENT_TOKENS), wanted.max_documents
   if documents is not None:
     count = len(documents)
@@ -83,19 +91,23 @@ def statistics_flop(
   num_tokens = count * min(mean, longest)
   if wanted.fast:
     num_tokens = min(num_tokens, 10 * max(config.key_sizes.values()))
-  layers = [kernel.layer for kernel in method.kernels]
-  return num_tokens * flop.second_moment_flop(config, layers, sizes)
+  return num_tokens
+
+
+def prefix_lengths(method: Method) -> tuple[int, ...]:
+  """Tokens of the prefixes of all contexts, with their full stops; the bare prompt has none."""
+  texts: dict[str | None, Sequence[int]] = {
+    None: (),
+    'memit': (NUM_TOKENS,) * len(STARTS),
+    'rome': ROME_LENGTHS,
+  }
+  return (0, *(length + 1 for length in texts[prefixes_of(method)]))
 
 
 def contexts_of(method: Method) -> tuple[int, float]:
   """Number of contexts, with the bare prompt, and the mean tokens of their prefixes."""
-  kind = prefixes_of(method)
-  count, tokens = {
-    None: (0, 0),
-    'memit': (len(STARTS), len(STARTS) * (NUM_TOKENS + 1)),
-    'rome': (len(ROME_LENGTHS), sum(ROME_LENGTHS) + len(ROME_LENGTHS)),
-  }[kind]
-  return 1 + count, tokens / (1 + count)
+  lengths = prefix_lengths(method)
+  return len(lengths), sum(lengths) / len(lengths)
 
 
 def regions_of(method: Method) -> Sequence[Any]:

@@ -17,7 +17,7 @@ from jedit.evals.generation import Generation
 from jedit.evals.references import load_references
 from jedit.evals.texts import TfIdf
 from jedit.experiments.schema import Data, Model, Settings
-from jedit.io import schema, sealed
+from jedit.io import schema, sealed, storage
 from jedit.models.checkpoints import CHECKPOINTS
 from jedit.models.language_model import LanguageModel, load
 from jedit.models.patch import Patch
@@ -115,6 +115,17 @@ def load_selection(settings: Settings) -> list[Record]:
   records = load_records(_records_file(settings), data.kind or None)  # type: ignore[arg-type]
   seed = settings.seed if data.selection == 'random' else None
   return select(records, data.num_edits, seed, unique_subjects=data.unique_subjects)
+
+
+def load_demonstrations(settings: Settings) -> str:
+  """The text before questions of MQuAKE; empty without a file."""
+  path = settings.evaluation.demonstrations
+  if not path:
+    return ''
+  try:
+    return storage.read_bytes(path).decode()
+  except UnicodeDecodeError as error:
+    raise UserError(f'{path} is not UTF-8; give a text in UTF-8.') from error
 
 
 def load_training(settings: Settings) -> list[Record]:

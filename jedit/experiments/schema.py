@@ -14,7 +14,7 @@ from jedit.editing.edit import Batching, Separate, Sequential, Together
 from jedit.methods import Method
 from jedit.models.checkpoints import CHECKPOINTS
 from jedit.models.hub import Location, find_directory, locate
-from jedit.probes.tracing import POSITIONS
+from jedit.probes.axes import POSITIONS
 from jedit.testbeds import NAMES, testbed_directory
 from jedit.types import UserError
 
@@ -121,8 +121,9 @@ class Data:
   """The records to edit and evaluate.
 
   Attributes:
-    records: CounterFact, zsRE or EasyEdit file, or the name of a public one to download
-      (`jedit.data.public.RECORDS`); empty takes records.json of the model's directory.
+    records: CounterFact, zsRE, EasyEdit, KnowEdit, RippleEdits or MQuAKE file, or the name of a
+      public one to download (`jedit.data.public.RECORDS`); empty takes records.json of the model's
+      directory.
     kind: schema of the file, see `jedit.data.records.load_records`; empty detects it.
     num_edits: number of records.
     selection: 'first' takes the first ones, 'random' draws them with the seed of the run.
@@ -289,6 +290,12 @@ class Evaluation:
     reencode: zsRE token accuracies by the published procedure, see `jedit.evals.zsre_reference`.
     store: JSON lines file of finished chunks, shared between consecutive runs; empty keeps them in
       the workdir.
+    demonstrations: text file of questions with answers, put before the questions of MQuAKE; empty
+      for none.
+    harness: tasks of lm-evaluation-harness to run before and after, names or YAML files separated
+      by commas; empty for none.
+    harness_limit: first documents of each task; 0 takes all.
+    harness_shots: examples in the prompt; -1 takes each task's own number.
   """
 
   unedited: int = 1000
@@ -302,26 +309,47 @@ class Evaluation:
   tokens_per_batch: int = 0
   reencode: bool = False
   store: str = ''
+  demonstrations: str = ''
+  harness: str = ''
+  harness_limit: int = 0
+  harness_shots: int = -1
 
   def __post_init__(self) -> None:
     _at_least('evaluation', self, unedited=0, samples=0, new_tokens=1)
+    _at_least('evaluation', self, harness_limit=0, harness_shots=-1)
     _at_least('evaluation', self, generation_interval=0, generation_tokens=1, tokens_per_batch=0)
     _at_most('evaluation', self, new_tokens=_LONGEST_TEXT, generation_tokens=_LONGEST_TEXT)
     if bool(self.idf) != bool(self.vocabulary):
       raise UserError('evaluation.idf and evaluation.vocabulary go together; give both or none.')
 
+  @property
+  def downstream(self) -> list[str]:
+    """The tasks of lm-evaluation-harness."""
+    return _separated(self.harness)
+
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-  """The exported model.
+  """The exported model, or the LoRA adapter of the patches.
 
   Attributes:
-    path: a new directory; empty takes `model` in the workdir.
+    path: a new directory; empty takes `model` or `adapter` in the workdir.
     dtype: of the stored tensors; empty keeps each as it was, see `LanguageModel.export`.
+    adapter: write a LoRA adapter for the unedited model instead, see `Patch.to_lora`.
+    max_rank: of the adapter's kernels; 0 keeps them exact.
   """
 
   path: str = ''
   dtype: str = ''
+  adapter: bool = False
+  max_rank: int = 0
+
+  def __post_init__(self) -> None:
+    _at_least('export', self, max_rank=0)
+    if self.adapter and self.dtype:
+      raise UserError('export.dtype is of models; leave it out for a LoRA adapter, in float32.')
+    if self.max_rank and not self.adapter:
+      raise UserError('export.max_rank is of adapters; set export.adapter=True or leave it out.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,7 +363,7 @@ class Probe:
     window: layers whose MLP or attention outputs tracing restores together; 10 in ROME's figures.
     noise: standard deviation of tracing's noise, relative to that of the embeddings.
     draws: of the noise for each record.
-    positions: tokens at which tracing restores outputs, from `jedit.probes.tracing.POSITIONS`,
+    positions: tokens at which tracing restores outputs, from `jedit.probes.axes.POSITIONS`,
       separated by commas; time is proportional to their number.
   """
 
@@ -374,6 +402,18 @@ class Probe:
 
 
 @dataclasses.dataclass(frozen=True)
+class Planning:
+  """The task `plan`.
+
+  Attributes:
+    topology: TPUs to compile for, such as 'v5e:4x4' (`jedit.parallel.topology`); empty plans for
+      the devices of this machine, without compiling.
+  """
+
+  topology: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
   """A checked config of any task but `train`.
 
@@ -405,6 +445,7 @@ class Settings:
   evaluation: Evaluation = Evaluation()
   export: Export = Export()
   probe: Probe = Probe()
+  plan: Planning = Planning()
   patches: str = ''
   patches_anywhere: bool = False
   workdirs: str = ''

@@ -29,6 +29,7 @@ from jedit.experiments.inputs import (
   describe_training,
   editor_file,
   load_contexts,
+  load_demonstrations,
   load_generation,
 )
 from jedit.experiments.results import read_table, write_table
@@ -38,7 +39,6 @@ from jedit.hypernetworks.editor import Editor
 from jedit.hypernetworks.train import train_editor
 from jedit.io import sealed, storage
 from jedit.io.progress import Progress
-from jedit.io.storage import to_json
 from jedit.methods import HyperNetwork, Method
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch, patch_of
@@ -57,7 +57,7 @@ _TARGETS = 'targets'
 _CONTEXTS = 'contexts.json'
 _EVALUATION = 'evaluation.json'
 _SAMPLES = 'samples.json'
-_TEXTS, _PROBE, _EXPORT = 'jedit samples 1', 'jedit probe 1', 'jedit export 1'  # formats
+_TEXTS, _PROBE = 'jedit samples 1', 'jedit probe 1'  # formats
 
 
 def finished(workdir: Workdir) -> list[str]:
@@ -306,8 +306,12 @@ def evaluate(
   """
   file = workdir / _EVALUATION
   ids = [[part.indices(len(records)), [each.id for each in patches]] for part, patches in parts]
-  options = dataclasses.replace(settings.evaluation, store='')
-  key = [lm.fingerprint, lm.config.dtype, records, questions, ids, options, settings.seed]
+  options = dataclasses.replace(
+    settings.evaluation, store='', harness='', harness_limit=0, harness_shots=-1
+  )
+  demonstrations = load_demonstrations(settings)
+  key: list[Any] = [lm.fingerprint, lm.config.dtype, records, questions, ids, options]
+  key += [settings.seed, demonstrations]
   sizes = len(records), len(questions)
   table = sealed.kept(file, read_table, key, sizes)
   if table is None:
@@ -321,6 +325,7 @@ def evaluate(
         generation=generation,
         reencode=settings.evaluation.reencode,
         tokens_per_batch=settings.evaluation.tokens_per_batch or None,
+        demonstrations=demonstrations,
         store=settings.evaluation.store or workdir / CHUNKS_FILE,
       )
     write_table(file, table, notes, questions, key)
@@ -411,24 +416,3 @@ def read_samples(file: pathlib.Path, key: Any = None) -> list[Sample]:
   """The texts stored by `samples`."""
   content = sealed.read_json(file, _TEXTS, key, kind=dict[str, list[Sample]])
   return content['samples']
-
-
-def export(edited: LanguageModel, settings: Settings, workdir: Workdir) -> dict[str, Any]:
-  """Writes the edited model as a Hugging Face directory; returns dtype and rounding errors."""
-  wanted = settings.export
-  file = workdir / 'export.json'
-  path = wanted.path or str(workdir / 'model')
-  same = {
-    'path': path,
-    'dtype': wanted.dtype or edited.config.dtype,
-    'model': edited.fingerprint,
-    'patches': [each.id for each in edited.patches],
-  }
-  done = sealed.kept(file, sealed.read_json, _EXPORT) or {}
-  if {name: done.get(name) for name in same} == same and pathlib.Path(path).is_dir():
-    return done
-  with workdir.stage('export'):
-    written = edited.export(path, dtype=wanted.dtype or None)
-  made = {**same, 'rounding': written.rounding}
-  sealed.write_json(file, _EXPORT, made)
-  return to_json(made)

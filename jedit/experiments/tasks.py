@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from jedit.experiments import inputs, probing, stages, sweep
+from jedit.experiments import downstream, exports, inputs, probing, stages, sweep
 from jedit.experiments.checks import Inputs, Problems, check
 from jedit.experiments.config import read_settings, read_training
 from jedit.experiments.schema import Settings
@@ -24,6 +24,7 @@ from jedit.methods import HyperNetwork
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch
 from jedit.moments.corpus import Corpus
+from jedit.parallel.devices import announce_devices
 from jedit.probes.contrast import check_objects
 from jedit.reports import comparison, editors, probes, summary
 from jedit.reports.published import read_published
@@ -147,14 +148,20 @@ def _evaluate(config: ml_collections.ConfigDict, path: str) -> None:
 
 
 def _export(config: ml_collections.ConfigDict, path: str) -> None:
-  """Writes the edited model as a Hugging Face directory."""
+  """Writes the edited model as a Hugging Face directory, or its patches as a LoRA adapter."""
   found, workdir = _prepare(config.to_dict(), path, needs_patches=True)
   settings = found.first
   _check_own(settings, found.patches, workdir)
   lm = inputs.load_model(settings)
   edited = _apply(lm, found.patches)
   workdir.begin({'model': inputs.describe_model(lm, settings)})
-  written = stages.export(edited, settings, workdir)
+  if settings.export.adapter:
+    written = exports.export_adapter(edited, settings, workdir)
+    lost, rank = max(written['errors'].values()), max(written['ranks'].values())
+    error = f'truncated by up to {100 * lost:.2g}% of an update' if lost else 'exact'
+    show(f'The LoRA adapter is in {written["path"]}, of rank {rank}, {error}.')
+    return
+  written = exports.export_model(edited, settings, workdir)
   show(f'The edited model is in {written["path"]}, stored as {written["dtype"]}.')
   lost = [each['update'] for each in written['rounding'].values() if each['update'] is not None]
   if lost:
@@ -242,6 +249,15 @@ def _probe(config: ml_collections.ConfigDict, path: str) -> None:
   show(probes.write(workdir.path, f'{settings.model.name} from within', results))
 
 
+def _plan(config: ml_collections.ConfigDict, path: str) -> None:
+  """Prints what an edit takes on the devices of this machine or of a named topology."""
+  values = config.to_dict()
+  settings = {'': read_settings(values)}
+  edits = settings[''].required_method
+  needs = dict(edits=True, needs_records=True, needs_moments=bool(edits.kernels))
+  show(str(check(settings, path, Problems(), **needs).plan()))
+
+
 def _train(config: ml_collections.ConfigDict, path: str) -> None:
   """Trains a testbed, whose directory is then a `model.path` for the other tasks."""
   complete = read_training(config.to_dict())
@@ -251,6 +267,7 @@ def _train(config: ml_collections.ConfigDict, path: str) -> None:
     knows = schema.read_json(made, dict[str, Any])
     show(f'{made.parent} is trained already: {knows["trained"]}% of trained prompts are right.')
     return
+  announce_devices()
   train(complete, path)
   workdir.begin({'seed': complete.seed})
 
@@ -265,6 +282,7 @@ TASKS: Mapping[str, Callable[[ml_collections.ConfigDict, str], None]] = {
   'probe': _probe,
   'compare': _compare,
   'export': _export,
+  'plan': _plan,
 }
 
 
@@ -330,7 +348,9 @@ def _measure(
   questions = inputs.unedited_questions(settings, records)
   table = stages.evaluate(parts, lm, records, questions, settings, workdir)
   part, first = parts[0]
-  samples = stages.samples(_apply(lm, first), lm, records[part], settings, workdir)
+  edited = _apply(lm, first)
+  samples = stages.samples(edited, lm, records[part], settings, workdir)
+  tasks = downstream.measure(edited, lm, settings, workdir)
   found = summary.summarize(
     [patch for _, patches in parts for patch in patches],
     table,
@@ -342,5 +362,5 @@ def _measure(
     seconds=workdir.seconds,
   )
   sealed.write_json(workdir / SUMMARY_FILE, SUMMARY, found, workdir.key())
-  summary.write_page(workdir.path, found, table, records, samples)
-  show(summary.as_text(found, table, samples, str(workdir.path)))
+  summary.write_page(workdir.path, found, table, records, samples, tasks)
+  show(summary.as_text(found, table, samples, str(workdir.path), tasks))

@@ -46,9 +46,11 @@ _RESULTS = (
   'damage.jsonl',
   'probes',
   'evaluation.jsonl',
+  'downstream',
   'records.jsonl',
   SUMMARY_FILE,
   'model',
+  'adapter',
 )
 # What runs write besides; files of these names without a config of ours are of somebody else.
 _WRITTEN = (
@@ -59,9 +61,10 @@ _WRITTEN = (
   'unedited.jsonl',
   'samples.json',
   'export.json',
+  'adapter.json',
   'report.html',
-  *('cases.*', 'compare.*', 'curves.*', 'metrics.*', 'published.*', 'relations.*', 'seeds.*'),
-  *('shifts.*', 'sweep.*'),
+  *('cases.*', 'compare.*', 'curves.*', 'downstream.*', 'metrics.*', 'published.*'),
+  *('relations.*', 'seeds.*', 'shifts.*', 'sweep.*'),
 )
 _TEMPORARY = re.compile(r'\..+\.[0-9a-f]{8}\.tmp')  # of `jedit.io.storage`
 # Fields that may change between two runs in one workdir, because no result depends on them.
@@ -73,11 +76,14 @@ FREE = (
   'axis',
   'targets',
   'evaluation.store',
+  # Downstream tasks have files of their own.
+  'evaluation.harness',
   # Batches, which somebody lowers where memory runs out.
   'edit.target_batch_size',
   'evaluation.tokens_per_batch',
   'training.file',
   'probe.probes',
+  'plan.',
 )
 # Parts of the provenance that must match before finished stages are reused.
 _INPUTS = ('model', 'data', 'patches', 'training')

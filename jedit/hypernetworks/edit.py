@@ -100,7 +100,7 @@ def _rows(
         reads='answer',
         num_tokens=bucket(max(len(text.ids) - 1 for text in chunk)),
         num_reads=num_reads,
-        num_rows=at_once,
+        num_texts=at_once,
       )
       loss_N, rows = captured(model, arrays, settings, plan)
       if settings.update_statistics:

@@ -22,7 +22,8 @@ from jedit.hypernetworks.texts import Texts
 from jedit.models import Model
 from jedit.models.precision import wider
 from jedit.models.sites import Change
-from jedit.parallel.mesh import fetch
+from jedit.parallel.mesh import fetch, place_rows
+from jedit.parallel.shapes import bucket
 from jedit.types import Kernel, UserError
 
 
@@ -34,17 +35,21 @@ def shifts(
   plan: Plan,
 ) -> dict[Kernel, jax.Array]:
   """D = -rate · (k · k̃) g̃ by kernel [R, O]: by how much the output should change at each row."""
-  found = {}
-  for kernel, net, mode in plan:
-    size = rows[kernel].key_NxPxI.shape[-1]
-    exists_Rx1 = rows[kernel].exists_NxP.reshape(-1, 1)
-    joined_RxC = rows[kernel].joined_NxPxC.reshape(-1, rows[kernel].joined_NxPxC.shape[-1])
-    joined_RxC = jnp.where(exists_Rx1, joined_RxC, statistics[net].mean_C[None])
-    row_RxC = statistics[net].normalise(joined_RxC, settings.name)
-    row_RxC = transform(params[net], mode, row_RxC, settings.name)
-    product_Rx1 = (joined_RxC[:, :size] * row_RxC[:, :size]).sum(-1, keepdims=True)
-    shift_RxO = -params[net]['rate'][mode] * product_Rx1 * row_RxC[:, size:]
-    found[kernel] = jnp.where(exists_Rx1, shift_RxO, jnp.zeros_like(shift_RxO))
+  found: dict[Kernel, jax.Array] = {}
+  for net in dict.fromkeys(net for _, net, _ in plan):  # the kernels of a net at once
+    kernels = [kernel for kernel, name, _ in plan if name == net]
+    mode_M = np.array([mode for _, name, mode in plan if name == net])
+    size = rows[kernels[0]].key_NxPxI.shape[-1]
+    exists_MxRx1 = jnp.stack([rows[kernel].exists_NxP.reshape(-1, 1) for kernel in kernels])
+    joined_MxRxC = jnp.stack([rows[kernel].joined_RxC for kernel in kernels])
+    joined_MxRxC = jnp.where(exists_MxRx1, joined_MxRxC, statistics[net].mean_C[None, None])
+    row_MxRxC = statistics[net].normalise(joined_MxRxC, settings.name)
+    row_MxRxC = transform(params[net], mode_M, row_MxRxC, settings.name)
+    product_MxRx1 = (joined_MxRxC[..., :size] * row_MxRxC[..., :size]).sum(-1, keepdims=True)
+    rate_Mx1x1 = params[net]['rate'][mode_M][:, None, None]
+    shift_MxRxO = -rate_Mx1x1 * product_MxRx1 * row_MxRxC[..., size:]
+    shift_MxRxO = jnp.where(exists_MxRx1, shift_MxRxO, jnp.zeros_like(shift_MxRxO))
+    found.update(zip(kernels, shift_MxRxO, strict=True))
   return found
 
 
@@ -52,17 +57,21 @@ shifted = jax.jit(shifts, static_argnames=('settings', 'plan'))
 
 
 @functools.partial(jax.jit, static_argnames=('settings', 'plan'))
-def _pull_back(
+def _differentiated(
   params: Params,
   statistics: Mapping[str, Statistics],
   rows: Mapping[Kernel, Rows],
-  cotangents: Mapping[Kernel, jax.Array],
   settings: Settings,
   plan: Plan,
-) -> Any:
+) -> tuple[dict[Kernel, jax.Array], Any]:
+  """`shifts`, and the map from a gradient by them to that of the nets."""
+  return jax.vjp(lambda params: shifts(params, statistics, rows, settings, plan), params)
+
+
+@jax.jit
+def _pull_back(pull: Any, cotangents: dict[Kernel, jax.Array]) -> Any:
   """Gradient of the nets for that of the shifts."""
-  _, pull = jax.vjp(lambda params: shifts(params, statistics, rows, settings, plan), params)
-  return pull(dict(cotangents))[0]
+  return pull(cotangents)[0]
 
 
 @functools.partial(jax.jit, static_argnames=('settings', 'trains'))
@@ -105,6 +114,19 @@ def joined(parts: Sequence[Mapping[Kernel, Rows]]) -> dict[Kernel, Rows]:
   return {
     kernel: Rows(*map(jnp.concatenate, zip(*(p[kernel] for p in parts)))) for kernel in parts[0]
   }
+
+
+def existing(rows: Mapping[Kernel, Rows]) -> dict[Kernel, Rows]:
+  """The rows that count, on the host, filled up to a size that other steps share."""
+  found = {}
+  for kernel, each in rows.items():
+    key_NxPxI, grad_NxPxO, exists_NxP = fetch(tuple(each))
+    count = int(exists_NxP.sum())
+    filled = (0, bucket(count) - count), (0, 0)
+    key_RxI, grad_RxO = (np.pad(x[exists_NxP], filled) for x in (key_NxPxI, grad_NxPxO))
+    exists_R = np.arange(len(key_RxI)) < count
+    found[kernel] = Rows(key_RxI[:, None], grad_RxO[:, None], exists_R[:, None])
+  return found
 
 
 def solve(
@@ -162,11 +184,11 @@ def step(
   num_rows = jnp.min(jnp.stack([each.count for each in statistics.values()]))
   if not np.isfinite(fetch(inner_N)).all():  # the caller knows the record
     return None, dict(statistics), Losses(inner_N, inner_N, inner_N, inner_N.sum(), num_rows)
-  shift = fetch(shifted(params, statistics, rows, settings, plan))
-  solved = {}
+  rows = existing(rows)
+  shift, pull = _differentiated(params, statistics, place_rows(model, rows), settings, plan)
+  shift, solved = fetch(shift), {}
   for kernel, net, mode in plan:
-    key_NxPxI, _, exists_NxP = fetch(tuple(rows[kernel]))
-    key_RxI = np.where(exists_NxP[..., None], key_NxPxI, 0).reshape(-1, key_NxPxI.shape[-1])
+    key_RxI = np.asarray(rows[kernel].key_NxPxI)[:, 0]
     solved[kernel] = solve(kernel, key_RxI, shift[kernel], fetch(params[net]['ridge'])[mode])
   dtype = wider(model.config.dtype, 'float32')
   changes = {kernel: as_change(value, dtype) for kernel, (_, value) in solved.items()}
@@ -188,7 +210,7 @@ def step(
     grad = np.sum([np.asarray(fetch(grad[kernel]), np.float64) for grad in grads], axis=0)
     cotangents[kernel], by_ridge[kernel] = ridge.pull_back(value, grad)
   cotangents = {kernel: each.astype(dtype) for kernel, each in cotangents.items()}
-  gradient = dict(_pull_back(params, statistics, rows, cotangents, settings, plan))
+  gradient = dict(_pull_back(pull, cotangents))
   for net in gradient:
     values = [by_ridge[kernel] for kernel, name, _ in plan if name == net]
     gradient[net] = {**gradient[net], 'ridge': np.asarray(values, gradient[net]['ridge'].dtype)}

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
@@ -37,14 +38,23 @@ def positive(x: jax.Array) -> jax.Array:
   return jnp.where(x >= 0, x, jnp.zeros_like(x))
 
 
-def transform(net: Mapping[str, Any], mode: int, row: jax.Array, name: str) -> jax.Array:
-  """The blocks of a net on normalised rows [..., C]; `mode` is the kernel's number in the net."""
+def transform(
+  net: Mapping[str, Any], mode: int | np.ndarray, row: jax.Array, name: str
+) -> jax.Array:
+  """The blocks of a net on normalised rows.
+
+  Args:
+    net: parameters.
+    mode: the kernel's number in the net; several kernels have their numbers [M].
+    row: [..., C], of several kernels [M, ..., C].
+    name: of the method.
+  """
   for number in sorted(net['blocks'], key=int):
     block = net['blocks'][number]
 
     def vector(name: str, x: jax.Array, block=block) -> jax.Array:
       value = block[name] if name == 'bias' else block[name][mode]
-      return value.reshape((1,) * (x.ndim - 1) + (-1,))
+      return value.reshape(*value.shape[:-1], *[1] * (x.ndim - value.ndim), value.shape[-1])
 
     narrow = jnp.matmul(row, block['down'], precision='highest')
     x = jnp.matmul(narrow, block['up'], precision='highest')

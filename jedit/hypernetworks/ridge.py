@@ -15,7 +15,8 @@ import numpy as np
 
 from jedit.models.sites import Change
 from jedit.parallel.shapes import bucket
-from jedit.solvers.factor import Factor, float64_alone
+from jedit.solvers.budget import make_factor
+from jedit.solvers.devices import float64_alone
 
 # Kᵀ and X, whose product is the update S; or S itself, and None.
 Solution = tuple[np.ndarray, np.ndarray | None]
@@ -34,7 +35,7 @@ class Ridge:
     self._key_RxI = self._padded(key_RxI)
     self._is_dual = self._key_RxI.shape[0] <= self._key_RxI.shape[1]
     keys = self._key_RxI.T if self._is_dual else self._key_RxI
-    self._factor = Factor.of(None, ridge, keys, jax.local_devices()[0])
+    self._factor = make_factor(None, ridge, keys, jax.local_devices()[0])
 
   def change(self, shift_RxO: np.ndarray) -> Solution:
     """The update S for the shifts D, float64."""

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,14 @@ from jedit.types import Kernel
 
 @struct.dataclass
 class AddRows:
-  """Adds a vector at each of some positions: x[n, at[n, p]] += delta[n, p]."""
+  """Adds a vector at each of some positions: x[row[n], at[n, p]] += delta[n, p]."""
 
+  row_Nx1: jax.Array
   at_NxP: jax.Array
   delta_NxPxO: jax.Array
 
-  def __call__(self, x_NxTxO: jax.Array) -> jax.Array:
-    row_Nx1 = jnp.arange(len(x_NxTxO))[:, None]
-    return x_NxTxO.at[row_Nx1, self.at_NxP].add(self.delta_NxPxO.astype(x_NxTxO.dtype))
+  def __call__(self, x_BxTxO: jax.Array) -> jax.Array:
+    return x_BxTxO.at[self.row_Nx1, self.at_NxP].add(self.delta_NxPxO.astype(x_BxTxO.dtype))
 
 
 class Rows(NamedTuple):
@@ -46,6 +46,11 @@ class Rows(NamedTuple):
     """Both sides, as the nets read them."""
     return jnp.concatenate([self.key_NxPxI, self.grad_NxPxO], axis=-1)
 
+  @property
+  def joined_RxC(self) -> jax.Array:
+    """The same, one row after the other."""
+    return self.joined_NxPxC.reshape(-1, self.joined_NxPxC.shape[-1])
+
 
 class Losses(NamedTuple):
   """Losses of a step: of every edit before, of paraphrases and of unrelated prompts after it.
@@ -63,9 +68,9 @@ class Losses(NamedTuple):
   num_rows: jax.Array
 
 
-def nll(model: Model, texts: Texts, hidden_NxTxD: jax.Array) -> jax.Array:
+def nll(model: Model, texts: Texts, hidden_BxTxD: jax.Array) -> jax.Array:
   """Weighted negative log-likelihood of the labels, [N]."""
-  logp_NxQxV = jax.nn.log_softmax(_logits(model, texts, hidden_NxTxD))
+  logp_NxQxV = jax.nn.log_softmax(_logits(model, texts, hidden_BxTxD))
   label_NxQx1 = jnp.asarray(texts.label_NxQ)[..., None]
   logp_NxQ = jnp.take_along_axis(logp_NxQxV, label_NxQx1, axis=-1)[..., 0]
   return -(jnp.asarray(texts.weight_NxQ).astype(logp_NxQ.dtype) * logp_NxQ).sum(-1)
@@ -73,17 +78,15 @@ def nll(model: Model, texts: Texts, hidden_NxTxD: jax.Array) -> jax.Array:
 
 def edited_nll(model: Model, changes: Mapping[Kernel, Change], texts: Texts) -> jax.Array:
   """Weighted negative log-likelihood [N] of the labels under changed kernels."""
-  return nll(model, texts, _run(model, changes, texts))
+  return nll(model, texts, _edited(model, changes, texts))
 
 
 def divergence(model: Model, changes: Mapping[Kernel, Change], texts: Texts) -> jax.Array:
   """Weighted KL(unedited ‖ edited) of the predictions read, [N]."""
   first = min(kernel.layer for kernel in changes)
-  before_NxTxD, _ = model(
-    hidden_NxTxD=texts.hidden_NxTxD, start=first, position_NxT=texts.position_NxT
-  )
-  before_NxQxV = jax.lax.stop_gradient(jax.nn.log_softmax(_logits(model, texts, before_NxTxD)))
-  after_NxQxV = jax.nn.log_softmax(_logits(model, texts, _run(model, changes, texts)))
+  before_BxTxD, _ = run(model, texts, first)
+  before_NxQxV = jax.lax.stop_gradient(jax.nn.log_softmax(_logits(model, texts, before_BxTxD)))
+  after_NxQxV = jax.nn.log_softmax(_logits(model, texts, _edited(model, changes, texts)))
   kl_NxQ = (jnp.exp(before_NxQxV) * (before_NxQxV - after_NxQxV)).sum(-1)
   return (jnp.asarray(texts.weight_NxQ).astype(kl_NxQ.dtype) * kl_NxQ).sum(-1)
 
@@ -107,7 +110,7 @@ def capture(
     The weighted loss of each text [N], and the rows by kernel, in float32 or wider.
   """
   first = min(kernel.layer for kernel in kernels)
-  num_texts, num_tokens = texts.hidden_NxTxD.shape[:2]
+  num_texts, num_tokens = len(texts.last_N), texts.hidden_BxTxD.shape[1]
   weight_NxQ = jnp.asarray(texts.weight_NxQ)
   if cached_tokens == 'answer':
     at_NxP, exists_NxP = jnp.asarray(texts.read_at_NxQ), weight_NxQ > 0
@@ -120,17 +123,11 @@ def capture(
 
   def loss(delta):
     edits = {
-      site(kernel.layer, KERNEL_OUTPUT[kernel.name]): AddRows(at_NxP, delta[kernel])
+      site(kernel.layer, KERNEL_OUTPUT[kernel.name]): AddRows(texts.row_Nx1, at_NxP, delta[kernel])
       for kernel in kernels
     }
-    hidden_NxTxD, seen = model(
-      hidden_NxTxD=texts.hidden_NxTxD,
-      start=first,
-      position_NxT=texts.position_NxT,
-      edits=edits,
-      taps=taps,
-    )
-    loss_N = nll(model, texts, hidden_NxTxD)
+    hidden_BxTxD, seen = run(model, texts, first, edits=edits, taps=taps)
+    loss_N = nll(model, texts, hidden_BxTxD)
     return loss_N.sum(), (loss_N, seen)
 
   dtype = wider(model.config.dtype, 'float32')
@@ -140,7 +137,7 @@ def capture(
   grads, (loss_N, seen) = jax.grad(loss, has_aux=True)(zeros)
   rows = {}
   for kernel in kernels:
-    key_NxPxI = jnp.take_along_axis(seen[_input(kernel)], at_NxP[..., None], axis=1).astype(dtype)
+    key_NxPxI = seen[_input(kernel)][texts.row_Nx1, at_NxP].astype(dtype)
     grad_NxPxO, counts_NxP = grads[kernel], exists_NxP
     if cached_tokens == 'nonzero':
       counts_NxP &= (key_NxPxI != 0).any(-1) & (grad_NxPxO != 0).any(-1)
@@ -148,18 +145,25 @@ def capture(
   return loss_N, rows
 
 
-def _run(model: Model, changes: Mapping[Kernel, Change], texts: Texts) -> jax.Array:
+def run(
+  model: Model, texts: Texts, first: int, **arguments: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The blocks from the lowest edited one on; arguments and results as of `Model.__call__`."""
   return model(
-    hidden_NxTxD=texts.hidden_NxTxD,
-    start=min(kernel.layer for kernel in changes),
-    position_NxT=texts.position_NxT,
-    changes=changes,
-  )[0]
+    hidden_NxTxD=texts.hidden_BxTxD,
+    start=first,
+    position_NxT=texts.layout.position_BxT,
+    segment_NxT=texts.layout.segment_BxT,
+    **arguments,
+  )
 
 
-def _logits(model: Model, texts: Texts, hidden_NxTxD: jax.Array) -> jax.Array:
-  read_at_NxQx1 = jnp.asarray(texts.read_at_NxQ)[..., None]
-  return model.head(jnp.take_along_axis(hidden_NxTxD, read_at_NxQx1, axis=1))
+def _edited(model: Model, changes: Mapping[Kernel, Change], texts: Texts) -> jax.Array:
+  return run(model, texts, min(kernel.layer for kernel in changes), changes=changes)[0]
+
+
+def _logits(model: Model, texts: Texts, hidden_BxTxD: jax.Array) -> jax.Array:
+  return model.head(hidden_BxTxD[texts.row_Nx1, jnp.asarray(texts.read_at_NxQ)])
 
 
 def _input(kernel: Kernel) -> str:

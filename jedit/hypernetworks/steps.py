@@ -14,6 +14,7 @@ from jedit.hypernetworks.statistics import Statistics
 from jedit.hypernetworks.texts import (
   HiddenStates,
   Texts,
+  can_pack,
   denominators,
   group_size,
   ids_of,
@@ -151,10 +152,14 @@ class Examples:
     texts = [self.texts[number] for number in numbers]
     each = [num_reads(text, reads) for text in texts]
     divided = denominators(each, size)
+    # MEND's texts stay with their updates, and where every token is cached, so do MALMEN's edits.
+    packs = self._settings.name != MEND and can_pack(self._model)
+    packs &= which > 0 or self._settings.cached_tokens == 'answer'
     # Shapes are compiled: one for all steps of MEND, whose kinds share a program, else few.
     longest = max(self._lengths[number] for number in numbers)
     most_tokens, most_reads = self._most[which]
-    num_tokens = most_tokens if self._settings.name == MEND else round_up(longest, 8)
+    is_fixed = packs or self._settings.name == MEND
+    num_tokens = most_tokens if is_fixed else round_up(longest, 8)
     found = []
     for first in range(0, len(numbers), size * per_chunk):
       part = slice(first, first + size * per_chunk)
@@ -167,7 +172,8 @@ class Examples:
           reads=reads,
           num_tokens=num_tokens,
           num_reads=num_tokens if reads == 'all' else most_reads,
-          num_rows=size * per_chunk,
+          num_texts=size * per_chunk,
+          packs=packs,
         )
       )
     return found

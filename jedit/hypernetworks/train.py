@@ -173,9 +173,15 @@ class _Training:
     """The state after a step, and its losses."""
     epoch, chosen = self._chosen(number)
     texts = self._examples.texts_of(self._examples.numbers(chosen, epoch))
-    gradient, statistics, losses = run_step(
-      self._lm.model, state['params'], state['statistics'], texts, self._settings, self._plan
-    )
+    try:
+      gradient, statistics, losses = run_step(
+        self._lm.model, state['params'], state['statistics'], texts, self._settings, self._plan
+      )
+    except UserError as error:
+      first = self._records[chosen[0]].request.label
+      raise UserError(
+        f'Step {number} of the training, whose first edit is {first}, failed: {error}'
+      ) from error
     self._check_losses(number, chosen, losses)
     params, moments, norms = update(
       state['params'], state['moments'], gradient, settings=self._settings

@@ -5,10 +5,14 @@ number or layout of devices reads them. These directories belong to one run and 
 that people share are safetensors (`jedit.io.storage`).
 """
 
+import contextlib
+import functools
+import logging
 import pathlib
 import shutil
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -94,7 +98,7 @@ class Checkpoints:
     for name, tree in abstract.items():
       leaves, structure = jax.tree.flatten(tree)
       try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        with _silenced(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
           found = checkpointer.restore(
             (folder / name).absolute(), args=ocp.args.StandardRestore(list(map(_placed, leaves)))
           )
@@ -131,7 +135,7 @@ class Checkpoints:
     for name, tree in state.items():
       checksums[name] = _checksums(jax.tree.leaves(tree))
       try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        with _silenced(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
           checkpointer.save(
             (folder / name).absolute(),
             args=ocp.args.StandardSave(jax.tree.leaves(tree)),
@@ -176,6 +180,28 @@ class Checkpoints:
       mark.unlink()
       if about.get('made_directory') and not any(directory.iterdir()):
         directory.rmdir()
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+  """Keeps orbax from printing, with tracebacks, the errors of which the first becomes a sentence.
+
+  After an error asyncio stays silent: writes that were under way fail at any later time.
+  """
+  absl, asyncio, hook = logging.getLogger('absl'), logging.getLogger('asyncio'), sys.unraisablehook
+  absl.disabled = asyncio.disabled = True
+  sys.unraisablehook = functools.partial(_report_unraisable, hook)
+  try:
+    yield
+  finally:
+    absl.disabled = False
+  asyncio.disabled, sys.unraisablehook = False, hook
+
+
+def _report_unraisable(report: Callable[[Any], Any], unraisable: Any) -> None:
+  """Leaves out what tensorstore's other writes raise after orbax has closed its event loop."""
+  if 'Event loop is closed' not in str(unraisable.exc_value):
+    report(unraisable)
 
 
 def _checksums(leaves: list[jax.Array]) -> list[list[int]]:

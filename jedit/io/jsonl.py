@@ -55,10 +55,8 @@ class JsonlWriter:
 
   def _open(self) -> None:
     self.rows: list[dict[str, Any]] = []
-    data = storage.read_bytes(self.path) if self.path.exists() else b''
+    data = check_ours(self.path, self._format)
     lines = data.split(b'\n')[:-1]
-    if data and not any(_OURS.match(line) for line in data.split(b'\n')):
-      raise UserError(f'{self.path} holds something else than {self._format}; name another file.')
     found = [_open_line(line + b'\n', n, self._format, None) for n, line in enumerate(lines)]
     self.rows = [row for row in found if row is not None]
     is_torn = not data.endswith(b'\n') and bool(data)
@@ -108,6 +106,18 @@ class JsonlWriter:
 
   def __exit__(self, *unused: object) -> None:
     self.close()
+
+
+def check_ours(path: str | os.PathLike[str], format: str) -> bytes:
+  """The bytes of a file that lines are appended to, none where there is no file.
+
+  Raises:
+    UserError: for a file without a line of ours, which belongs to somebody else.
+  """
+  data = storage.read_bytes(path) if os.path.exists(path) else b''
+  if data and not any(_OURS.match(line) for line in data.split(b'\n')):
+    raise UserError(f'{path} holds something else than {format}; name another file.')
+  return data
 
 
 def read_jsonl(

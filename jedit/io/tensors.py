@@ -34,6 +34,7 @@ def write_tensors(
   tensors: Mapping[str, Any],
   facts: Mapping[str, Any],
   key: Any = None,
+  header: Mapping[str, str] | None = None,
 ) -> None:
   """Writes named arrays and facts as one sealed safetensors file.
 
@@ -43,6 +44,7 @@ def write_tensors(
     tensors: arrays by name, of any dtype of safetensors (bfloat16 and float64 included).
     facts: any JSON values, by name.
     key: everything that the file was made of; None for a file that is used anywhere.
+    header: entries of the metadata for other programs.
 
   Raises:
     UserError: where the file cannot be written.
@@ -52,6 +54,7 @@ def write_tensors(
   # The digest first; the library would write several entries in random order, and equal content
   # should give equal bytes.
   metadata = {'digest': ZEROS.decode(), 'jedit': json.dumps(to_json(about), ensure_ascii=False)}
+  metadata |= header or {}
   _write(path, arrays, arrays.__getitem__, metadata)
 
 

@@ -181,7 +181,8 @@ class Recipe:
       shapes = None
       if len(alongside) < len(context.requests):
         # Batches on other models follow: all share the shapes that fit the whole call.
-        shapes = context.rows.shapes(self.problem(0).tokens, self.objective.num_steps)
+        problem = self.problem(0)
+        shapes = context.rows.shapes(problem.tokens, problem.token_flop(context.lm.config))
       context.targets[0] = self._targets(context, alongside, 0, context.lm.model, '', shapes)
     if len(requests) == len(alongside):
       return context.targets[0]

@@ -15,10 +15,9 @@ import numpy as np
 from flax import struct
 
 from jedit.models.config import ModelConfig
-from jedit.models.decoder import past_taps
-from jedit.models.layers import Cache
 from jedit.models.model import Model
 from jedit.models.sites import site
+from jedit.models.view import Cache, past_taps
 from jedit.parallel.memory import check_fits
 from jedit.parallel.mesh import fetch, place_rows
 from jedit.parallel.shapes import bucket, pad

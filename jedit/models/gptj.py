@@ -7,8 +7,9 @@ import jax
 from flax import linen as nn
 
 from jedit.models.config import Family, ModelConfig, Rope, require
-from jedit.models.layers import MLP, SHARDING, Attention, LayerNorm, View
+from jedit.models.layers import MLP, SHARDING, Attention, LayerNorm
 from jedit.models.sites import Sites
+from jedit.models.view import View
 
 
 class Block(nn.Module):

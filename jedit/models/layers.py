@@ -6,13 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from jax.typing import DTypeLike
 
 from jedit.models.config import ModelConfig, attention_scale
 from jedit.models.precision import contract, matmul, wider
-from jedit.models.rotary import Rotary
 from jedit.models.sites import Change, Sites
+from jedit.models.view import View
 
 ACTIVATIONS = {
   'gelu_new': lambda x: nn.gelu(x, approximate=True),
@@ -44,51 +43,6 @@ SHARDING = (
   (r'head/kernel', (None, 'model')),
   (r'head/bias|head_bias', ('model',)),
 )
-
-
-@struct.dataclass
-class Cache:
-  """Slots for the attention keys and values of whole rows, written as generation goes on.
-
-  A pass with a cache has one token per row. All rows write it to the same slot, which can be done
-  in place, and keys lie as the attention product reads them: neither is copied at every token.
-
-  Attributes:
-    key, value: by layer, [N, K, S, Dh].
-    exists_NxS: the slots to attend to, that of the new token among them.
-    slot: where the new token goes.
-  """
-
-  key: dict[int, jax.Array]
-  value: dict[int, jax.Array]
-  exists_NxS: jax.Array
-  slot: jax.Array
-
-  def write(
-    self, layer: int, key_NxKx1xDh: jax.Array, value_NxKx1xDh: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    """Keys and values of a layer with those of the new token in their slot."""
-    return (
-      jax.lax.dynamic_update_slice_in_dim(self.key[layer], key_NxKx1xDh, self.slot, axis=2),
-      jax.lax.dynamic_update_slice_in_dim(self.value[layer], value_NxKx1xDh, self.slot, axis=2),
-    )
-
-
-@struct.dataclass
-class View:
-  """What the tokens of a forward pass see, shared by all layers.
-
-  Attributes:
-    rotary: turns queries and keys; None where positions are learned.
-    mask_NxTxS: which of the S tokens, the past ones and these T, each of these attends to.
-    past: attention keys and values [N, S - T, K, Dh] of earlier tokens by layer, or empty.
-    cache: where earlier tokens are instead, and this one goes.
-  """
-
-  rotary: Rotary | None
-  mask_NxTxS: jax.Array
-  past: dict[int, tuple[jax.Array, jax.Array]]
-  cache: Cache | None = None
 
 
 def linear(
@@ -247,7 +201,7 @@ def _attend(query_NxKxGxTxDh, key_NxKxSxDh, value_NxKxSxDh, mask_NxTxS, scale, p
 
 
 class Attention(nn.Module):
-  """Multi-head attention with intervention sites on its key, value, mix and output."""
+  """Multi-head attention with intervention sites on its query, key, value, mix and output."""
 
   config: ModelConfig
   layer: int
@@ -261,18 +215,39 @@ class Attention(nn.Module):
       key = RMSNorm(c.norm_eps, name='k_norm')(key)
     if view.rotary is not None:
       query, key = view.rotary(query), view.rotary(key)
+    query = sites(self.layer, 'attn_query', query)
     key = sites(self.layer, 'attn_key', key)
     value = sites(self.layer, 'attn_value', value)
-    past = view.past.get(self.layer)
-    if past is not None:
-      past = past[0].astype(key.dtype), past[1].astype(value.dtype)
-    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-    if view.cache is not None:
-      key, value = sites(self.layer, 'attn_cache', view.cache.write(self.layer, key, value))
-    mix = attend(query, key, value, view.mask_NxTxS, attention_scale(c), past)
-    mix = sites(self.layer, 'attn_in', mix)
+    mix = sites(self.layer, 'attn_in', self._mix(query, key, value, view, sites))
     out = Linear(c.width, c.out_bias, name='out')(mix, sites.change(self.layer, 'attn'))
     return sites(self.layer, 'attn_out', out)
+
+  def _mix(
+    self,
+    query_NxTxHxDh: jax.Array,
+    key_NxTxKxDh: jax.Array,
+    value_NxTxKxDh: jax.Array,
+    view: View,
+    sites: Sites,
+  ) -> jax.Array:
+    """Values mixed by attention, group by group: [N, T, H * Dh]."""
+    pasts = view.past.get(self.layer, (None,) * len(view.groups))
+    parts, first = [], 0
+    for group, past in zip(view.groups, pasts, strict=True):
+      stop = first + group.num_tokens
+      query, key, value = (
+        x[:, first:stop].reshape(*group.position_NxT.shape, *x.shape[2:])
+        for x in (query_NxTxHxDh, key_NxTxKxDh, value_NxTxKxDh)
+      )
+      if past is not None:
+        past = past[0].astype(key.dtype), past[1].astype(value.dtype)
+      key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+      if view.cache is not None:
+        key, value = sites(self.layer, 'attn_cache', view.cache.write(self.layer, key, value))
+      mix = attend(query, key, value, group.mask_NxTxS, attention_scale(self.config), past)
+      parts.append(mix.reshape(len(query_NxTxHxDh), stop - first, -1))
+      first = stop
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
   def _query_key_value(self, x_NxTxD: jax.Array) -> Sequence[jax.Array]:
     """Query [N, T, H, Dh], key and value [N, T, K, Dh]."""

@@ -61,3 +61,8 @@ class Model:
   def embedding(self) -> 'Model':
     """The embeddings alone."""
     return Model({'embed': self.params['embed']}, config=self.config)
+
+  def top(self) -> 'Model':
+    """Everything but the blocks: what `head` needs."""
+    params = {name: part for name, part in self.params.items() if not name.startswith('block_')}
+    return Model(params, config=self.config)

@@ -9,7 +9,7 @@ kernels, so reverting one restores the bits.
 import dataclasses
 import functools
 import hashlib
-import html
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,76 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jedit.io import html
 from jedit.io.memo import Stored
 from jedit.io.tensors import read_tensors, write_tensors
+from jedit.models.lora import LoraExport, read_adapter, write_adapter
 from jedit.models.sites import KINDS, PLACES, Chain, Intervention, chained, steps_of
+from jedit.models.update import Update
 from jedit.parallel.mesh import fetch
 from jedit.types import UserError
 
 _FORMAT = 'jedit patch 3'
 LISTED = 5  # kernels, sites or patches that a repr names
-_NORM_FLOP = 1e10  # a repr that takes longer than this leaves the norm out
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Update:
-  """Change of one parameter: `left @ right`, or `dense`; float32.
-
-  Attributes:
-    left_FxR, right_RxD: low-rank factors, for kernels [in, out].
-    dense: the change itself, of any shape.
-  """
-
-  left_FxR: np.ndarray | None = None
-  right_RxD: np.ndarray | None = None
-  dense: np.ndarray | None = None
-
-  @classmethod
-  def from_factors(cls, left_FxR: np.ndarray, right_RxD: np.ndarray) -> 'Update':
-    """Keeps the factors where they are smaller than their product, which is made in float64."""
-    (rows, rank), columns = left_FxR.shape, right_RxD.shape[1]
-    if rank * (rows + columns) < rows * columns:
-      return cls(left_FxR=left_FxR.astype(np.float32), right_RxD=right_RxD.astype(np.float32))
-    return cls(dense=(left_FxR.astype(np.float64) @ right_RxD).astype(np.float32))
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    if self.dense is not None:
-      return self.dense.shape
-    assert self.left_FxR is not None and self.right_RxD is not None
-    return self.left_FxR.shape[0], self.right_RxD.shape[1]
-
-  def value(self) -> np.ndarray:
-    """The change as one float32 array."""
-    if self.dense is not None:
-      return self.dense
-    assert self.left_FxR is not None and self.right_RxD is not None
-    return (self.left_FxR.astype(np.float64) @ self.right_RxD.astype(np.float64)).astype(np.float32)
-
-  def norm(self) -> float:
-    """Frobenius norm; of factors as tr(LᵀL RRᵀ), without their product."""
-    if self.dense is not None:
-      return float(np.linalg.norm(self.dense.astype(np.float64)))
-    assert self.left_FxR is not None and self.right_RxD is not None
-    left_FxR, right_RxD = self.left_FxR.astype(np.float64), self.right_RxD.astype(np.float64)
-    square = np.sum((left_FxR.T @ left_FxR) * (right_RxD @ right_RxD.T))
-    return float(np.sqrt(max(square, 0.0)))
-
-  @property
-  def rank(self) -> int | None:
-    """Number of columns of the left factor; None for a dense update."""
-    return None if self.left_FxR is None else self.left_FxR.shape[1]
-
-  def __repr__(self) -> str:
-    size = ' x '.join(map(str, self.shape))
-    kind = 'dense' if self.rank is None else f'rank {self.rank}'
-    is_cheap = (self.rank or 1) ** 2 * sum(self.shape) < _NORM_FLOP
-    return f'{size}, {kind}' + (f', norm {self.norm():.4g}' if is_cheap else '')
-
-  def tensors(self) -> dict[str, np.ndarray]:
-    """The arrays that are stored, by field name."""
-    fields = {'left': self.left_FxR, 'right': self.right_RxD, 'dense': self.dense}
-    return {name: array for name, array in fields.items() if array is not None}
+SHOWN = 40  # parameters that a notebook shows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,7 +71,28 @@ class Patch:
     return '\n'.join([*lines, *([f'  and {more} more'] if more > 0 else [])])
 
   def _repr_html_(self) -> str:
-    return f'<pre>{html.escape(repr(self))}</pre>'
+    return html.block(self.to_html())
+
+  def to_html(self) -> str:
+    """Kernels with rank and norm as bars, and interventions, for notebooks."""
+    about = f'base model {self.provenance.get("model", "unknown")}'
+    if self.before:
+      about += f', on top of {", ".join(self.before)}'
+    parts = [html.paragraph(self.title), html.paragraph(about, 'note')]
+    shown = dict(list(self.updates.items())[:SHOWN])
+    if shown:
+      norms = html.bars([each.norm() if each.is_small else math.nan for each in shown.values()])
+      cells = [
+        [path, ' x '.join(map(str, each.shape)), str(each.rank or 'dense'), norm]
+        for (path, each), norm in zip(shown.items(), norms, strict=True)
+      ]
+      parts.append(html.rows(['parameter', 'size', 'rank', 'norm of the update'], cells, 'bars'))
+    if len(self.updates) > SHOWN:
+      parts.append(html.paragraph(f'and {len(self.updates) - SHOWN} more', 'note'))
+    if self.interventions:
+      kinds = [[name, type(each).__name__] for name, each in self.interventions.items()]
+      parts.append(html.rows(['site', 'intervention'], kinds))
+    return ''.join(parts)
 
   @functools.cached_property
   def id(self) -> str:
@@ -238,6 +201,63 @@ class Patch:
     """
     return cls.unpack(Stored(*read_tensors(path, _FORMAT, key)))
 
+  def to_lora(
+    self,
+    path: str | os.PathLike[str],
+    max_rank: int | None = None,
+    family: str | None = None,
+  ) -> LoraExport:
+    """Writes the updates as a LoRA adapter that PEFT loads onto the unedited model.
+
+    Args:
+      path: a new or empty directory.
+      max_rank: the largest rank of a kernel: larger ones keep their largest singular values. None
+        writes the exact update, of rank 100 for 100 edits.
+      family: `model_type` of the model, such as 'gptj'; None takes that of the provenance.
+
+    Returns:
+      Ranks and truncation errors by kernel.
+
+    Raises:
+      UserError: for a patch that no adapter can hold (interventions, biases, norms, embeddings), a
+        rank above a kernel's size, and a patch on top of others, which the adapter would lack.
+    """
+    if self.interventions:
+      raise UserError(
+        f'The patch has interventions at {", ".join(sorted(self.interventions))}, which a LoRA '
+        'adapter cannot hold; keep it as a patch file.'
+      )
+    if self.before:
+      raise UserError(
+        f'Patch {self.id} was made on top of {", ".join(self.before)}, which its adapter would '
+        'lack; write that of jedit.models.patch.merge of all of them, or that of patch.anywhere().'
+      )
+    family = family or self.provenance.get('family')
+    if family is None:
+      raise UserError("The patch does not name its model's family; give one, such as 'gptj'.")
+    facts = {'patch': self.id, 'provenance': {**self.provenance, 'family': family}}
+    return write_adapter(path, self.updates, family, max_rank, facts)
+
+  @classmethod
+  def from_lora(cls, path: str | os.PathLike[str]) -> 'Patch':
+    """Reads a LoRA adapter of `to_lora` or PEFT as a patch.
+
+    Only an adapter of `to_lora`, unchanged, keeps its provenance; one made elsewhere does not say
+    which weights it was trained on, and goes onto any model of its shapes.
+
+    Args:
+      path: directory with adapter_config.json and adapter_model.safetensors.
+
+    Raises:
+      UserError: for another kind of adapter, modules that no family has, and damaged files.
+    """
+    updates, facts, about = read_adapter(path)
+    if facts is None:
+      return cls(updates, {'method': {'name': 'lora'}, 'adapter': about})
+    lost = {name: error for name, error in facts['errors'].items() if error}
+    truncated = {'truncated': {'patch': facts['patch'], 'errors': lost}} if lost else {}
+    return cls(updates, {**facts['provenance'], **truncated})
+
 
 def _pack_steps(name: str, intervention: Intervention) -> tuple[list[str], dict[str, Any]]:
   """The kinds of the interventions at a site, and their arrays by name in the file."""
@@ -324,6 +344,7 @@ def merge(patches: Sequence[Patch]) -> Patch:
     interventions=chained(*(patch.interventions for patch in patches)),
     provenance={
       'model': provenances[0].get('model'),
+      'family': provenances[0].get('family'),
       'patches_before': provenances[0].get('patches_before', []),
       'patches': [patch.id for patch in patches],
       'method': provenances[0].get('method', {}),

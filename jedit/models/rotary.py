@@ -4,6 +4,8 @@ The turn is x cos + (x R) sin with a constant matrix R that swaps the units of a
 one: a product instead of strided slices, which compilers for accelerators lay out anew.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,23 @@ class Rotary:
     angle_NxTxDh = jnp.concatenate([angle_NxTxR, still_NxTx1], axis=-1)[..., pair_Dh]
     cos, sin = jnp.cos(angle_NxTxDh), jnp.sin(angle_NxTxDh)
     return cls(cos[:, :, None], sin[:, :, None], jnp.asarray(swap_DhxDh))
+
+  @classmethod
+  def joined(cls, parts: Sequence['Rotary']) -> 'Rotary':
+    """The turns of tokens that follow one another in the rows of a pass."""
+    if len(parts) == 1:
+      return parts[0]
+    cos = jnp.concatenate([part.cos_NxTx1xDh for part in parts], axis=1)
+    sin = jnp.concatenate([part.sin_NxTx1xDh for part in parts], axis=1)
+    return cls(cos, sin, parts[0].swap_DhxDh)
+
+  def side_by_side(self, per_row: int) -> 'Rotary':
+    """The turns of `per_row` rows as those of one longer row."""
+    cos, sin = (
+      x.reshape(-1, per_row * x.shape[1], *x.shape[2:])
+      for x in (self.cos_NxTx1xDh, self.sin_NxTx1xDh)
+    )
+    return Rotary(cos, sin, self.swap_DhxDh)
 
   def __call__(self, x_NxTxHxDh: jax.Array) -> jax.Array:
     dtype = x_NxTxHxDh.dtype

@@ -1,15 +1,18 @@
 """Sharding of parameters over the mesh: a family's table, applied to shapes."""
 
+import dataclasses
 import functools
 import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import traverse_util
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jedit.models.config import ModelConfig
 from jedit.models.decoder import FAMILIES, init_params
+from jedit.models.model import Model
 from jedit.models.sites import KERNEL_INPUT, kernel_path
 from jedit.types import Kernel, UserError
 
@@ -70,3 +73,34 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     return NamedSharding(mesh, PartitionSpec(*axes))
 
   return jax.tree.map(fit, param_shapes(config), param_specs(config))
+
+
+def abstract_model(
+  config: ModelConfig, mesh: Mesh | None = None, device: jax.Device | None = None
+) -> Model:
+  """A model without arrays: shapes with the dtype and the shardings of its parameters.
+
+  Args:
+    config: sizes and dtype.
+    mesh: devices that it is sharded over; None takes `device` alone.
+    device: None takes the default one.
+  """
+  alone = SingleDeviceSharding(jax.local_devices()[0] if device is None else device)
+  shapes = param_shapes(config)
+  placed = (
+    param_shardings(config, mesh) if mesh is not None else jax.tree.map(lambda _: alone, shapes)
+  )
+
+  def abstract(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, config.dtype, sharding=sharding)
+
+  return Model(jax.tree.map(abstract, shapes, placed), config=config)
+
+
+def with_float32(model: Model, kernel: Kernel) -> Model:
+  """A model without arrays whose kernel carries an update."""
+  flat = traverse_util.flatten_dict(model.params)
+  path = kernel_path(kernel)
+  shape, sharding = flat[path].shape, flat[path].sharding
+  flat[path] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+  return dataclasses.replace(model, params=traverse_util.unflatten_dict(flat))

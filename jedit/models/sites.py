@@ -12,6 +12,7 @@ A site is `'<layer>/<place>'`:
   mlp_in      input of the MLP's down projection (the key k of an MLP edit)
   mlp_out     output of the MLP, bias included, before it joins the residual stream
   block_out   the residual stream after the block
+  attn_query  rotated attention queries of every token
   attn_key    rotated attention keys of every token; a cache stores them with attn_value
   attn_value  attention values of every token
   attn_cache  keys and values of a whole row, if the pass has a cache
@@ -39,6 +40,7 @@ PLACES = (
   'mlp_in',
   'mlp_out',
   'block_out',
+  'attn_query',
   'attn_key',
   'attn_value',
 )

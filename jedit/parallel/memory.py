@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import psutil
 
+from jedit.parallel.topology import chip_of
 from jedit.types import UserError
 from jedit.units import format_bytes
 
@@ -14,7 +15,11 @@ _CGROUP = pathlib.Path('/sys/fs/cgroup')
 
 def free_bytes(device: jax.Device) -> int | None:
   """Bytes free on a device; the host's for a CPU, None for a device that does not report them."""
-  stats: dict[str, Any] = device.memory_stats() or {}
+  try:
+    stats: dict[str, Any] = device.memory_stats() or {}
+  except jax.errors.JaxRuntimeError:  # a device of a topology, or of another process
+    chip = chip_of(device)
+    return None if chip is None else chip.memory
   if 'bytes_limit' in stats:
     return stats['bytes_limit'] - stats.get('bytes_in_use', 0)
   return free_host_bytes() if device.platform == 'cpu' else None

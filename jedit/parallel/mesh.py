@@ -7,7 +7,7 @@ others wait.
 """
 
 import itertools
-import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jedit.parallel.devices import find_devices
 from jedit.types import UserError
 
 DATA, MODEL = 'data', 'model'
@@ -46,39 +47,24 @@ def initialise(coordinator: str, num_processes: int | None, process_id: int | No
     ) from error
 
 
-def find_devices() -> list[jax.Device]:
-  """All devices of all processes.
-
-  Raises:
-    UserError: if JAX cannot start one of its platforms.
-  """
-  try:
-    return jax.devices()
-  except (RuntimeError, AssertionError) as error:
-    # JAX asserts that one of several platforms starts.
-    lines = str(error).splitlines() or [f'JAX_PLATFORMS is {os.environ.get("JAX_PLATFORMS")!r}']
-    reason = lines[0].rstrip('.')
-    raise UserError(
-      f'JAX cannot use the devices of this machine ({reason}); repair its driver or plugin, or set '
-      'JAX_PLATFORMS=cpu to run on the processor.'
-    ) from error
-
-
-def make_mesh(data: int = 0, model: int = 1) -> Mesh | None:
-  """All devices of all processes as a mesh; None for a single device.
+def make_mesh(
+  data: int = 0, model: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh | None:
+  """Devices as a mesh; None for a single one.
 
   Args:
     data: devices that share the rows; 0 takes as many as `model` leaves.
     model: devices that share each copy of the parameters.
+    devices: of a topology; None takes all devices of all processes.
 
   Raises:
     UserError: if the numbers do not fit the devices.
   """
-  devices = find_devices()
+  devices = find_devices() if devices is None else devices
   if model < 1 or data < 0 or len(devices) % model or data not in (0, len(devices) // model):
     raise UserError(
-      f'A mesh of data={data} and model={model} does not fit {len(devices)} devices; choose '
-      'numbers whose product is that, or data=0.'
+      f'A mesh of mesh.data={data} and mesh.model={model} does not fit {len(devices)} devices; '
+      'choose numbers whose product is that, or mesh.data=0.'
     )
   if len(devices) == 1:
     return None
@@ -87,9 +73,10 @@ def make_mesh(data: int = 0, model: int = 1) -> Mesh | None:
 
 
 def mesh_of(params: Any) -> Mesh | None:
-  """The mesh of sharded parameters; None for those on one device."""
+  """The mesh of sharded parameters, or of their shapes; None for those on one device."""
   for leaf in jax.tree.leaves(params):
-    if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
+    has_sharding = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+    if has_sharding and isinstance(leaf.sharding, NamedSharding):
       mesh = leaf.sharding.mesh
       assert isinstance(mesh, Mesh), 'parameters are concrete'
       return mesh
@@ -102,16 +89,35 @@ def num_row_shards(params: Any) -> int:
   return 1 if mesh is None else mesh.shape[DATA]
 
 
+def platform_of(params: Any) -> str:
+  """Platform of the devices of parameters, or of their shapes: 'cpu', 'gpu' or 'tpu'."""
+  [device, *_] = jax.tree.leaves(params)[0].sharding.device_set
+  return device.platform
+
+
 def place_rows(params: Any, rows: Any) -> Any:
   """Host arrays as arrays on the devices of the parameters, their first axis over 'data'.
 
   Arrays whose first axis does not divide are whole on every device. Without a mesh, jit places
-  them.
+  them. Rows of a model without arrays become shapes, for a dry run.
   """
   mesh = mesh_of(params)
+  if isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct):
+    return _abstract_rows(params, rows)
   if mesh is None:
     return rows
   return jax.tree.map(lambda x: place(x, _row_sharding(mesh, x)), rows)
+
+
+def _abstract_rows(params: Any, rows: Any) -> Any:
+  """Shapes of rows, with the shardings that `place_rows` gives them."""
+  mesh, first = mesh_of(params), jax.tree.leaves(params)[0]
+
+  def abstract(x: Any) -> jax.ShapeDtypeStruct:
+    sharding = first.sharding if mesh is None else _row_sharding(mesh, x)
+    return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding)
+
+  return jax.tree.map(abstract, rows)
 
 
 def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -146,7 +152,7 @@ def square_sharding(mesh: Mesh, x_FxF: Any) -> NamedSharding:
 
 
 def fetch(tree: Any) -> Any:
-  """Arrays as NumPy, whole in every process."""
+  """Arrays as NumPy, whole in every process; shapes as zeros, which take no memory."""
   jax.tree.map(_start_copy, tree)
   return jax.tree.map(_fetch, tree)
 
@@ -161,6 +167,8 @@ def _start_copy(x: Any) -> None:
 
 
 def _fetch(x: Any) -> np.ndarray:
+  if isinstance(x, jax.ShapeDtypeStruct):  # of a dry run
+    return np.broadcast_to(np.zeros((), x.dtype), x.shape)
   return np.asarray(multihost_utils.process_allgather(x, tiled=True) if _is_spread(x) else x)
 
 

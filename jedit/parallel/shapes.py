@@ -1,4 +1,4 @@
-"""Rows of few shapes, since each is compiled, and little padding, which is wasted work."""
+"""Padded lengths: few shapes, since each is compiled, and little padding, which is wasted work."""
 
 import bisect
 from collections.abc import Sequence
@@ -23,7 +23,11 @@ def round_up(size: int, multiple: int) -> int:
 
 
 def group_by_length(
-  lengths: Sequence[int], smallest: int = 8, padding: float = PADDING_PER_PROGRAM
+  lengths: Sequence[int],
+  smallest: int = 8,
+  padding: float = PADDING_PER_PROGRAM,
+  *,
+  exact: bool = False,
 ) -> list[tuple[int, list[int]]]:
   """Groups rows by padded length.
 
@@ -33,6 +37,7 @@ def group_by_length(
     lengths: tokens of each row.
     smallest: padded length to begin with.
     padding: tokens of padding that are worth a program of their own.
+    exact: pads to the longest row of a group instead of the next `bucket`.
 
   Returns:
     (padded length, indices of the rows), ascending.
@@ -41,7 +46,7 @@ def group_by_length(
     return []
   by_length: dict[int, list[int]] = {}
   for index, length in enumerate(lengths):
-    by_length.setdefault(bucket(length, smallest), []).append(index)
+    by_length.setdefault(length if exact else bucket(length, smallest), []).append(index)
   groups: list[tuple[int, list[int]]] = []
   waiting: list[int] = []
   sizes = sorted(by_length)
@@ -57,16 +62,18 @@ def best_fit(lengths: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, li
   """Packs items into rows: the longest first, each where it leaves the least room.
 
   Args:
-    lengths: tokens of each item, at least one and none above the largest size.
+    lengths: of the items, none above the largest size; those of length 0 are dropped.
     sizes: of rows, ascending; a row has the least that holds its longest item.
 
   Returns:
-    (size, indices of the items) of each row, longest first item first.
+    The size and the indices of the items of every row.
   """
   rows: list[tuple[int, list[int]]] = []
-  rooms: list[tuple[int, int]] = []  # tokens left in a row and its number, sorted
-  for index in sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True):
+  rooms: list[tuple[int, int]] = []  # room left and number of the row, sorted
+  for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
     length = lengths[index]
+    if not length:
+      break
     at = bisect.bisect_left(rooms, (length, 0))
     if at == len(rooms):
       room, number = sizes[bisect.bisect_left(sizes, length)], len(rows)
@@ -74,8 +81,7 @@ def best_fit(lengths: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, li
     else:
       room, number = rooms.pop(at)
     rows[number][1].append(index)
-    if room > length:
-      bisect.insort(rooms, (room - length, number))
+    bisect.insort(rooms, (room - length, number))
   return rows
 
 

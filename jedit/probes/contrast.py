@@ -8,7 +8,7 @@ two objects diverge are the ones to edit. Figure 5 adds sets of words.
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,15 @@ import numpy as np
 from jedit.io.progress import Progress
 from jedit.models import Model, site
 from jedit.models.encoding import Row, encode, encode_many
+from jedit.probes import figures
+from jedit.probes.axes import ENDS, NORMS, OBJECTS
 from jedit.probes.logit_lens import batches, run
+from jedit.probes.rows import by_layer
 from jedit.types import Request, UserError
 
 if TYPE_CHECKING:
   from jedit.models.language_model import LanguageModel
 
-NORMS = ('raw', 'normed')
-POSITIONS = ('subject_last', 'prompt_last')
-OBJECTS = ('true', 'new')
 REST = 'rest'
 
 
@@ -52,6 +52,28 @@ class Contrast:
   position_QxN: np.ndarray
   first_token_OxN: np.ndarray
   words_ZxQxSxN: dict[str, np.ndarray]
+
+  def summary(self) -> dict[str, Any]:
+    """Means of probabilities and ranks by state, as `jedit.probes.rows`."""
+    rows = []
+    for z, norm in enumerate(NORMS):
+      for q, position in enumerate(ENDS):
+        place = {'norm': norm, 'position': position}
+        for o, name in enumerate(OBJECTS):
+          for measure_name, values in (
+            ('probability', self.prob_ZxQxOxSxN),
+            ('rank', self.rank_ZxQxOxSxN),
+          ):
+            rows += by_layer(values[z, q, o], 'state', **place, of=name, measure=measure_name)
+        for name, values in self.words_ZxQxSxN.items():
+          more = {**place, 'of': f'words: {name}', 'measure': 'probability'}
+          rows += by_layer(values[z, q], 'state', **more)
+    num_requests = self.position_QxN.shape[-1]
+    notes = {'sets': list(self.words_ZxQxSxN)}
+    return {'num_requests': num_requests, 'notes': notes, 'rows': rows}
+
+  def _repr_html_(self) -> str:
+    return figures.page(figures.contrast_figures(self.summary()))
 
 
 @jax.jit
@@ -118,7 +140,7 @@ def contrast(
   encoded, at_NxQ, token_NxO = _encode(lm, requests)
   names, set_GxV = _sets(lm, words or {})
   count_N = len(requests)
-  shape = (len(NORMS), len(POSITIONS), len(OBJECTS), lm.config.num_layers + 1, count_N)
+  shape = (len(NORMS), len(ENDS), len(OBJECTS), lm.config.num_layers + 1, count_N)
   prob, rank = np.zeros(shape), np.zeros(shape, np.int32)
   sets = np.zeros((len(names), *shape[:2], *shape[3:]))
   with Progress('contrast', count_N, 'records') as progress:

@@ -12,8 +12,6 @@ from jedit.models import Model
 from jedit.parallel.shapes import group_by_length, pad
 from jedit.types import Request, UserError
 
-PROJECTIONS = ('embedding', 'head', 'prediction')
-
 _ROWS = 64  # texts of a batch: a fixed number, so that the code after the blocks compiles once
 
 

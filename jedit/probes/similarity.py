@@ -18,14 +18,14 @@ import numpy as np
 from jedit.io.progress import Progress
 from jedit.models import Model, site
 from jedit.models.encoding import Row, encode_many
-from jedit.probes.logit_lens import PROJECTIONS, batches, project, run
+from jedit.probes import figures
+from jedit.probes.axes import BEFORE, MODULES, PROJECTIONS
+from jedit.probes.logit_lens import batches, project, run
+from jedit.probes.rows import by_layer
 from jedit.types import Request
 
 if TYPE_CHECKING:
   from jedit.models.language_model import LanguageModel
-
-BEFORE = ('stream', 'input')
-MODULES = ('attn', 'mlp')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Similarity:
   Axes: C state before ('stream': the residual stream entering the block, the paper's h^(l-1);
   'input': the normed state that the module reads, the notebook's form; GPT-J has one for both
   modules), M module ('attn', 'mlp'; outputs before they join the stream), J projection
-  (`jedit.probes.logit_lens.PROJECTIONS`, of the state before and the output), L layer, N prompt.
+  (`jedit.probes.axes.PROJECTIONS`, of the state before and the output), L layer, N prompt.
 
   Attributes:
     top_k: number of words compared.
@@ -49,6 +49,24 @@ class Similarity:
   cosine_CxMxLxN: np.ndarray
   jaccard_CxMxJxLxN: np.ndarray
   jaccard_of_strings_CxMxJxLxN: np.ndarray
+
+  def summary(self) -> dict[str, Any]:
+    """Means of cosines and Jaccard similarities, as `jedit.probes.rows`."""
+    rows = []
+    for c, before in enumerate(BEFORE):
+      for m, module in enumerate(MODULES):
+        place = {'before': before, 'module': module}
+        rows += by_layer(self.cosine_CxMxLxN[c, m], **place, measure='cosine', projection='')
+        for j, projection in enumerate(PROJECTIONS):
+          for measure_name in ('jaccard', 'jaccard_of_strings'):
+            values_LxN = getattr(self, f'{measure_name}_CxMxJxLxN')[c, m, j]
+            more = {**place, 'measure': measure_name, 'projection': projection}
+            rows += by_layer(values_LxN, **more)
+    num_requests = self.cosine_CxMxLxN.shape[-1]
+    return {'num_requests': num_requests, 'notes': {'top_k': self.top_k}, 'rows': rows}
+
+  def _repr_html_(self) -> str:
+    return figures.page(figures.similarity_figures(self.summary()))
 
 
 @jax.jit

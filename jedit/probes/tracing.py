@@ -8,32 +8,24 @@ answer recall the fact; they are the ones to edit in a new model.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jedit.evals.estimates import summarize_values
 from jedit.io.progress import Progress
 from jedit.models import Model, ModelConfig, ReplaceAt, site
 from jedit.models.encoding import Encoded, Row, encode_many
+from jedit.probes import figures
+from jedit.probes.axes import ENDS, PLACES, POSITIONS
 from jedit.probes.logit_lens import batches, known_answer, run
+from jedit.probes.rows import by_layer, range_of
 from jedit.types import Request, UserError
 
 if TYPE_CHECKING:
   from jedit.models.language_model import LanguageModel
-
-PLACES = {'hidden': 'block_out', 'attn': 'attn_out', 'mlp': 'mlp_out'}
-# ROME's groups of tokens, which overlap: the only token of a subject is its first and its last.
-POSITIONS = (
-  'subject_first',
-  'subject_middle',
-  'subject_last',
-  'after_first',
-  'after_middle',
-  'prompt_last',
-)
-ENDS = ('subject_last', 'prompt_last')  # positions of edits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +65,37 @@ class Trace:
     with np.errstate(divide='ignore', invalid='ignore'):  # zero noise loses nothing
       share_KxQxW = np.nansum(gain_KxQxWxN, axis=-1) / lost_KxQxW
     return np.where(found_KxQxW & (lost_KxQxW != 0), share_KxQxW, np.nan)
+
+  def summary(self, width: int | None = None) -> dict[str, Any]:
+    """Means of indirect effects by window of layers, as `jedit.probes.rows`.
+
+    Args:
+      width: of the windows that was asked for, where a small model cuts all of them off.
+    """
+    notes = {
+      'answers': 'the true object, or the target of a request without one',
+      'clean': summarize_values(self.clean_N),
+      'corrupted': summarize_values(self.corrupted_N),
+    }
+    width = width or max(map(len, self.windows))
+    rows = []
+    for k, kind in enumerate(self.kinds):
+      for q, position in enumerate(self.positions):
+        effect_WxN = self.restored_KxQxWxN[k, q] - self.corrupted_N
+        place: dict[str, Any] = {
+          'kind': kind,
+          'position': position,
+          'width': width,
+          'measure': 'indirect effect',
+        }
+        more = by_layer(effect_WxN, **place)
+        for row, window, share in zip(more, self.windows, self.recovered_KxQxW[k, q], strict=True):
+          row |= {'layers': range_of(window), 'recovered': share}
+        rows += more
+    return {'num_requests': len(self.clean_N), 'notes': notes, 'rows': rows}
+
+  def _repr_html_(self) -> str:
+    return figures.page(figures.trace_figures(self.summary()))
 
 
 def windows_of(num_layers: int, width: int) -> tuple[tuple[int, ...], ...]:

@@ -14,9 +14,8 @@ import pandas as pd
 from jedit.evals import metrics
 from jedit.evals.estimates import summarize_runs
 from jedit.evals.samples import Sample
-from jedit.io import storage, tables
+from jedit.io import figures, html, storage, tables
 from jedit.io.tables import Cell
-from jedit.reports import figures, html
 from jedit.reports.published import Published
 
 Summaries = Mapping[str, Mapping[str, Any]]

@@ -3,9 +3,8 @@
 import pathlib
 
 from jedit.hypernetworks.editor import Editor
-from jedit.io import sealed, storage, tables
-from jedit.reports import html
-from jedit.reports.figures import Line, Panels
+from jedit.io import html, sealed, storage, tables
+from jedit.io.figures import Line, Panels
 from jedit.units import format_seconds
 
 _TITLES = {

@@ -8,17 +8,20 @@ import numpy as np
 import pandas as pd
 
 from jedit.evals import metrics
+from jedit.evals.downstream import TaskTable
 from jedit.evals.estimates import summarize_values
 from jedit.evals.samples import Sample
 from jedit.evals.table import Table
-from jedit.io import sealed, tables
+from jedit.io import figures, html, sealed, tables
 from jedit.io.tables import Cell
 from jedit.models.patch import Patch
-from jedit.reports import figures, html
 from jedit.types import Record
 from jedit.units import format_seconds
 
-_STAGES = ('statistics', 'contexts', 'targets', 'keys', 'solve', 'edit', 'evaluate', 'samples')
+_STAGES = (
+  'statistics', 'contexts', 'training', 'targets', 'keys', 'rows', 'transform', 'solve', 'edit',
+  'evaluate', 'samples', 'downstream',
+)  # fmt: skip
 _WORST = 10
 _ALWAYS = ('statistics', 'targets', 'keys', 'solve', 'evaluate', 'compile')  # in summary.json
 
@@ -100,10 +103,15 @@ def _reached(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def as_text(
-  summary: Mapping[str, Any], table: Table, samples: Sequence[Sample], workdir: str
+  summary: Mapping[str, Any],
+  table: Table,
+  samples: Sequence[Sample],
+  workdir: str,
+  tasks: TaskTable | None = None,
 ) -> str:
-  """The report for the terminal."""
+  """The report for the terminal; `tasks` are the downstream ones."""
   lines = ['', _title(summary), '', str(table), '', *_sentences(summary)]
+  lines += ['', str(tasks)] if tasks is not None else []
   for sample in samples:
     lines += ['', f'Record {sample.case_id}']
     lines += [f'  before  {_one_line(sample.before)}'] if sample.before is not None else []
@@ -172,6 +180,7 @@ def write_page(
   table: Table,
   records: Sequence[Record],
   samples: Sequence[Sample],
+  tasks: TaskTable | None = None,
 ) -> None:
   """Writes report.html, its tables as CSV and LaTeX and its figures as PNG and SVG.
 
@@ -181,6 +190,7 @@ def write_page(
     table: of the evaluation, with one value for each of `records`.
     records: the edited records.
     samples: texts before and after.
+    tasks: results of downstream tasks.
   """
   frame = _metrics_frame(summary)
   tables.write(workdir / 'metrics', frame)
@@ -188,6 +198,9 @@ def write_page(
   note = f'Means over n records ± half width of the 95% interval; {metrics.units(names)}.'
   sentences = [*_sentences(summary), *_undefined(summary), *summary['notes']]
   parts = [html.paragraph(note), tables.to_html(frame), *map(html.paragraph, sentences)]
+  if tasks is not None:
+    parts += [html.heading('Downstream tasks'), tables.to_html(tasks.to_frame())]
+    parts += [html.paragraph(tasks.note)]
   parts += [html.heading('Shift of probabilities'), _shifts(workdir, table)]
   relations = _relations_frame(table, records)
   if len(relations) > 1:

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from jedit.solvers.base import UnsolvableError, check_finite, check_weight
-from jedit.solvers.factor import float64_alone, product, relative_error
+from jedit.solvers.devices import float64_alone
 from jedit.solvers.factor_cache import Covariance
+from jedit.solvers.matrix import product, relative_error
 from jedit.solvers.penalty import Penalty, over_root
 from jedit.types import UserError
 

@@ -1,13 +1,12 @@
 """Factors of second moments, kept for every batch of edits that solves with them.
 
-The cache belongs to the caller, and the factors live as long as it does. On each device they take
-at most a third of its memory, and half of what is free without them (about 12 F² bytes per layer
-for float32 C: 3.2 GB for GPT-J). A layer that does not fit is factored again for every batch, with
-the same bits. No factor is evicted: layers are visited in turn, so the oldest is always the next
-one needed. Several devices share the layers evenly.
+The cache belongs to the caller, and the factors live as long as it does, within the bounds of
+`jedit.solvers.budget`. A factor takes 12 F² bytes with float32 C, and 8 F² on a TPU: 3.2 and 2.1 GB
+for GPT-J. A layer that does not fit is factored again for every batch, with the same bits. No
+factor is evicted: layers are visited in turn, so the oldest is always the next one needed. Several
+devices share the layers evenly.
 """
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -15,19 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.parallel.memory import free_bytes
-from jedit.solvers.factor import (
-  Factor,
-  Matrix,
-  ScaledIdentity,
-  fits,
-  float64_device,
-  host,
-  make_factor,
-  memory,
-  num_sharing,
-  working_dtype,
-)
+from jedit.solvers.budget import Budget, bytes_per_device, fits, make_factor
+from jedit.solvers.devices import host, working_dtype
+from jedit.solvers.factor import Factor, ScaledIdentity
+from jedit.solvers.matrix import Matrix
 from jedit.solvers.spectrum import Spectrum
 from jedit.types import Kernel
 
@@ -61,31 +51,6 @@ class FactorCache:
     if known is None or not known.is_of(cov_FxF):
       known = self._covariances[kernel] = Covariance(cov_FxF, self._budget)
     return known
-
-
-class Budget:
-  """Device memory of kept results; several caches see each other through the free memory."""
-
-  def __init__(self) -> None:
-    self._kept: weakref.WeakSet[Any] = weakref.WeakSet()
-
-  def add(self, value: Any) -> None:
-    """Counts a result until it is gone."""
-    self._kept.add(value)
-
-  def held(self, device: jax.Device) -> float:
-    """Bytes of a device that kept results take."""
-    return sum(bytes_per_device(value) for value in self._kept if device in value.devices)
-
-  def room(self, device: jax.Device) -> float:
-    """Bytes of a device that may still be kept."""
-    free, held, limit = free_bytes(device), self.held(device), memory(device) / 3
-    if free is not None:
-      limit = min(limit, (free / num_sharing(device) + held) / 2)
-    return limit - held
-
-  def least_used(self) -> jax.Device:
-    return min(jax.local_devices(), key=self.held)
 
 
 _Kept = TypeVar('_Kept', Factor, Spectrum)
@@ -146,7 +111,7 @@ class Covariance:
     """
     device = self._budget.least_used()
     if working_dtype(device) != jnp.float64:
-      return Factor.of(self.cov_FxF, ridge, key_NxF, host(), jnp.float64)
+      return Factor.of(self.cov_FxF, ridge, key_NxF, host())
     return make_factor(self.cov_FxF, ridge, key_NxF, device)
 
   def spectrum(self) -> Spectrum:
@@ -161,12 +126,12 @@ class Covariance:
       beside = self.kept[Factor][1].matrix
       return Matrix(beside.cov_FxF, ridge, key_NxF, beside.device)
     device = self._budget.least_used()
-    wide = float64_device(device) if fits(device, self.size) else host()
-    return Matrix.on(wide, self.cov_FxF, ridge, key_NxF)
+    place = device if fits(device, self.size) else host()
+    return Matrix.on(place, self.cov_FxF, ridge, key_NxF)
 
   def has_room(self) -> bool:
     """True if one of several devices can keep a factor or spectrum, so that starting it pays."""
-    room = self._budget.room(self._budget.least_used())
+    room = self._budget.room(self._budget.least_used(), self.size)
     return len(jax.local_devices()) > 1 and 12 * self.size**2 <= room
 
   def _get_or_make(
@@ -185,14 +150,9 @@ class Covariance:
         return value
       del self.kept[kind], value
     device = self._budget.least_used()
-    room = self._budget.room(device)  # without what the work itself takes
+    room = self._budget.room(device, self.size)  # without what the work itself takes
     value = make(device)
     if bytes_per_device(value) <= room:
       self.kept[kind] = [np.array(part) for part in settings], value
       self._budget.add(value)
     return value
-
-
-def bytes_per_device(value: Factor | Spectrum) -> float:
-  """Bytes on each device of a result."""
-  return value.nbytes / len(value.devices)

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from jedit.solvers.base import UnsolvableError, check_finite, check_weight
-from jedit.solvers.factor import Matrix, chunks, float64_alone, product, relative_error
+from jedit.solvers.devices import float64_alone
 from jedit.solvers.factor_cache import Covariance
+from jedit.solvers.matrix import Matrix, chunks, product, relative_error
 from jedit.solvers.penalty import Penalty, over_root
 from jedit.solvers.spectrum import Spectrum
 

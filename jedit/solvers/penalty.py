@@ -13,16 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from jedit.solvers.factor import (
-  Factor,
-  Matrix,
-  ScaledIdentity,
-  chunks,
-  float64_alone,
-  product,
-  relative_error,
-)
+from jedit.solvers.devices import float64_alone
+from jedit.solvers.factor import Factor, ScaledIdentity
 from jedit.solvers.factor_cache import Covariance
+from jedit.solvers.matrix import Matrix, chunks, product, relative_error
 
 
 def max_unfactored_keys(key_size: int) -> int:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jedit.solvers.base import check_finite
-from jedit.solvers.factor import float64_alone
+from jedit.solvers.devices import float64_alone
 from jedit.solvers.factor_cache import Covariance
 from jedit.solvers.penalty import Penalty
 from jedit.types import UserError

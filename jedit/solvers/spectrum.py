@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.solvers.factor import float64_alone, float64_device
+from jedit.solvers.devices import float64_alone, float64_device
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from jedit.editing.blocks import cut_blocks
 from jedit.editing.edit import Separate, Sequential, Together, collect, edit, edit_stream
 from jedit.editing.prompts import encode_edits
 from jedit.editing.result import EditResult
-from jedit.editing.target import run_steps
+from jedit.editing.window import forward
 from jedit.methods import FineTuning, Recipe, recipe
 from jedit.models.patch import Patch, Update, merge
 from jedit.types import UserError
@@ -223,10 +223,10 @@ def test_a_sequence_shares_programs():
   """Batches are padded to shapes of the whole call; alone, each would have its own."""
   method = methods.memit(layers=(0, 1), cov_weight=0.5, num_steps=7)
   rows = encode_edits(_model().tokenizer, REQUESTS, CONTEXTS)
-  alone = {cut_blocks([row], ('subject_last',), 1, num_steps=7)[0] for row in rows}
-  before = run_steps._cache_size()
+  alone = {cut_blocks([row], ('subject_last',), 1, token_flop=1e6)[0] for row in rows}
+  forward.clear_cache()
   _run(Sequential(1), method)
-  assert run_steps._cache_size() == before + 1 < before + len(alone)
+  assert forward._cache_size() == 2 < 2 * len(alone), 'the block with the δ, and those above'
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from jedit.editing.prompts import encode_edits
 from jedit.models.tokenizer import load_tokenizer
 
 TOKENS = ('subject_last', 'prompt_last')
+TOKEN_FLOP = 2e8  # of a model with eight blocks of width 256 and 25 evaluations
 
 
 def _rows():
@@ -23,7 +24,7 @@ def _rows():
 @pytest.mark.parametrize('tokens', [TOKENS, TOKENS[:1], TOKENS[1:]])
 def test_blocks_hold_every_edit_once(batch_size, tokens):
   rows = _rows()
-  blocks = cut_blocks(rows, tokens, batch_size, num_steps=20)
+  blocks = cut_blocks(rows, tokens, batch_size, TOKEN_FLOP)
   assert sorted(i for block in blocks for i in block.indices) == list(range(len(rows)))
   for block in blocks:
     assert block.fill <= block.size <= batch_size
@@ -43,7 +44,7 @@ def test_blocks_hold_every_edit_once(batch_size, tokens):
 @pytest.mark.parametrize('tokens', [TOKENS, TOKENS[:1]])
 def test_arrays_point_at_the_tokens(tokens):
   rows = _rows()
-  for block in cut_blocks(rows, tokens, 3, num_steps=20):
+  for block in cut_blocks(rows, tokens, 3, TOKEN_FLOP):
     block = dataclasses.replace(block, fill=len(block.indices) + 1)
     arrays = row_batch([rows[i] for i in block.indices], block, tokens)
     count = len(rows[0].with_target)
@@ -75,7 +76,7 @@ def _real_rows(shared):
 def test_thousands_of_edits_need_few_shapes(real_rows):
   """As many programs as shapes, and at most twelve."""
   for tokens, batch_size in ((TOKENS[:1], 32), (TOKENS[:1], 256), (TOKENS, 32)):
-    blocks = cut_blocks(real_rows, tokens, batch_size, num_steps=30)
+    blocks = cut_blocks(real_rows, tokens, batch_size, TOKEN_FLOP)
     shapes = {dataclasses.replace(block, indices=()) for block in blocks}
     assert 2 <= len(shapes) <= 12
     assert sum(len(block.indices) for block in blocks) == len(real_rows) > 9_000
@@ -85,20 +86,21 @@ def test_thousands_of_edits_need_few_shapes(real_rows):
 def test_parts_of_a_sequence_share_shapes(real_rows, size, most):
   """Few programs for single edits, and little padding for larger parts."""
   rows = real_rows[:3000]
-  fitted = fit_shapes(rows, TOKENS[:1], num_steps=25)
+  fitted = fit_shapes(rows, TOKENS[:1], TOKEN_FLOP)
   programs, run = {}, {}
   for kind, shapes in (('shared', fitted), ('alone', None)):
     programs[kind], run[kind] = set(), 0
     for first in range(0, len(rows), size):
       part = rows[first : first + size]
-      blocks = cut_blocks(part, TOKENS[:1], 64, num_steps=25, shapes=shapes)
+      blocks = cut_blocks(part, TOKENS[:1], 64, TOKEN_FLOP, shapes=shapes)
       assert sorted(i for block in blocks for i in block.indices) == list(range(len(part)))
       for block in blocks:
         row_batch([part[i] for i in block.indices[: block.fill]], block, TOKENS[:1])
         programs[kind].add(dataclasses.replace(block, indices=()))
         run[kind] += block.window * block.size * -(-len(block.indices) // block.size)
   assert len(programs['shared']) <= most
-  assert run['shared'] <= run['alone']
+  # A single edit alone is not padded at all.
+  assert run['shared'] <= (1.02 if size == 1 else 1) * run['alone']
   if size == 1:
     assert len(programs['alone']) > 4 * len(programs['shared'])
 
@@ -106,6 +108,6 @@ def test_parts_of_a_sequence_share_shapes(real_rows, size, most):
 def test_shapes_of_other_edits_are_refused():
   rows = _rows()
   windows = [len(e.bare.ids) - e.bare.subject_last + len(e.target_ids) for e in rows]
-  shortest = fit_shapes([rows[int(np.argmin(windows))]], TOKENS[:1], num_steps=20)
+  shortest = fit_shapes([rows[int(np.argmin(windows))]], TOKENS[:1], TOKEN_FLOP)
   with pytest.raises(ValueError, match='is beyond all shapes'):
-    cut_blocks(rows, TOKENS[:1], 8, num_steps=20, shapes=shortest)
+    cut_blocks(rows, TOKENS[:1], 8, TOKEN_FLOP, shapes=shortest)

@@ -1,5 +1,8 @@
 """Results: they print as a few lines and are stored with their keys."""
 
+import dataclasses
+import html
+
 import numpy as np
 import pytest
 
@@ -30,7 +33,21 @@ def test_results_print_as_a_few_lines(result):
   assert result.patch.id in repr(result) and 'targets' in repr(result)
   assert '4 batches' in repr(separate)
   assert '7 edits' in repr(result.details) and '1/attn' in repr(result.details)
-  assert result._repr_html_().startswith('<pre>EditResult: Patch ')
+
+
+def test_a_notebook_shows_patch_edits_and_seconds(result):
+  page = result._repr_html_()
+  assert result.patch.id in page and '<td>block_1/attn/out/kernel</td><td>16 x 16</td>' in page
+  probability_B = result.details.targets[0].last('probability')
+  for request, probability in zip(editing.REQUESTS, probability_B, strict=True):
+    cells = f'<td>{html.escape(request.text)}</td><td>–</td><td>{request.target_new}</td>'
+    assert f'{cells}<td>{probability:.3f}</td>' in page
+  assert all(f'<td>{stage}</td>' in page for stage in result.seconds)
+  many = dataclasses.replace(result.details, rows=result.details.rows * 2, targets=())
+  assert 'and 4 more edits' in many._repr_html_() and 'its probability' not in many._repr_html_()
+  separate = EditResult(None, batches=(result, result))
+  assert '2 batches, each an edit of the original model' in separate._repr_html_()
+  assert 'in 2 batches' in dataclasses.replace(result, batches=(result, result))._repr_html_()
 
 
 def test_patch_and_keys_are_stored(result, tmp_path):

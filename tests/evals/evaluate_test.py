@@ -337,6 +337,16 @@ class EvaluateTest(absltest.TestCase):
     chosen = sample_texts(says('new'), records, count=2, seed=3)
     self.assertEqual(chosen, sample_texts(says('new'), records, count=2, seed=3))
     self.assertIsNone(chosen[0].before)
+    # Requests have one prompt, and the number of their place.
+    requests = [types.Request('{} lives in', f'<{name}>', 'Rome') for name in 'ab']
+    samples = sample_texts(says('new'), requests, says('old'))
+    self.assertEqual(samples[1], Sample(1, '<b> lives in', '<b> lives in old', '<b> lives in new'))
+    self.assertIn('Record 1\n  before  <b> lives in old\n  after   <b> lives in new', repr(samples))
+    cells = '<td>&lt;b&gt; lives in</td><td> <mark>old</mark></td><td> <mark>new</mark></td>'
+    self.assertIn(cells, samples._repr_html_())
+    self.assertIn(
+      '<td>&lt;b&gt; lives in</td><td> new</td>', sample_texts(says('new'), requests)._repr_html_()
+    )
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import os
 import pathlib
 import shutil
@@ -56,7 +57,9 @@ def test_all_that_is_missing_is_one_sentence(made, tmp_path, nothing_loaded):
     mesh=dict(model=3),
   )
   message = _sentence(config, tmp_path / 'run')
-  assert message.startswith('5 things are in the way of this run: (1) A mesh of data=0 and model=3')
+  assert message.startswith(
+    '5 things are in the way of this run: (1) A mesh of mesh.data=0 and mesh.model=3'
+  )
   for words in ('no.json', 'layers is (1, 7)', 'no.txt', 'contexts.json'):
     assert words in message
 
@@ -204,6 +207,14 @@ def test_a_full_disk_is_named_before_the_run(made, tmp_path, monkeypatch, nothin
   assert f'to {tmp_path / "run"}, where 10 kB are free; free some space' in message
 
 
+def test_a_store_of_others_is_named_before_the_run(made, tmp_path, nothing_loaded):
+  store = tmp_path / 'notes.txt'
+  store.write_text('notes without a final line break')
+  message = _sentence(tiny_run.config(made, evaluation__store=str(store)), tmp_path / 'run')
+  assert message.startswith(f'{store} holds something else than jedit evaluation')
+  assert store.read_text() == 'notes without a final line break'
+
+
 @pytest.mark.parametrize('error', [RuntimeError('No driver.'), AssertionError()])
 def test_devices_that_do_not_start_are_a_sentence(
   made, tmp_path, monkeypatch, nothing_loaded, error
@@ -225,3 +236,21 @@ def test_memory_that_runs_out_elsewhere_is_a_sentence(made, tmp_path, monkeypatc
   with pytest.raises(UserError, match='The run is out of memory .*allocating.*model.dtype'):
     experiments.run(tiny_run.config(made), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def test_instances_of_several_edits_stay_together(made, tmp_path, nothing_loaded):
+  edit = dict(
+    prompt='{} lives in',
+    target_new=dict(str='Paris'),
+    target_true=dict(str='Zürich'),
+    subject='Ove',
+  )
+  rest = dict(questions=['Who?'], new_answer='Ove')
+  instances = [dict(case_id=n, requested_rewrite=[edit] * 2, **rest) for n in range(2)]
+  file = tmp_path / 'facts.json'
+  file.write_text(json.dumps(instances))
+  fields = dict(data__records=str(file), edit__mode='separate', edit__edits_per_batch=1)
+  message = _sentence(tiny_run.config(made, **fields), tmp_path / 'run')
+  assert 'set edit.mode to together or sequential' in message
+  fields = dict(data__records=str(file), evaluation__demonstrations=str(tmp_path / 'no.txt'))
+  assert 'no.txt' in _sentence(tiny_run.config(made, **fields), tmp_path / 'run')

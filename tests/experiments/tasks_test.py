@@ -14,6 +14,7 @@ import transformers
 
 import jedit
 from helpers import tiny_run
+from helpers.harness_tasks import needs_harness, write_choices
 from jedit import experiments
 from jedit.editing import contexts
 from jedit.evals import evaluate
@@ -221,6 +222,24 @@ def test_evaluate_measures_a_patch_of_another_run(made, finished, tmp_path):
     assert summary['method'] == 'pmet' and summary['num_edits'] == 4
 
 
+@needs_harness
+def test_downstream_tasks_are_a_table_of_a_finished_run(made, finished, tmp_path, capsys):
+  workdir, task = tmp_path / 'copy', write_choices(tmp_path)
+  shutil.copytree(finished, workdir)
+  fields = dict(evaluation__harness=task, evaluation__harness_limit=3)
+  experiments.run(tiny_run.config(made, **fields), workdir)
+  printed = capsys.readouterr().out
+  assert re.search(r'towns +acc ↑ +0 +3 +\d\.\d{4} ± +\d\.\d{4} +\d\.\d{4}', printed)
+  assert 'Downstream tasks' in (workdir / 'report.html').read_text()
+  assert (workdir / 'downstream.csv').read_text().startswith('task,metric,shots,documents,before')
+  for name in ('patch.safetensors', 'records.jsonl'):
+    assert (workdir / name).read_bytes() == (finished / name).read_bytes(), name
+  fields['evaluation__harness'] += ', capitals.yaml'
+  with pytest.raises(UserError, match="no harness task 'capitals.yaml'"):
+    experiments.run(tiny_run.config(made, **fields), tmp_path / 'other')
+  assert not (tmp_path / 'other').exists()
+
+
 def test_export_writes_a_model_that_is_edited(made, finished, tmp_path, capsys):
   workdir = tmp_path / 'copy'
   shutil.copytree(finished, workdir)
@@ -235,6 +254,23 @@ def test_export_writes_a_model_that_is_edited(made, finished, tmp_path, capsys):
   transformers.AutoTokenizer.from_pretrained(workdir / 'model')
   experiments.run(tiny_run.config(made), workdir)  # the edit run is still what it was
   _assert_same_results(workdir, finished)
+
+
+def test_export_writes_patches_as_a_lora_adapter(made, finished, tmp_path, capsys):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished, workdir)
+  patch = jedit.Patch.load(finished / 'patch.safetensors')
+  for _ in range(2):  # the second time finds it done
+    experiments.run(tiny_run.config(made, task='export', export__adapter=True), workdir)
+    assert f'{workdir / "adapter"}, of rank 4, exact' in capsys.readouterr().out
+  assert jedit.Patch.from_lora(workdir / 'adapter').id == patch.id
+  changes = dict(export__adapter=True, export__max_rank=2, export__path=str(tmp_path / 'low'))
+  experiments.run(tiny_run.config(made, task='export', **changes), workdir)
+  assert 'of rank 2, truncated by up to ' in capsys.readouterr().out
+  low = jedit.Patch.from_lora(tmp_path / 'low')
+  assert low.provenance['truncated']['patch'] == patch.id
+  with pytest.raises(UserError, match='export.max_rank is of adapters'):
+    experiments.run(tiny_run.config(made, task='export', export__max_rank=2), workdir)
 
 
 def test_train_hands_its_config_to_the_trainer_once(tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+import jedit
 from fuzz import children
 from fuzz.effort import COUNTS, EFFORT, SEED
 
@@ -20,8 +21,9 @@ pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = (
   'statistics.safetensors', 'contexts.json', 'patch.safetensors', 'damage.jsonl',
-  'evaluation.json', 'records.jsonl', 'unedited.jsonl', 'samples.json',
+  'evaluation.json', 'records.jsonl', 'unedited.jsonl', 'samples.json', 'training.csv',
 )  # fmt: skip
+_EDITOR = 'editor.safetensors'
 
 
 @pytest.fixture(scope='module')
@@ -80,6 +82,9 @@ def _compare(workdir, expected):
     assert ours.exists() == theirs.exists(), name
     if ours.exists():
       assert ours.read_bytes() == theirs.read_bytes(), name
+  if (workdir / _EDITOR).exists():  # it tells the seconds of its training
+    ours, theirs = (jedit.Editor.load(place / _EDITOR) for place in (workdir, expected))
+    assert ours.id == theirs.id
   left = [path.name for path in workdir.rglob('*') if path.name.endswith(('.tmp', '.lock'))]
   assert not left, 'nothing is half-written'
 
@@ -96,7 +101,7 @@ def test_kills_end_with_the_same_bits(made, processes, whole, tmp_path, mode):
   for _ in _rounds(1):
     process = _start(processes, made, workdir, mode)
     process.join(rng.uniform(0.02, seconds))
-    COUNTS['kills'][0] += process.exitcode is None
+    COUNTS[f'kills, {mode}'][0] += process.exitcode is None
     process.kill()
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL), _log(workdir)

@@ -142,3 +142,16 @@ def tokens(num_rows: int, num_tokens: int, seed: int = 1) -> jax.Array:
   """Random token ids [N, T]."""
   rng = np.random.default_rng(seed)
   return jnp.asarray(rng.integers(0, VOCAB, (num_rows, num_tokens)), jnp.int32)
+
+
+@jax.jit
+def _logits(model: Model, token_1xT: jax.Array) -> jax.Array:
+  hidden_1xTxD, _ = model(token_1xT)
+  return model.head(hidden_1xTxD)
+
+
+def logits(model: Model, ids: Any, length: int = 64) -> np.ndarray:
+  """Logits [T, V] after each of the tokens of one row, which is padded to `length`."""
+  row = np.zeros((1, length), np.int32)
+  row[0, : len(ids)] = ids
+  return np.asarray(_logits(model, row), np.float64)[0, : len(ids)]

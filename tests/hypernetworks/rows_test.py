@@ -9,7 +9,7 @@ import pytest
 from flax import traverse_util
 
 from helpers import editing, tiny
-from jedit.hypernetworks.rows import capture, nll
+from jedit.hypernetworks.rows import capture, nll, run
 from jedit.hypernetworks.texts import HiddenStates, denominators, make_texts
 from jedit.models import kernel_path
 from jedit.models.encoding import Row as Text
@@ -24,15 +24,15 @@ KERNELS = {
 }
 
 
-def _texts(lm, first):
+def _texts(lm, first, packs=False):
   rows = [Text(r.prompt, r.subject, r.target_new) for r in editing.REQUESTS[:3]]
   texts = encode_many(lm.tokenizer, rows)
   hidden = HiddenStates(lm.model, first, [text.ids[:-1] for text in texts])
   counts = [len(text.target_ids) for text in texts]
-  length, most = max(len(text.ids) for text in texts), max(counts)
+  length, most = 2 * max(len(text.ids) for text in texts), max(counts)
   return make_texts(
     hidden, [0, 1, 2], texts, denominators(counts, 3), reads='answer', num_tokens=length,
-    num_reads=most,
+    num_reads=most, packs=packs,
   )  # fmt: skip
 
 
@@ -52,10 +52,7 @@ def test_rows_sum_to_the_gradient_of_the_kernel(family):
 
   def loss(weights):
     model = _with(lm, weights)
-    hidden_NxTxD, _ = model(
-      hidden_NxTxD=texts.hidden_NxTxD, start=first, position_NxT=texts.position_NxT
-    )
-    return nll(model, texts, hidden_NxTxD).sum()
+    return nll(model, texts, run(model, texts, first)[0]).sum()
 
   value, grads = jax.jit(jax.value_and_grad(loss))(weights)
   np.testing.assert_allclose(loss_N.sum(), value, rtol=1e-6)
@@ -65,6 +62,22 @@ def test_rows_sum_to_the_gradient_of_the_kernel(family):
     theirs = np.asarray(grads[kernel_path(kernel)])
     assert editing.relative(summed, theirs) < 1e-5
   assert not np.asarray(rows[kernels[0]].exists_NxP).all(), 'padding has no rows'
+
+
+def test_texts_that_share_a_row_see_themselves_alone():
+  lm, kernels = editing.language_model('gptj'), KERNELS['gptj']
+  alone, packed = _texts(lm, 1), _texts(lm, 1, packs=True)
+  assert len(set(packed.layout.row_N)) < len(alone.hidden_BxTxD)
+  find = jax.jit(capture, static_argnums=(1, 3))
+  (theirs_N, theirs), (ours_N, ours) = (
+    find(lm.model, kernels, texts, 'answer') for texts in (alone, packed)
+  )
+  np.testing.assert_allclose(ours_N, theirs_N, rtol=1e-5)
+  exists_NxP = np.asarray(theirs[kernels[0]].exists_NxP)
+  for kernel in kernels:
+    np.testing.assert_array_equal(ours[kernel].exists_NxP, exists_NxP)
+    for x, y in zip(ours[kernel][:2], theirs[kernel][:2], strict=True):
+      assert editing.relative(np.asarray(x)[exists_NxP], np.asarray(y)[exists_NxP]) < 1e-5
 
 
 @pytest.mark.parametrize('family', KERNELS)
@@ -98,7 +111,6 @@ def test_hidden_states_that_are_kept_are_those_computed_at_once():
   rows = [list(range(1, 3 + n % 5)) for n in range(70)]
   kept, fresh = HiddenStates(lm.model, 1, rows), HiddenStates(lm.model, 1, rows, keeps=False)
   for numbers in ([3, 69, 7], [7, 3]):
-    ours, theirs = kept(numbers, 8), np.asarray(fresh(numbers, 8))
-    for n, number in enumerate(numbers):
-      size = len(rows[number])
-      np.testing.assert_allclose(ours[n, :size], theirs[n, :size], atol=1e-5)
+    for ours_TxD, theirs_TxD, number in zip(kept(numbers), fresh(numbers), numbers, strict=True):
+      assert ours_TxD.shape == (len(rows[number]), lm.config.width)
+      np.testing.assert_allclose(ours_TxD, theirs_TxD, atol=1e-5)

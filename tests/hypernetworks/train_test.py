@@ -275,6 +275,8 @@ def test_a_training_that_is_not_finite_names_record_and_layer(editors):
   )
   with pytest.raises(UserError, match=r'inner loss of record 1\d .* is not finite in step 1'):
     jedit.train_editor(broken, records(), malmen())
+  with pytest.raises(UserError, match=r'Step \d .* record 1\d .*: .* mlp kernel in layer \d is'):
+    jedit.train_editor(lm, records(), malmen(learning_rate=1e30))
   with pytest.raises(UserError, match='loss of record 11 .* is not finite'):
     editor = dataclasses.replace(editors['malmen'], model='')
     jedit.edit(broken, editing.REQUESTS, malmen(), editor=editor)

@@ -175,3 +175,25 @@ def test_shards_go_to_another_mesh(tmp_path):
 def test_orbax_is_imported_when_something_is_saved():
   code = 'import sys, jedit.moments.collect; sys.exit("orbax" in sys.modules)'
   subprocess.run([sys.executable, '-c', code], cwd=os.getcwd(), check=True)
+
+
+_FULL = """
+import resource, sys
+import jax.numpy as jnp
+from jedit.io import checkpoints
+checkpoints._SECONDS_PER_SAVE = checkpoints._WORK_PER_SAVE = 0
+states = checkpoints.Checkpoints(__import__('pathlib').Path(sys.argv[1]))
+state = {'a': {str(n): jnp.arange(90_000.0) * n for n in range(4)}}
+states.save_if_due(1, state)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, -1))
+try:
+  states.save_if_due(2, state)
+except checkpoints.UserError as error:
+  print(error, file=sys.stderr)
+"""
+
+
+def test_a_full_disk_ends_in_the_sentence_alone(tmp_path):
+  command = [sys.executable, '-c', _FULL, os.fspath(tmp_path / 'states')]
+  said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+  assert said.startswith('Cannot write') and said.count('\n') == 1, said

@@ -400,8 +400,22 @@ def test_reprs_fit_ten_lines():
   assert repr(edited.model) == f'Model({lm.config.title}, interventions at {PLACE})'
   for each in (patch, dense, lm, edited):
     assert repr(each).count('\n') < 10 and len(repr(each)) < 1000
-    if not isinstance(each, Update):
-      assert each._repr_html_().startswith('<pre>') and each._repr_html_().count('\n') < 10
+
+
+def test_a_notebook_shows_kernels_with_rank_and_norm_as_bars():
+  lm = editing.language_model()
+  updates = {**_patch(lm, 0).updates, 'a<b>': Update(dense=np.full((3, 4), 2.0, np.float32))}
+  patch = Patch(updates, {'model': lm.fingerprint, 'method': {'name': '<i>'}}, {PLACE: _at(0)})
+  page = patch._repr_html_()
+  assert '<td>a&lt;b&gt;</td><td>3 x 4</td><td>dense</td>' in page and 'by &lt;i&gt;' in page
+  norms = {path: update.norm() for path, update in updates.items()}
+  for norm in norms.values():
+    width = 8 * norm / max(norms.values())
+    assert f'<span style="width:{width:.2f}em"></span> {norm:.4g}' in page
+  assert f'<td>{PLACE}</td><td>AddAt</td>' in page
+  many = Patch(dict.fromkeys(map(str, range(45)), updates['a<b>']))
+  assert many._repr_html_().count('<tr>') == 41 and 'and 5 more' in many._repr_html_()
+  assert lm._repr_html_().startswith('<pre>LanguageModel')
 
 
 def test_the_norm_of_factors_is_that_of_their_product():

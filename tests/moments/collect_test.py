@@ -19,7 +19,7 @@ from helpers import editing, moments_program
 from jedit.io import checkpoints
 from jedit.models import site
 from jedit.moments import collect as module
-from jedit.moments import packing, sums
+from jedit.moments import sums
 from jedit.moments.collect import accumulate, statistics
 from jedit.moments.corpus import Corpus
 from jedit.moments.files import SecondMoments
@@ -63,9 +63,7 @@ def _plain(kernel, layer, cap=24):
   return total / count, count
 
 
-@pytest.mark.parametrize('shortest', [24, 12])
-def test_packed_moments_are_those_of_single_documents(monkeypatch, shortest):
-  monkeypatch.setattr(packing, '_SHORTEST_ROW', shortest)
+def test_packed_moments_are_those_of_single_documents():
   stats = statistics(_model(), DOCUMENTS, [2, 1], ('mlp', 'attn'), **SETTINGS)
   assert set(stats.cov) == set(itertools.product((1, 2), ('mlp', 'attn')))
   for layer, kernel in (Kernel(2, 'mlp'), Kernel(1, 'attn')):

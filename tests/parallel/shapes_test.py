@@ -20,8 +20,10 @@ def test_packed_rows_are_nearly_full():
   # Lengths of encyclopedia articles, where filling rows in order leaves a fifth empty.
   rng = random.Random(0)
   lengths = [min(512, 1 + int(350 * rng.lognormvariate(0, 1.2))) for _ in range(600)]
-  rows = best_fit(lengths, [512])
-  assert sorted(itertools.chain(*(row for _, row in rows))) == list(range(600))
+  rows = best_fit([*lengths, 0], [512])
+  assert sorted(itertools.chain(*(row for _, row in rows))) == list(range(600)), (
+    'the empty item is dropped'
+  )
   assert max(sum(lengths[i] for i in row) for _, row in rows) <= 512
   assert sum(lengths) / (len(rows) * 512) > 0.99
 

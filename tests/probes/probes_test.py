@@ -14,7 +14,7 @@ from helpers import editing, tiny_run
 from jedit.models import ReplaceAt, site
 from jedit.models.encoding import encode
 from jedit.probes import contrast, similarity, trace, windows_of
-from jedit.probes.tracing import POSITIONS
+from jedit.probes.axes import POSITIONS
 from jedit.types import UserError
 
 

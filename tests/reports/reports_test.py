@@ -13,9 +13,9 @@ from jedit import experiments
 from jedit.evals.estimates import summarize_runs
 from jedit.experiments import probing, sweep
 from jedit.experiments.workdir import SUMMARY
-from jedit.io import sealed, tables
+from jedit.io import figures, sealed, tables
 from jedit.probes import contrast
-from jedit.reports import comparison, figures
+from jedit.reports import comparison
 from jedit.types import UserError
 
 

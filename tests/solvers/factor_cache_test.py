@@ -18,9 +18,14 @@ from jedit.solvers import (
   NullSpace,
   RankOne,
   UnsolvableError,
+  block_cholesky,
+  block_factor,
+  budget,
   check_error,
+  devices,
   factor,
   factor_cache,
+  matrix,
   spectrum,
 )
 from jedit.solvers.factor import Factor
@@ -71,7 +76,7 @@ def made(monkeypatch):
 
 @pytest.fixture
 def without_float64(monkeypatch):
-  for module in (factor, factor_cache):
+  for module in (block_factor, budget, factor_cache):
     monkeypatch.setattr(module, 'working_dtype', lambda device: np.float32)
 
 
@@ -155,8 +160,8 @@ def test_what_does_not_fit_is_made_anew_with_the_same_bits(made, monkeypatch):
   # Half of what is free without the cache has room for one of them and not for two.
   factors = FactorCache(source)
   held = [0]
-  monkeypatch.setattr(factor_cache, 'num_sharing', lambda device: 1)
-  monkeypatch.setattr(factor_cache, 'free_bytes', lambda device: 3 * one - held[0])
+  monkeypatch.setattr(budget, 'num_sharing', lambda device: 1)
+  monkeypatch.setattr(budget, 'free_bytes', lambda device: 3 * one - held[0])
   for _ in range(2):
     again = []
     for kernel in KERNELS:
@@ -168,7 +173,7 @@ def test_what_does_not_fit_is_made_anew_with_the_same_bits(made, monkeypatch):
 
 def test_memory_that_others_take_is_not_kept(made, monkeypatch):
   """The bound is free memory, not the size of the device."""
-  monkeypatch.setattr(factor_cache, 'free_bytes', lambda device: 1000)
+  monkeypatch.setattr(budget, 'free_bytes', lambda device: 1000)
   cov, key_BxF = Covariance(_cov()), _keys(3)
   for _ in range(2):
     solve(LeastSquares(1.0), cov, key_BxF)
@@ -178,7 +183,7 @@ def test_memory_that_others_take_is_not_kept(made, monkeypatch):
 @solvers
 def test_solve_and_residual_share_a_factor_that_is_not_kept(solver, made, monkeypatch):
   """One eigendecomposition per layer and batch, and no factor of the identity."""
-  monkeypatch.setattr(factor_cache, 'free_bytes', lambda device: 0)
+  monkeypatch.setattr(budget, 'free_bytes', lambda device: 0)
   key_BxF = _keys(1 if isinstance(solver, RankOne) else 3)
   state = solver.init(Covariance(_cov()), len(key_BxF))
   left_FxB = solver.solve(state, key_BxF, key_BxF)
@@ -244,7 +249,7 @@ def test_keys_may_make_up_for_a_singular_moment():
 @pytest.mark.parametrize('num_edits', [3, 15, 30, 55])
 def test_residuals_tell_right_from_wrong(solver, num_edits, monkeypatch):
   """In every regime of sizes, and over several chunks of edits."""
-  monkeypatch.setattr(factor, '_CHUNK', 20)
+  monkeypatch.setattr(matrix, '_CHUNK', 20)
   num_edits = 1 if isinstance(solver, RankOne) else num_edits
   cov, key_BxF = Covariance(_cov()), _keys(num_edits)
   left_FxB = solve(solver, cov, key_BxF)
@@ -307,10 +312,10 @@ def test_refinement_that_stalls_leaves_it_to_the_host(
   """Float32 alone is off by 0.5 at 1e8 and has no factor at 1e9, where float64 solves."""
   cov, key_BxF = Covariance(_ill_conditioned(condition)), _keys(1)
   factorised = []
-  original = factor._factorise
-  monkeypatch.setattr(
-    factor, '_factorise', lambda x, *a: factorised.append(x.dtype) or original(x, *a)
-  )
+  for module, name in ((block_cholesky, 'factorise'), (factor, '_factorise')):
+    original = getattr(module, name)
+    counted = lambda x, *a, make=original: factorised.append(x.dtype) or make(x, *a)  # noqa: E731
+    monkeypatch.setattr(module, name, counted)
   found = [solve(solver, cov, key_BxF) for _ in range(2)]
   assert factorised == [np.float32, np.float64]  # once, and kept
   assert residual(solver, cov, key_BxF, found[0]) < 1e-17 * condition + 1e-9
@@ -339,6 +344,6 @@ def test_tpus_get_float32():
   class Device:
     platform = 'tpu'
 
-  assert factor.working_dtype(Device()) == np.float32
+  assert devices.working_dtype(Device()) == np.float32
   Device.platform = 'gpu'
-  assert factor.working_dtype(Device()) == np.float64
+  assert devices.working_dtype(Device()) == np.float64

@@ -115,28 +115,29 @@ class Panels:
 
   def save(self, path: pathlib.Path) -> bytes:
     """Writes `path` with the endings .png and .svg; returns the PNG."""
-    handles: dict[str, Any] = {}
-    for axes in self.axes.flat:
-      for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-        handles.setdefault(name, handle)
-    for text in self._figure.findobj(Text):
-      text.set_parse_math(False)  # a name with dollars is not a formula
+    png = self.png()
     with matplotlib.rc_context(_STYLE):
-      if len(handles) > 1:
-        columns = min(len(handles), 3)
-        where = dict(loc='outside upper center', ncols=columns)
-        self._figure.legend(list(handles.values()), list(handles), **where)
-      png = self._png()
       with storage.atomic_file(path.with_name(path.name + '.png')) as beside:
         beside.write_bytes(png)
       with storage.atomic_file(path.with_name(path.name + '.svg')) as beside:
         self._figure.savefig(beside, format='svg', metadata={'Date': None})
     return png
 
-  def _png(self) -> bytes:
+  def png(self) -> bytes:
     """The figure as PNG with few colours, a fifth of the size."""
+    handles: dict[str, Any] = {}
+    for axes in self.axes.flat:
+      for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+        handles.setdefault(name, handle)
+    for text in self._figure.findobj(Text):
+      text.set_parse_math(False)  # a name with dollars is not a formula
     drawn, small = io.BytesIO(), io.BytesIO()
-    self._figure.savefig(drawn, format='png', dpi=150)
+    with matplotlib.rc_context(_STYLE):
+      if len(handles) > 1 and not self._figure.legends:
+        columns = min(len(handles), 3)
+        where = dict(loc='outside upper center', ncols=columns)
+        self._figure.legend(list(handles.values()), list(handles), **where)
+      self._figure.savefig(drawn, format='png', dpi=150)
     Image.open(drawn).convert('RGB').quantize(64).save(small, format='PNG')
     return small.getvalue()
 
