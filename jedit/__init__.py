@@ -22,6 +22,7 @@ if TYPE_CHECKING:
   from jedit.models.patch import Patch
   from jedit.moments.collect import statistics
   from jedit.moments.files import SecondMoments
+  from jedit.parallel.compilation_cache import cache_compilations
   from jedit.solvers import FactorCache
   from jedit.testbeds import testbed
   from jedit.types import Kernel, Record, Request, UserError
@@ -41,6 +42,7 @@ _HOME = {
   'Sequential': 'editing.edit',
   'Together': 'editing.edit',
   'UserError': 'types',
+  'cache_compilations': 'parallel.compilation_cache',
   'edit': 'editing.edit',
   'edit_stream': 'editing.edit',
   'evaluate': 'evals.evaluate',
@@ -69,6 +71,7 @@ __all__ = [
   'Sequential',
   'Together',
   'UserError',
+  'cache_compilations',
   'edit',
   'edit_stream',
   'evaluate',

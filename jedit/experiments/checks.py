@@ -44,7 +44,8 @@ from jedit.models.tokenizer import load_tokenizer
 from jedit.moments.corpus import Corpus, plan_dataset
 from jedit.moments.files import check_archives, is_archive
 from jedit.moments.sums import num_values
-from jedit.parallel.mesh import find_devices, make_mesh
+from jedit.parallel.devices import announce_devices, find_devices
+from jedit.parallel.mesh import make_mesh
 from jedit.parallel.topology import find_topology
 from jedit.types import Kernel, Record, UserError
 from jedit.units import format_bytes
@@ -175,6 +176,8 @@ def check(
   has_devices = False
   with problems.noted():
     topology = first.plan.topology if first.task == 'plan' else ''
+    if not topology:
+      announce_devices()
     found.devices = find_topology(topology) if topology else find_devices()
     found.mesh = make_mesh(first.mesh.data, first.mesh.model, found.devices)
     has_devices = True

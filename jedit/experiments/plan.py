@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import glob
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,8 +37,9 @@ from jedit.models.precision import matmul_precision
 from jedit.models.sharding import abstract_model
 from jedit.moments.corpus import Corpus
 from jedit.moments.sums import MemoryPlan
+from jedit.parallel.devices import count_kinds, find_devices
 from jedit.parallel.memory import free_bytes
-from jedit.parallel.mesh import DATA, MODEL, find_devices, make_mesh
+from jedit.parallel.mesh import DATA, MODEL, make_mesh
 from jedit.parallel.topology import find_topology
 from jedit.solvers.devices import float64_alone, float64_device, working_dtype
 from jedit.types import Record, UserError
@@ -49,7 +48,6 @@ from jedit.units import format_bytes, format_seconds
 # Share of the rate of matrix products that stages reach (docs/performance.md).
 _SHARE = 0.3
 _EDITS = ('edit', 'sweep', 'plan')
-_NVIDIA, _TPU = '/dev/nvidia[0-9]*', '/dev/accel[0-9]*'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,10 +206,9 @@ def make_plan(
     else:
       seconds = amount / (_SHARE * len(devices) * rates[config.dtype])
     stages.append(Stage(name, amount, seconds, name in done))
-  kinds = [f'{device.platform} ({device.device_kind})' for device in devices]
   return Plan(
     title=_title(settings),
-    devices={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+    devices=count_kinds(devices),
     mesh={DATA: 1, MODEL: 1} if mesh is None else dict(mesh.shape),
     dtypes={
       'weights and activations': config.dtype,
@@ -223,7 +220,7 @@ def make_plan(
     rates=rates,
     stages=tuple(stages),
     downloads=tuple(downloads),
-    notes=(*_notes(settings, num_cells), *_unused_accelerators(devices)),
+    notes=tuple(_notes(settings, num_cells)),
     programs=tuple(programs),
   )
 
@@ -246,24 +243,6 @@ def _notes(settings: Settings, num_cells: int) -> list[str]:
   if settings.task in ('edit', 'plan') and method is not None and not regions_of(method):
     found.append(f'the time of {method.name} itself is not estimated.')
   return found
-
-
-def _unused_accelerators(devices: Sequence[jax.Device]) -> list[str]:
-  """Sentences about accelerators of this machine that JAX does not use."""
-  if any(device.platform != 'cpu' for device in devices) or _wants_cpu():
-    return []
-  found = {'an NVIDIA GPU': glob.glob(_NVIDIA), 'a TPU': glob.glob(_TPU)}
-  package = {'an NVIDIA GPU': 'jax[cuda13]', 'a TPU': 'jax[tpu]'}
-  return [
-    f'this machine has {kind}, which JAX does not use: install {package[kind]}, or set '
-    'JAX_PLATFORMS=cpu to say that this is meant.'
-    for kind, files in found.items()
-    if files
-  ]
-
-
-def _wants_cpu() -> bool:
-  return 'cpu' in os.environ.get('JAX_PLATFORMS', '').split(',')
 
 
 @functools.cache

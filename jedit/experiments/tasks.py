@@ -24,6 +24,7 @@ from jedit.methods import HyperNetwork
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch
 from jedit.moments.corpus import Corpus
+from jedit.parallel.devices import announce_devices
 from jedit.probes.contrast import check_objects
 from jedit.reports import comparison, editors, probes, summary
 from jedit.reports.published import read_published
@@ -266,6 +267,7 @@ def _train(config: ml_collections.ConfigDict, path: str) -> None:
     knows = schema.read_json(made, dict[str, Any])
     show(f'{made.parent} is trained already: {knows["trained"]}% of trained prompts are right.')
     return
+  announce_devices()
   train(complete, path)
   workdir.begin({'seed': complete.seed})
 

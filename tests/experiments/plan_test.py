@@ -165,14 +165,6 @@ def test_a_run_prints_its_plan_first_and_what_is_done(made, finished, capsys):
   assert stages == [[name, 'done'] for name in names]
 
 
-def test_an_accelerator_without_its_plugin_is_noted(gptj, monkeypatch):
-  monkeypatch.setattr(plan.glob, 'glob', lambda path: [path] * (path == plan._NVIDIA))
-  monkeypatch.delenv('JAX_PLATFORMS', raising=False)
-  assert 'has an NVIDIA GPU, which JAX does not use' in str(make_plan(gptj, _config(), None))
-  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  assert not make_plan(gptj, _config(), None).notes
-
-
 def test_a_device_that_cannot_compute_is_a_sentence(gptj, monkeypatch):
   def fail(*unused):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: all memory is taken.\nmore')
