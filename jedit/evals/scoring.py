@@ -11,7 +11,7 @@ scored once.
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -159,7 +159,7 @@ def plan_batches(
       raise UserError(f'The text {row.text!r} has {lacks}; give a prompt and an answer.')
     ids, start = row.ids, row.target_start
     answers.setdefault(ids[:start], {}).setdefault(ids[start:], []).append(number)
-  trees = [_Tree(prompt, found) for prompt, found in answers.items()]
+  trees = [tree for prompt, found in answers.items() for tree in _trees(prompt, found)]
   lengths = [tree.num_tokens for tree in trees]
   compiled: dict[int, list[int]] = {}
   for count, size in sorted(shapes):
@@ -174,6 +174,23 @@ def plan_batches(
     count = next((count for count in sizes if count >= len(found)), sizes[-1])
     batches += [_fill(found[i : i + count], count, size) for i in range(0, len(found), count)]
   return Plan(tuple(batches), np.array([len(r.ids) - r.target_start for r in rows], np.int64))
+
+
+def _trees(
+  prompt: tuple[int, ...], answers: Mapping[tuple[int, ...], Sequence[int]]
+) -> Iterator[_Tree]:
+  """A tree for each share of the answers that is no longer than its prompt or a short row."""
+  most, room = max(_ROW_TOKENS, len(prompt)), 0
+  chosen: dict[tuple[int, ...], Sequence[int]] = {}
+  for answer, numbers in answers.items():
+    room -= len(answer) - 1
+    if chosen and room < 0:
+      yield _Tree(prompt, chosen)
+      chosen = {}
+    if not chosen:
+      room = most - (len(answer) - 1)
+    chosen[answer] = numbers
+  yield _Tree(prompt, chosen)
 
 
 def _row_sizes(lengths: Sequence[int], compiled: Iterable[int]) -> list[int]:

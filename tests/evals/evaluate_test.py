@@ -388,5 +388,6 @@ def test_an_answer_is_exact_if_all_its_tokens_are_on_top():
 def test_long_answers_of_one_prompt_do_not_share_a_batch():
   # Whole texts after BOS, as perplexities score them.
   rows = [encoding.Encoded('', (1, *[2 + n] * 30), None, 0, 1) for n in range(40)]
-  plan = scoring.plan_batches(rows, _VOCAB, tokens_per_batch=128)
+  plan = scoring.plan_batches(rows, tokens_per_batch=128)
+  assert plan.shapes == ((2, 64),)
   assert len(plan.batches) >= 40 * 29 / 128
