@@ -24,11 +24,13 @@ from jedit.models import Intervention, Model, ModelConfig, site
 from jedit.models.sites import chained
 from jedit.models.view import Group, View
 from jedit.parallel.mesh import mesh_of, over_rows
+from jedit.parallel.program import jit
 
 KeysAndValues = tuple[tuple[jax.Array, jax.Array], ...]  # of the windows and of the KL token
 
 # What the forward pass of a block records for its backward pass; everything else is cheap to
 # compute from these.
+HEADS = -2  # the axis of heads in queries, keys and values
 _RECORDED = ('attn_query', 'attn_key', 'attn_value', 'attn_out', 'mlp_gate', 'mlp_up')
 
 
@@ -106,7 +108,7 @@ def cut_window(model: Model, problem: Problem, rows: RowBatch, *, window: int, p
   return Window(hidden_BxMxD, stored)
 
 
-@functools.partial(jax.jit, static_argnames='mesh')
+@functools.partial(jit, static_argnames='mesh')
 def _embed(embedding: Model, rows: RowBatch, *, mesh: Mesh | None) -> tuple[jax.Array, View]:
   """Embeddings and view of whole rows, each edit's KL row behind its others."""
   num_edits, num_prompts, num_tokens = rows.token_BxPxT.shape
@@ -129,12 +131,12 @@ def _whole_rows(
   return View.of(groups, config, config.dtype)
 
 
-@functools.partial(jax.jit, static_argnames='mesh')
+@functools.partial(jit, static_argnames='mesh')
 def _run(block: Model, hidden: jax.Array, view: View, *, mesh: Mesh | None) -> jax.Array:
   return over_rows(mesh, block(hidden_NxTxD=hidden, stop=1, view=view)[0])
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'window', 'past', 'mesh'))
+@functools.partial(jit, static_argnames=('config', 'window', 'past', 'mesh'))
 def _cut(
   hidden: jax.Array, rows: RowBatch, config: ModelConfig, window: int, past: int, mesh: Mesh | None
 ) -> tuple[jax.Array, jax.Array, View]:
@@ -158,7 +160,7 @@ def _side_by_side(x_BxPxSxD: jax.Array) -> jax.Array:
   return x_BxPxSxD.reshape(len(x_BxPxSxD), -1, x_BxPxSxD.shape[-1])
 
 
-@functools.partial(jax.jit, static_argnames='mesh')
+@functools.partial(jit, static_argnames='mesh')
 def _store(
   block: Model, hidden: jax.Array, view: View, *, mesh: Mesh | None
 ) -> tuple[jax.Array, KeysAndValues]:
@@ -174,10 +176,10 @@ def _store(
     )
     stored.append((key, value))
     first = stop
-  return over_rows(mesh, (hidden, tuple(stored)))
+  return over_rows(mesh, hidden), over_rows(mesh, tuple(stored), HEADS)
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'window', 'past', 'tokens', 'mesh'))
+@functools.partial(jit, static_argnames=('config', 'window', 'past', 'tokens', 'mesh'))
 def window_view(
   rows: RowBatch,
   config: ModelConfig,
@@ -223,7 +225,7 @@ def _with_past(view: View, past: KeysAndValues) -> View:
   return view.replace(past={0: rows})  # type: ignore[attr-defined]
 
 
-@functools.partial(jax.jit, static_argnames='mesh')
+@functools.partial(jit, static_argnames='mesh')
 def forward(
   block: Model,
   hidden_BxMxD: jax.Array,
@@ -261,10 +263,19 @@ def forward(
     at_B = jnp.argmax(add.hit_BxM, axis=1)  # the first row's token comes first
     value_Bx1xD = jnp.take_along_axis(seen[site(0, place)], at_B[:, None, None], axis=1)
     values[place] = value_Bx1xD[:, 0].astype(jnp.float32)
-  return over_rows(mesh, (out_BxMxD, {tap: seen[tap] for tap in recorded}, values))
+  kept = {tap: over_rows(mesh, seen[tap], _split(tap)) for tap in recorded}
+  return over_rows(mesh, out_BxMxD), kept, over_rows(mesh, values)
 
 
-@functools.partial(jax.jit, static_argnames=('is_lowest', 'mesh'), donate_argnames='grad_BxMxD')
+def _split(tap: str) -> int | None:
+  """The axis of a recorded value that devices split which share the block's kernels."""
+  place = tap.partition('/')[2]
+  if place in ('attn_query', 'attn_key', 'attn_value'):
+    return HEADS
+  return -1 if place in ('mlp_gate', 'mlp_up') else None
+
+
+@functools.partial(jit, static_argnames=('is_lowest', 'mesh'), donate_argnames='grad_BxMxD')
 def backward(
   block: Model,
   hidden_BxMxD: jax.Array,

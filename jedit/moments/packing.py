@@ -87,7 +87,7 @@ class PackedText:
   @property
   def shape(self) -> tuple[int, int]:
     """N and T of all batches."""
-    return self.row_shards * max(1, self.batch_tokens // self.row_tokens), self.row_tokens
+    return batch_shape(self.row_tokens, self.batch_tokens, self.row_shards)
 
   def batches(self, start: Place = START) -> Iterator[PackedBatch]:
     """Windows of documents in order, their rows in random order.
@@ -115,8 +115,8 @@ class PackedText:
     """Rows of documents, each with the place behind it."""
     first, done = start
     for window in self._windows(first):
-      found = best_fit([len(ids) for ids in window], self.row_tokens)
-      rows = [[window[index] for index in row] for row in found]
+      found = best_fit([len(ids) for ids in window], [self.row_tokens])
+      rows = [[window[index] for index in row] for _, row in found]
       # A pass may stop within a window, and its first rows hold the longest documents.
       random.Random(first).shuffle(rows)
       for number, row in enumerate(rows[done:], start=done + 1):
@@ -138,6 +138,11 @@ class PackedText:
           window, num_tokens = [], 0
     if window:
       yield window
+
+
+def batch_shape(row_tokens: int, batch_tokens: int, row_shards: int = 1) -> tuple[int, int]:
+  """Rows and tokens of a batch; arguments as of `PackedText`."""
+  return row_shards * max(1, batch_tokens // row_tokens), row_tokens
 
 
 def prefetch(items: Iterator[_Item], depth: int = 2) -> Iterator[_Item]:

@@ -7,7 +7,6 @@ others wait.
 """
 
 import itertools
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jedit.parallel.devices import find_devices
 from jedit.types import UserError
 
 DATA, MODEL = 'data', 'model'
@@ -44,24 +44,6 @@ def initialise(coordinator: str, num_processes: int | None, process_id: int | No
     raise UserError(
       f'The processes of this run did not find each other ({reason}); check --coordinator, '
       '--num_processes and --process_id of each.'
-    ) from error
-
-
-def find_devices() -> list[jax.Device]:
-  """All devices of all processes.
-
-  Raises:
-    UserError: if JAX cannot start one of its platforms.
-  """
-  try:
-    return jax.devices()
-  except (RuntimeError, AssertionError) as error:
-    # JAX asserts that one of several platforms starts.
-    lines = str(error).splitlines() or [f'JAX_PLATFORMS is {os.environ.get("JAX_PLATFORMS")!r}']
-    reason = lines[0].rstrip('.')
-    raise UserError(
-      f'JAX cannot use the devices of this machine ({reason}); repair its driver or plugin, or set '
-      'JAX_PLATFORMS=cpu to run on the processor.'
     ) from error
 
 
@@ -107,6 +89,12 @@ def num_row_shards(params: Any) -> int:
   return 1 if mesh is None else mesh.shape[DATA]
 
 
+def platform_of(params: Any) -> str:
+  """Platform of the devices of parameters, or of their shapes: 'cpu', 'gpu' or 'tpu'."""
+  [device, *_] = jax.tree.leaves(params)[0].sharding.device_set
+  return device.platform
+
+
 def place_rows(params: Any, rows: Any) -> Any:
   """Host arrays as arrays on the devices of the parameters, their first axis over 'data'.
 
@@ -145,13 +133,24 @@ def _row_sharding(mesh: Mesh, array: Any) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(DATA) if divides else PartitionSpec())
 
 
-def over_rows(mesh: Mesh | None, tree: Any) -> Any:
-  """Inside jit: shards the first axis of every array over 'data' where it divides."""
+def over_rows(mesh: Mesh | None, tree: Any, split: int | None = None) -> Any:
+  """Inside jit: shards the first axis of every array over 'data' where it divides.
+
+  Args:
+    mesh: of the devices; None changes nothing.
+    tree: arrays.
+    split: an axis of each that 'model' splits likewise, counted from the last, -1; None for none.
+  """
   if mesh is None:
     return tree
 
   def constrain(x):
-    return jax.lax.with_sharding_constraint(x, _row_sharding(mesh, x))
+    sharding = _row_sharding(mesh, x)
+    if split is not None and x.shape[split] % mesh.shape[MODEL] == 0:
+      rows = sharding.spec[0] if sharding.spec else None
+      between = (None,) * (x.ndim + split - 1)
+      sharding = NamedSharding(mesh, PartitionSpec(rows, *between, MODEL))
+    return jax.lax.with_sharding_constraint(x, sharding)
 
   return jax.tree.map(constrain, tree)
 
