@@ -13,6 +13,8 @@ if TYPE_CHECKING:
   from jedit.editing.result import EditResult
   from jedit.evals.evaluate import evaluate
   from jedit.evals.samples import sample_texts
+  from jedit.experiments.plan import plan
+  from jedit.experiments.results import read_records
   from jedit.hypernetworks.editor import Editor
   from jedit.hypernetworks.train import train_editor
   from jedit.methods.presets import preset
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
   from jedit.models.patch import Patch
   from jedit.moments.collect import statistics
   from jedit.moments.files import SecondMoments
+  from jedit.parallel.compilation_cache import cache_compilations
   from jedit.solvers import FactorCache
   from jedit.testbeds import testbed
   from jedit.types import Kernel, Record, Request, UserError
@@ -40,11 +43,14 @@ _HOME = {
   'Sequential': 'editing.edit',
   'Together': 'editing.edit',
   'UserError': 'types',
+  'cache_compilations': 'parallel.compilation_cache',
   'edit': 'editing.edit',
   'edit_stream': 'editing.edit',
   'evaluate': 'evals.evaluate',
   'load': 'models.language_model',
+  'plan': 'experiments.plan',
   'preset': 'methods.presets',
+  'read_records': 'experiments.results',
   'sample_texts': 'evals.samples',
   'statistics': 'moments.collect',
   'testbed': 'testbeds',
@@ -67,6 +73,7 @@ __all__ = [
   'Sequential',
   'Together',
   'UserError',
+  'cache_compilations',
   'edit',
   'edit_stream',
   'evaluate',
@@ -74,8 +81,10 @@ __all__ = [
   'methods',
   'models',
   'parallel',
+  'plan',
   'preset',
   'probes',
+  'read_records',
   'sample_texts',
   'statistics',
   'testbed',

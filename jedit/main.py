@@ -46,6 +46,7 @@ try:
 
   from jedit import configs
   from jedit.parallel import mesh
+  from jedit.parallel.compilation_cache import cache_compilations
   from jedit.types import UserError
   from jedit.units import visible
 except (ValueError, RuntimeError) as error:  # a library reads nonsense in the environment
@@ -205,9 +206,7 @@ def main(args: tuple[config_dict.ConfigDict, str]) -> None:
   """Hands the config and the workdir to `jedit.experiments`."""
   logging.set_verbosity(logging.WARNING)  # jax reports every kind of device that it does not find
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    cache = pathlib.Path('~/.cache/jedit/xla').expanduser()
-    jax.config.update('jax_compilation_cache_dir', str(cache))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)  # many small programs
+    cache_compilations()
   if _COORDINATOR.value is not None:
     mesh.initialise(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if not mesh.is_first_process():

@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From the bottom up: a module imports only from lines above its own. A name stands for itself
 # and everything below it; names on one line may import each other, without cycles.
 ROOMS = (
-  'jedit.types jedit.units jedit.configs',
+  'jedit.types jedit.units jedit.compat jedit.configs',
   'jedit.parallel',
   'jedit.io',
   'jedit.solvers',

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jedit.compat import enable_x64
 from jedit.experiments.compile_timer import CompileClock
 from jedit.models.precision import matmul_precision
 
@@ -62,7 +63,7 @@ class JaxImplementation:
     """Of the fastest of a few large square products."""
     is_cpu = jax.default_backend() == 'cpu'
     size, chain, repeats = (1024, 4, 3) if is_cpu else (8192, 16, 5)
-    with jax.enable_x64(self.dtype == 'float64'):
+    with enable_x64(self.dtype == 'float64'):
       x = jnp.full((size, size), 1.0 / size, self.dtype)
       _products(x, chain).block_until_ready()
       seconds = []

@@ -1,5 +1,6 @@
 """Edits in JAX: the engine, and target optimisation without the engine's window."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,27 +100,31 @@ class WholeRows(JaxImplementation):
     rows = workload.rows()
     length = [max(len(text.ids) for text in edit.with_target) for edit in rows]
     order = sorted(range(len(rows)), key=length.__getitem__)
-    fits = choose_batch_size(self.lm.config, rows, 0)
+    fits = choose_batch_size(self.lm.model, self._block(rows), len(rows[0].with_target), 0)
     size = min(workload.target_batch_size or fits, len(rows))
     parts = [order[first : first + size] for first in range(0, len(rows), size)]
     self.batches = [(part, self._rows([rows[i] for i in part], size)) for part in parts]
 
   def _rows(self, edits: Sequence[EditRows], size: int) -> RowBatch:
-    """Rows of at most `size` edits, all padded to one length, the KL rows among them."""
+    """Rows of at most `size` edits."""
+    block = dataclasses.replace(self._block(edits), size=size, fill=size)
+    return jax.tree.map(jnp.asarray, row_batch(edits, block, self.problem.tokens))
+
+  def _block(self, edits: Sequence[EditRows]) -> Block:
+    """The shape of their rows, all padded to one length, the KL rows among them."""
     texts = [text for edit in edits for text in edit.with_target]
     lengths = [len(text.ids) - 1 for text in texts] + [len(edit.kl.ids) for edit in edits]
     num_tokens = round_up(max(lengths), 4)
-    block = Block(
+    return Block(
       indices=(),
-      size=size,
-      fill=size,
+      size=0,
+      fill=0,
       window=num_tokens,
       past=0,
       num_tokens=num_tokens,
       num_targets=max(len(text.target_ids) for text in texts),
       kl_tokens=num_tokens,
     )
-    return jax.tree.map(jnp.asarray, row_batch(edits, block, self.problem.tokens))
 
   def _loss(self, delta_D, model: Model, rows: RowBatch, state: _State, is_first: bool):
     """Loss of one edit; see `jedit.editing.objective.Objective`."""

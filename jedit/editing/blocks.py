@@ -1,7 +1,7 @@
 """Blocks of edits: few padded shapes, so that few step programs are compiled."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -69,7 +69,9 @@ class RowBatch:
   kl_start_B: Array
 
 
-def fit_shapes(rows: Sequence[EditRows], tokens: Sequence[str], token_flop: float) -> list[Block]:
+def fit_shapes(
+  rows: Sequence[EditRows], tokens: Sequence[str], token_flop: float, platform: str | None = None
+) -> list[Block]:
   """The shapes that edits are padded to: blocks without edits, windows ascending.
 
   Args:
@@ -77,8 +79,9 @@ def fit_shapes(rows: Sequence[EditRows], tokens: Sequence[str], token_flop: floa
     tokens: tokens at which δ are added: 'subject_last', 'prompt_last' or both.
     token_flop: of a window token over all evaluations (`Problem.token_flop`), which decides when a
       shape of its own pays.
+    platform: of the devices; likewise. None takes this machine's.
   """
-  platform = jax.local_devices()[0].platform
+  platform = platform or jax.local_devices()[0].platform
   per_shape = _FLOP_PER_SHAPE.get(platform, _FLOP_PER_SHAPE_ELSEWHERE)
   padding = per_shape / (token_flop * len(rows[0].with_target))
   windows = [_window(edit, tokens) for edit in rows]
@@ -103,18 +106,19 @@ def fit_shapes(rows: Sequence[EditRows], tokens: Sequence[str], token_flop: floa
 def cut_blocks(
   rows: Sequence[EditRows],
   tokens: Sequence[str],
-  batch_size: int,
+  batch_size: int | Callable[[Block], int],
   token_flop: float,
   multiple: int = 1,
   shapes: Sequence[Block] | None = None,
+  platform: str | None = None,
 ) -> list[Block]:
   """Groups edits of similar windows in blocks of few shapes.
 
   Args:
     rows: all edits.
-    tokens, token_flop: as of `fit_shapes`.
-    batch_size: the largest B; blocks, and rounds of their slots, share the edits of a shape
-      evenly, so that little of the last is empty.
+    tokens, token_flop, platform: as of `fit_shapes`.
+    batch_size: the largest B, of every shape or by shape; blocks, and rounds of their slots, share
+      the edits of a shape evenly, so that little of the last is empty.
     multiple: slots and fills come in multiples of it, for devices that share them.
     shapes: of `fit_shapes` for the sequence that these edits are a part of: its parts then share
       their programs, and the number of slots is one of few, too. None fits these edits alone.
@@ -123,7 +127,7 @@ def cut_blocks(
     ValueError: for shapes that an edit does not fit in.
   """
   windows = np.array([_window(edit, tokens) for edit in rows])
-  fitting = fit_shapes(rows, tokens, token_flop) if shapes is None else shapes
+  fitting = fit_shapes(rows, tokens, token_flop, platform) if shapes is None else shapes
   if windows.max() > fitting[-1].window:
     raise ValueError(f'A window of {windows.max()} tokens is beyond all shapes.')
   above, blocks = -1, []
@@ -132,10 +136,11 @@ def cut_blocks(
     above = shape.window
     if not indices:
       continue
-    num_edits = -(-len(indices) // -(-len(indices) // (_ROUNDS_PER_BLOCK * batch_size)))
-    size = -(-num_edits // -(-num_edits // batch_size))
+    most = batch_size if isinstance(batch_size, int) else batch_size(shape)
+    num_edits = -(-len(indices) // -(-len(indices) // (_ROUNDS_PER_BLOCK * most)))
+    size = -(-num_edits // -(-num_edits // most))
     if shapes is not None:
-      size = min(bucket(size, smallest=1), batch_size)
+      size = min(bucket(size, smallest=1), most)
     size = round_up(size, multiple)
     fill = round_up(-(-size // _FILLS_PER_BATCH), multiple)
     for first in range(0, len(indices), num_edits):

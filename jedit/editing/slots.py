@@ -9,18 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.editing.blocks import Block, cut_blocks, row_batch, window_start
+from jedit.editing.blocks import Block, cut_blocks, fit_shapes, row_batch
 from jedit.editing.problem import Problem
 from jedit.editing.prompts import EditRows
-from jedit.editing.region import TOKENS, KernelUpdate
+from jedit.editing.region import KernelUpdate
 from jedit.editing.target import TRACE_COLUMNS, Slots, State, enter, run_steps
 from jedit.io.memo import Memo, Stored
 from jedit.io.out_of_memory import halve_once
 from jedit.io.progress import Progress
 from jedit.io.sealed import digest
 from jedit.models import Model, ModelConfig
+from jedit.models.sharding import param_shapes
 from jedit.parallel.memory import free_bytes
-from jedit.parallel.mesh import fetch, least_over_processes, num_row_shards
+from jedit.parallel.mesh import fetch, least_over_processes, num_row_shards, platform_of
+from jedit.parallel.program import DryRun, shape_bytes
 from jedit.types import UserError
 
 # Steps between two checks for edits that have stopped: a check waits for an accelerator.
@@ -88,64 +90,49 @@ class Targets:
     )
 
 
-def choose_batch_size(
-  config: ModelConfig, rows: Sequence[EditRows], first_layer: int, row_shards: int = 1
-) -> int:
-  """Edits to optimise at once: for each device a power of 2 that fits its free memory.
+def choose_batch_size(model: Model, shape: Block, num_prompts: int, first_layer: int) -> int:
+  """Edits of a shape to optimise at once: for each device a power of 2 that fits its free memory.
 
-  Counted per edit are what every block above the δ records for its backward pass, the stored keys
-  and values, and the logits, for the longest rows; half of the free memory is left alone.
+  Half of the memory that is free beside the parameters is left alone.
 
   Args:
-    config: sizes and dtype of the model.
-    rows: texts of the edits.
+    model: the model, or one without arrays, whose parameters then take their memory as well.
+    shape: of `fit_shapes`.
+    num_prompts: rows of an edit.
     first_layer: the lowest block with a δ.
-    row_shards: devices that share the edits.
   """
-  texts = [text for edit in rows for text in edit.with_target]
-  per_edit = bytes_per_edit(
-    config,
-    first_layer,
-    num_prompts=len(rows[0].with_target) + 1,  # and the KL row
-    window=max(len(text.ids) - window_start(text, TOKENS) for text in texts),
-    past=max(window_start(text, TOKENS) for text in texts),
-    num_targets=max(len(text.target_ids) for text in texts),
-  )
-  return least_over_processes(fitting_batch(per_edit)) * row_shards
-
-
-def bytes_per_edit(
-  config: ModelConfig,
-  first_layer: int,
-  *,
-  num_prompts: int,
-  window: float,
-  past: float,
-  num_targets: float,
-) -> int:
-  """Bytes that the optimisation of one edit keeps on its device.
-
-  Args:
-    config: sizes and dtype of the model.
-    first_layer: the lowest block with a δ.
-    num_prompts: rows of the edit.
-    window, past, num_targets: tokens of a row from the window on, before it, and predicted.
-  """
-  itemsize = jnp.dtype(config.dtype).itemsize
-  heads = config.num_kv_heads * config.head_dim
-  kept = (10 * config.width + 3 * config.ffn_width) * window + 2 * heads * past
-  layers = config.num_layers - first_layer
-  return int(num_prompts * (layers * kept * itemsize + 3 * 4 * num_targets * config.vocab_size))
-
-
-def fitting_batch(per_edit: int, reserved: int = 0) -> int:
-  """A power of 2 that fits half of a device's free memory, less what is reserved."""
-  device = jax.local_devices()[0]
+  [device, *_] = jax.tree.leaves(model)[0].sharding.device_set
   free = None if device.platform == 'cpu' else free_bytes(device)
   if free is None:
-    return _HOST_BATCH
-  fits = max((free - reserved) // (2 * per_edit), 1)
-  return 2 ** int(np.log2(min(fits, _LARGEST_BATCH)))
+    size = _HOST_BATCH
+  else:
+    per_edit = bytes_per_edit(model.config, shape, num_prompts, first_layer)
+    fits = max((free - shape_bytes(model)) // (2 * per_edit), 1)
+    size = 2 ** int(np.log2(min(fits, _LARGEST_BATCH)))
+  return least_over_processes(size) * num_row_shards(model)
+
+
+def bytes_per_edit(config: ModelConfig, shape: Block, num_prompts: int, first_layer: int) -> int:
+  """Bytes that the optimisation of one edit keeps on its device.
+
+  By layer from δ on: the block's input, what its forward pass records for the backward pass
+  (`jedit.editing.window`), and the stored keys and values; for the head, three times the logits,
+  and those at the start.
+
+  Args:
+    config: sizes and dtype of the model.
+    shape: of `fit_shapes`.
+    num_prompts: rows of the edit.
+    first_layer: the lowest block with a δ.
+  """
+  num_tokens = num_prompts * shape.window + 1
+  heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+  wide = (1 + ('gate' in param_shapes(config)['block_0']['mlp'])) * config.ffn_width
+  kept = (2 * config.width + heads + 2 * kv_heads + wide) * num_tokens
+  stored = 2 * kv_heads * (num_prompts * shape.past + shape.kl_tokens)
+  layers = (config.num_layers - first_layer) * jnp.dtype(config.dtype).itemsize
+  logits = 4 * config.vocab_size * (3 * (num_prompts * shape.num_targets + 1) + 1)
+  return layers * (kept + stored) + logits
 
 
 def optimise_targets(
@@ -174,41 +161,61 @@ def optimise_targets(
     UserError: if a loss or δ is not finite, names the record; if half a batch does not fit the
       memory.
   """
-  row_shards = num_row_shards(model)
   memo = (memo or Memo(None)).below(digest(key)[:16])
+  fitted = _fit(model, rows, problem) if shapes is None else shapes
   if batch_size is None:
-    stored = memo.get('batch_size', key)
+    about = [key, [dataclasses.astuple(shape) for shape in fitted]]
+    stored = memo.get('batch_size', about)
     if stored is None:
-      size = choose_batch_size(model.config, rows, problem.first_layer, row_shards)
-      stored = memo.put('batch_size', key, Stored({'batch_size': np.array(size)}))
-    batch_size = int(stored.tensors['batch_size'])
-  if batch_size < 1:
+      chosen = _choose_sizes(model, rows, problem, fitted)
+      stored = memo.put('batch_size', about, Stored({'batch_size': np.array(chosen)}))
+    sizes = stored.tensors['batch_size'].tolist()
+  elif batch_size < 1:
     raise UserError(f'target_batch_size is {batch_size}; give at least 1.')
+  else:
+    sizes = [batch_size] * len(fitted)
+  by_window = {shape.window: size for shape, size in zip(fitted, sizes, strict=True)}
+  most = max(sizes)
+
+  def run(size: int) -> Targets:
+    at_once = {window: max(each * size // most, 1) for window, each in by_window.items()}
+    blocks = _cut(model, rows, problem, at_once, shapes)
+    return _optimise(model, rows, problem, blocks, size, memo, key)
+
   return halve_once(
-    lambda size: _optimise(model, rows, problem, size, memo, key, shapes),
-    batch_size,
+    run,
+    most,
     stage='targets',
     field='edit.target_batch_size',
     most=len(rows),
-    least=row_shards,
+    least=num_row_shards(model),
   )
+
+
+def _fit(model: Model, rows: Sequence[EditRows], problem: Problem) -> list[Block]:
+  token_flop = problem.token_flop(model.config)
+  return fit_shapes(rows, problem.tokens, token_flop, platform_of(model))
+
+
+def _choose_sizes(
+  model: Model, rows: Sequence[EditRows], problem: Problem, shapes: Sequence[Block]
+) -> list[int]:
+  """Batch sizes by shape."""
+  num_prompts, first_layer = len(rows[0].with_target), problem.first_layer
+  return [choose_batch_size(model, shape, num_prompts, first_layer) for shape in shapes]
 
 
 def _optimise(
   model: Model,
   rows: Sequence[EditRows],
   problem: Problem,
+  blocks: Sequence[Block],
   batch_size: int,
   memo: Memo,
   key: Any,
-  shapes: Sequence[Block] | None,
 ) -> Targets:
-  """`optimise_targets` with batches of this size."""
+  """`optimise_targets` in these blocks."""
   numbers: Problem = jax.tree.map(np.float32, problem)
-  row_shards = num_row_shards(model)
-  blocks = cut_blocks(
-    rows, problem.tokens, batch_size, problem.token_flop(model.config), row_shards, shapes
-  )
   found: list[Mapping[str, np.ndarray]] = []
   with Progress('targets', total=len(rows), unit='edits') as progress:
     for number, block in enumerate(blocks):
@@ -242,6 +249,58 @@ def _optimise(
   )
 
 
+def _cut(
+  model: Model,
+  rows: Sequence[EditRows],
+  problem: Problem,
+  batch_size: Mapping[int, int],
+  shapes: Sequence[Block] | None,
+) -> list[Block]:
+  """Blocks with the largest number of slots by window."""
+  return cut_blocks(
+    rows,
+    problem.tokens,
+    lambda shape: batch_size[shape.window],
+    problem.token_flop(model.config),
+    num_row_shards(model),
+    shapes,
+    platform_of(model),
+  )
+
+
+def dry_run_targets(
+  run: DryRun,
+  model: Model,
+  rows: Sequence[EditRows],
+  problem: Problem,
+  batch_size: int | None = None,
+  shapes: Sequence[Block] | None = None,
+) -> None:
+  """Notes the programs of `optimise_targets`, with all evaluations of every edit.
+
+  Args:
+    run: the dry run.
+    model: a model without arrays.
+    rows, problem, batch_size, shapes: as of `optimise_targets`.
+  """
+  numbers: Problem = jax.tree.map(np.float32, problem)
+  num_steps = problem.objective.num_steps
+  fitted = _fit(model, rows, problem) if shapes is None else shapes
+  sizes = [batch_size] * len(fitted) if batch_size else _choose_sizes(model, rows, problem, fitted)
+  at_once = {shape.window: size for shape, size in zip(fitted, sizes, strict=True)}
+  steps = _steps_per_check(num_steps, platform_of(model))
+  for block in _cut(model, rows, problem, at_once, shapes):
+    first = [rows[index] for index in block.indices[: block.fill]]
+    batch, at = row_batch(first, block, problem.tokens), np.arange(len(first))
+    slots: Slots | None = None
+    for times in (1, -(-len(block.indices) // block.fill) - 1):
+      with run.repeated(times):
+        slots = enter(model, numbers, batch, slots, at, block)
+    assert slots is not None
+    with run.repeated(-(-len(block.indices) // block.size) * num_steps / steps):
+      run_steps(model, numbers, slots, block, steps)
+
+
 def _run_block(
   model: Model, problem: Problem, rows: Sequence[EditRows], block: Block, progress: Progress
 ) -> dict[str, np.ndarray]:
@@ -250,7 +309,7 @@ def _run_block(
   in_slot_B = np.full(block.size, -1)
   slots: Slots | None = None
   results: list[dict[str, np.ndarray] | None] = [None] * len(block.indices)
-  steps, steps_per_check = 0, _steps_per_check(problem.objective.num_steps)
+  steps, steps_per_check = 0, _steps_per_check(problem.objective.num_steps, platform_of(model))
   while True:
     # Whole fills only, unless nothing else is left to run.
     free = np.flatnonzero(in_slot_B < 0)
@@ -279,9 +338,9 @@ def _run_block(
       }
 
 
-def _steps_per_check(num_steps: int) -> int:
+def _steps_per_check(num_steps: int, platform: str) -> int:
   """On accelerators at most `_STEPS_PER_CHECK`, and few behind the last evaluation."""
-  if jax.local_devices()[0].platform == 'cpu':
+  if platform == 'cpu':
     return 1
   return -(-num_steps // -(-num_steps // _STEPS_PER_CHECK))
 

@@ -31,6 +31,7 @@ from jedit.editing.window import (
 from jedit.models import Model
 from jedit.models.view import View
 from jedit.parallel.mesh import mesh_of, over_rows, place_rows
+from jedit.parallel.program import jit
 
 Tree = TypeVar('Tree')
 
@@ -117,7 +118,7 @@ def enter(
   return Slots(rows, Window(hidden_BxMxD, past), state)
 
 
-@functools.partial(jax.jit, static_argnames=('num_edits', 'width', 'vocab_size'))
+@functools.partial(jit, static_argnames=('num_edits', 'width', 'vocab_size'))
 def _start(problem: Problem, num_edits: int, width: int, vocab_size: int) -> State:
   objective = problem.objective
   zero_BxD = {placed.name: jnp.zeros((num_edits, width), jnp.float32) for placed in problem.deltas}
@@ -134,14 +135,14 @@ def _start(problem: Problem, num_edits: int, width: int, vocab_size: int) -> Sta
   )
 
 
-@functools.partial(jax.jit, static_argnames=('size', 'mesh'))
+@functools.partial(jit, static_argnames=('size', 'mesh'))
 def _free_slots(like: Slots, *, size: int, mesh: Mesh | None) -> Slots:
   slots = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), like)
   state = dataclasses.replace(slots.state, is_done_B=jnp.ones((size,), bool))
   return over_rows(mesh, dataclasses.replace(slots, state=state))
 
 
-@functools.partial(jax.jit, static_argnames='mesh', donate_argnames='old')
+@functools.partial(jit, static_argnames='mesh', donate_argnames='old')
 def _put(old: Tree, new: Tree, at_R: jax.Array, *, mesh: Mesh | None) -> Tree:
   """Arrays of all slots with those of entering edits at theirs."""
   return over_rows(mesh, jax.tree.map(lambda x, y: x.at[at_R].set(y, mode='drop'), old, new))
@@ -216,7 +217,7 @@ def _evaluate(
   return reading, grad_BxD, joint_BxD
 
 
-@functools.partial(jax.jit, static_argnames='mesh')
+@functools.partial(jit, static_argnames='mesh')
 def _read(
   top: Model,
   problem: Problem,
@@ -236,7 +237,7 @@ def _read(
   return over_rows(mesh, (Reading(loss_B, terms, fixed), grad_BxMxD, grad_BxD))
 
 
-@functools.partial(jax.jit, donate_argnames='state')
+@functools.partial(jit, donate_argnames='state')
 def _step(
   problem: Problem,
   state: State,

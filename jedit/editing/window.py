@@ -24,6 +24,7 @@ from jedit.models import Intervention, Model, ModelConfig, site
 from jedit.models.sites import chained
 from jedit.models.view import Group, View
 from jedit.parallel.mesh import mesh_of, over_rows
+from jedit.parallel.program import jit
 
 KeysAndValues = tuple[tuple[jax.Array, jax.Array], ...]  # of the windows and of the KL token
 
@@ -106,7 +107,7 @@ def cut_window(model: Model, problem: Problem, rows: RowBatch, *, window: int, p
   return Window(hidden_BxMxD, stored)
 
 
-@functools.partial(jax.jit, static_argnames='mesh')
+@functools.partial(jit, static_argnames='mesh')
 def _embed(embedding: Model, rows: RowBatch, *, mesh: Mesh | None) -> tuple[jax.Array, View]:
   """Embeddings and view of whole rows, each edit's KL row behind its others."""
   num_edits, num_prompts, num_tokens = rows.token_BxPxT.shape
@@ -129,12 +130,12 @@ def _whole_rows(
   return View.of(groups, config, config.dtype)
 
 
-@functools.partial(jax.jit, static_argnames='mesh')
+@functools.partial(jit, static_argnames='mesh')
 def _run(block: Model, hidden: jax.Array, view: View, *, mesh: Mesh | None) -> jax.Array:
   return over_rows(mesh, block(hidden_NxTxD=hidden, stop=1, view=view)[0])
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'window', 'past', 'mesh'))
+@functools.partial(jit, static_argnames=('config', 'window', 'past', 'mesh'))
 def _cut(
   hidden: jax.Array, rows: RowBatch, config: ModelConfig, window: int, past: int, mesh: Mesh | None
 ) -> tuple[jax.Array, jax.Array, View]:
@@ -158,7 +159,7 @@ def _side_by_side(x_BxPxSxD: jax.Array) -> jax.Array:
   return x_BxPxSxD.reshape(len(x_BxPxSxD), -1, x_BxPxSxD.shape[-1])
 
 
-@functools.partial(jax.jit, static_argnames='mesh')
+@functools.partial(jit, static_argnames='mesh')
 def _store(
   block: Model, hidden: jax.Array, view: View, *, mesh: Mesh | None
 ) -> tuple[jax.Array, KeysAndValues]:
@@ -177,7 +178,7 @@ def _store(
   return over_rows(mesh, (hidden, tuple(stored)))
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'window', 'past', 'tokens', 'mesh'))
+@functools.partial(jit, static_argnames=('config', 'window', 'past', 'tokens', 'mesh'))
 def window_view(
   rows: RowBatch,
   config: ModelConfig,
@@ -223,7 +224,7 @@ def _with_past(view: View, past: KeysAndValues) -> View:
   return view.replace(past={0: rows})  # type: ignore[attr-defined]
 
 
-@functools.partial(jax.jit, static_argnames='mesh')
+@functools.partial(jit, static_argnames='mesh')
 def forward(
   block: Model,
   hidden_BxMxD: jax.Array,
@@ -264,7 +265,7 @@ def forward(
   return over_rows(mesh, (out_BxMxD, {tap: seen[tap] for tap in recorded}, values))
 
 
-@functools.partial(jax.jit, static_argnames=('is_lowest', 'mesh'), donate_argnames='grad_BxMxD')
+@functools.partial(jit, static_argnames=('is_lowest', 'mesh'), donate_argnames='grad_BxMxD')
 def backward(
   block: Model,
   hidden_BxMxD: jax.Array,

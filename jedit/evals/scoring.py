@@ -18,6 +18,7 @@ import numpy as np
 from jedit.models import Model, Past, past_taps
 from jedit.models.encoding import Encoded
 from jedit.parallel.mesh import fetch, place_rows
+from jedit.parallel.program import jit
 from jedit.parallel.shapes import PADDING_PER_PROGRAM, group_by_length
 from jedit.types import UserError
 
@@ -233,7 +234,7 @@ def _fill(items: Sequence[_Item], num_rows: int, length: int, num_read: int) -> 
   return Batch(token_NxT, length_N, target_NxCxS, tuple(answered), num_tokens)
 
 
-@jax.jit
+@jit
 def _score_batch(
   model: Model, token_NxT: jax.Array, length_N: jax.Array, target_NxCxS: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from jedit.data.download import fetch, plan_downloads
@@ -30,14 +31,22 @@ from jedit.io.downloads import Download
 from jedit.methods import HyperNetwork
 from jedit.models import ModelConfig
 from jedit.models.generate import check_memory
-from jedit.models.load import bytes_per_device, check_directory, check_fits, read_config
+from jedit.models.load import (
+  bytes_per_device,
+  check_directory,
+  check_fits,
+  read_config,
+  read_sizes,
+)
 from jedit.models.patch import Patch
 from jedit.models.precision import check_dtype
 from jedit.models.tokenizer import load_tokenizer
 from jedit.moments.corpus import Corpus, plan_dataset
 from jedit.moments.files import check_archives, is_archive
 from jedit.moments.sums import num_values
+from jedit.parallel.devices import announce_devices, find_devices
 from jedit.parallel.mesh import make_mesh
+from jedit.parallel.topology import find_topology
 from jedit.types import Kernel, Record, UserError
 from jedit.units import format_bytes
 
@@ -75,8 +84,10 @@ class Inputs:
 
   Attributes:
     settings: by cell of a sweep, with default second moments; a single run has the key ''.
+    devices: of the run.
     mesh: of the devices.
     config: sizes of the model.
+    tokenizer: of the model; None if it is downloaded first.
     records: by cell.
     training: records to train an editor on, by cell; None for methods without one, and if an
       editor is given.
@@ -87,8 +98,10 @@ class Inputs:
   """
 
   settings: dict[str, Settings]
+  devices: Sequence[jax.Device] = ()
   mesh: Mesh | None = None
   config: ModelConfig | None = None
+  tokenizer: Any = None
   records: dict[str, list[Record]] = dataclasses.field(default_factory=dict)
   training: dict[str, list[Record] | None] = dataclasses.field(default_factory=dict)
   documents: Corpus | None = None
@@ -114,8 +127,10 @@ class Inputs:
       self.first,
       self.config,
       self.mesh,
+      self.devices,
       records=next(iter(self.records.values()), None),
       documents=self.documents,
+      tokenizer=self.tokenizer,
       collects=self.collects,
       downloads=self.downloads,
       done=done,
@@ -160,7 +175,11 @@ def check(
   first = found.first
   has_devices = False
   with problems.noted():
-    found.mesh = make_mesh(first.mesh.data, first.mesh.model)
+    topology = first.plan.topology if first.task == 'plan' else ''
+    if not topology:
+      announce_devices()
+    found.devices = find_topology(topology) if topology else find_devices()
+    found.mesh = make_mesh(first.mesh.data, first.mesh.model, found.devices)
     has_devices = True
   directory, tokenizer = _check_model(found, problems, has_devices)
   for name, each in settings.items():
@@ -212,18 +231,24 @@ def _check_model(
     check_dtype(wanted.dtype)
     location = wanted.location
     if location.path is not None:
-      found.config = check_directory(location.path, wanted.dtype)
+      read = read_sizes if found.first.task == 'plan' else check_directory
+      found.config = read(location.path, wanted.dtype)
     elif location.download is not None and location.hf_config is not None:
       found.downloads.append(location.download)
       found.config = read_config(location.hf_config, wanted.dtype, location.download.name)
     if found.config is not None and has_devices:
       label = str(location.path or wanted.path or wanted.name)
-      check_fits(label, found.config, wanted.dtype, found.mesh)
+      check_fits(label, found.config, wanted.dtype, found.mesh, found.devices[0])
   directory = location.path if location else None
-  if directory is not None and directory.is_dir():
+  if directory is not None and directory.is_dir() and _has_tokenizer(found, directory):
     with problems.noted():
-      tokenizer = load_tokenizer(directory)
+      tokenizer = found.tokenizer = load_tokenizer(directory)
   return directory, tokenizer
+
+
+def _has_tokenizer(found: Inputs, directory: pathlib.Path) -> bool:
+  """False for a directory with no more than the sizes that a plan needs."""
+  return found.first.task != 'plan' or any(directory.glob('*token*'))
 
 
 def _check_records(found: Inputs, name: str, directory: pathlib.Path | None) -> None:

@@ -4,6 +4,8 @@ from types import TracebackType
 
 import jax
 
+from jedit.compat import unregister_event_time_span_listener
+
 _EVENTS = '/jax/core/compile/'
 
 
@@ -38,4 +40,4 @@ class CompileClock:
     error: BaseException | None,
     trace: TracebackType | None,
   ) -> None:
-    jax.monitoring.unregister_event_time_span_listener(self._on_span)
+    unregister_event_time_span_listener(self._on_span)

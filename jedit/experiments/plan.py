@@ -2,43 +2,52 @@
 
 import dataclasses
 import functools
-import glob
-import os
+import math
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jedit.editing.slots import bytes_per_edit, fitting_batch
+from jedit.editing.blocks import Block
+from jedit.editing.slots import bytes_per_edit, choose_batch_size
+from jedit.experiments import schema
 from jedit.experiments.amounts import (
   COUNTERFACT,
   Lengths,
-  contexts_of,
   edit_flop,
   evaluation_flop,
+  prefix_lengths,
   regions_of,
   statistics_flop,
   updated_of,
 )
+from jedit.experiments.programs import Estimate, check_programs, run_programs, summary, table
 from jedit.experiments.schema import Settings
+from jedit.experiments.stand_ins import edit_lengths
 from jedit.io.downloads import Download
+from jedit.methods import Method
 from jedit.models import ModelConfig
-from jedit.models.load import bytes_per_device
+from jedit.models.language_model import LanguageModel
+from jedit.models.load import bytes_per_device, check_fits
 from jedit.models.precision import matmul_precision
+from jedit.models.sharding import abstract_model
 from jedit.moments.corpus import Corpus
 from jedit.moments.sums import MemoryPlan
+from jedit.parallel.devices import count_kinds, find_devices
 from jedit.parallel.memory import free_bytes
-from jedit.parallel.mesh import DATA, MODEL, find_devices
-from jedit.solvers.devices import float64_alone, float64_device, memory, working_dtype
+from jedit.parallel.mesh import DATA, MODEL, make_mesh
+from jedit.parallel.topology import find_topology
+from jedit.solvers.devices import float64_alone, float64_device, working_dtype
 from jedit.types import Record, UserError
 from jedit.units import format_bytes, format_seconds
 
 # Share of the rate of matrix products that stages reach (docs/performance.md).
 _SHARE = 0.3
-_NVIDIA, _TPU = '/dev/nvidia[0-9]*', '/dev/accel[0-9]*'
+_EDITS = ('edit', 'sweep', 'plan')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +57,13 @@ class Stage:
   Attributes:
     name: as in the seconds of summary.json.
     flop: needed arithmetic.
-    seconds: an estimate, without compilation and downloads.
+    seconds: an estimate, without compilation and downloads; None without one.
     is_done: an earlier run of the same workdir has finished it.
   """
 
   name: str
   flop: float
-  seconds: float
+  seconds: float | None
   is_done: bool = False
 
 
@@ -73,6 +82,7 @@ class Plan:
     stages: in order.
     downloads: inputs that are fetched first.
     notes: sentences.
+    programs: that the run compiles, where they were asked for.
   """
 
   title: str
@@ -85,6 +95,7 @@ class Plan:
   stages: tuple[Stage, ...]
   downloads: tuple[Download, ...] = ()
   notes: tuple[str, ...] = ()
+  programs: tuple[Estimate, ...] = ()
 
   def __str__(self) -> str:
     devices = ', '.join(f'{count} x {kind}' for kind, count in self.devices.items())
@@ -101,14 +112,18 @@ class Plan:
       *(f'  download  {download}' for download in self.downloads),
     ]
     if self.stages:
-      seconds = format_seconds(sum(stage.seconds for stage in left))
+      seconds = format_seconds(sum(stage.seconds or 0.0 for stage in left))
+      source = f'products at {rates}' if rates else "the compiler's cycles and bytes on one link"
       lines.append(
-        f'  time      about {seconds}, estimated from products at {rates}; without compilation and '
-        'downloads'
+        f'  time      about {seconds}, estimated from {source}; without compilation and downloads'
       )
     for stage in self.stages:
-      shown = 'done' if stage.is_done else format_seconds(stage.seconds)
+      shown = '-' if stage.seconds is None else format_seconds(stage.seconds)
+      shown = 'done' if stage.is_done else shown
       lines.append(f'    {stage.name:<11}{shown:>12}{_format_flop(stage.flop):>14}')
+    if self.programs:
+      lines.append(f'  programs  {summary(self.programs)}')
+      lines += [f'    {line}' for line in table(self.programs)]
     lines += [f'  note      {note}' for note in self.notes]
     return '\n'.join(lines)
 
@@ -124,9 +139,11 @@ def make_plan(
   settings: Settings,
   config: ModelConfig,
   mesh: Mesh | None,
+  devices: Sequence[jax.Device] | None = None,
   *,
   records: Sequence[Record] | None = None,
   documents: Corpus | None = None,
+  tokenizer: Any = None,
   collects: bool = False,
   downloads: Sequence[Download] = (),
   done: Sequence[str] = (),
@@ -138,54 +155,81 @@ def make_plan(
     settings: of the run.
     config: sizes of its model.
     mesh: of its devices.
+    devices: None takes all devices of all processes.
     records: to edit and evaluate; None where they are downloaded first.
     documents: text for second moments; None where it is downloaded first.
+    tokenizer: of the model; None where it is downloaded first.
     collects: second moments are collected.
     downloads: inputs that are fetched first.
     done: names of finished stages.
     num_cells: of a sweep.
 
   Raises:
-    UserError: if a device is there and cannot compute.
+    UserError: if a device is there and cannot compute; if a program does not fit its memory.
   """
-  devices = find_devices()
-  rates = {config.dtype: _product_rate(config.dtype), 'float64': _product_rate('float64')}
-  method = settings.method
+  devices = find_devices() if devices is None else devices
+  compiles, method = bool(settings.task == 'plan' and settings.plan.topology), settings.method
+  rates = {}
+  if not compiles:
+    rates = {config.dtype: _product_rate(config.dtype), 'float64': _product_rate('float64')}
   lengths = Lengths.of(records) if records else COUNTERFACT
   amounts: dict[str, float] = {}
   if collects and method is not None:
     amounts['statistics'] = statistics_flop(settings, config, method, documents)
-  if settings.task in ('edit', 'sweep') and method is not None:
+  if settings.task in _EDITS and method is not None:
     amounts |= edit_flop(settings, config, method, lengths)
-  if settings.task in ('edit', 'sweep', 'evaluate'):
+  if settings.task in (*_EDITS, 'evaluate'):
     amounts['evaluate'] = evaluation_flop(settings, config, lengths)
+  memory = _memory(settings, config, mesh, devices[0], lengths, collects)
+  programs: list[Estimate] = []
+  if settings.task == 'plan':
+    listed = run_programs(
+      settings,
+      config,
+      mesh,
+      devices[0],
+      edit_lengths(settings.data.num_edits, records, tokenizer),
+      documents=documents,
+      stages=amounts,
+      compiles=compiles,
+    )
+    programs = [Estimate.of(program, devices[0], len(devices)) for program in listed]
+    check_programs(programs, memory, free_bytes(devices[0]) if compiles else None)
   stages = []
   for name, amount in amounts.items():
-    rate = rates['float64'] if name == 'solve' else _SHARE * len(devices) * rates[config.dtype]
-    stages.append(Stage(name, amount, amount / rate, name in done))
-  kinds = [f'{device.platform} ({device.device_kind})' for device in devices]
+    seconds: float | None
+    if compiles:
+      parts = [each.calls * (each.seconds or 0.0) for each in programs if each.stage == name]
+      seconds = sum(parts) if parts else None
+    elif name == 'solve':
+      seconds = amount / rates['float64']
+    else:
+      seconds = amount / (_SHARE * len(devices) * rates[config.dtype])
+    stages.append(Stage(name, amount, seconds, name in done))
   return Plan(
     title=_title(settings),
-    devices={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+    devices=count_kinds(devices),
     mesh={DATA: 1, MODEL: 1} if mesh is None else dict(mesh.shape),
     dtypes={
       'weights and activations': config.dtype,
       'edited kernels, δ, losses and second moments': 'float32',
       'solves': jnp.dtype(working_dtype(devices[0])).name,
     },
-    memory=_memory(settings, config, mesh, lengths, collects),
-    free=free_bytes(jax.local_devices()[0]),
+    memory=memory,
+    free=free_bytes(devices[0]),
     rates=rates,
     stages=tuple(stages),
     downloads=tuple(downloads),
-    notes=(*_notes(settings, num_cells), *_unused_accelerators(devices)),
+    notes=tuple(_notes(settings, num_cells)),
+    programs=tuple(programs),
   )
 
 
 def _title(settings: Settings) -> str:
   method = '' if settings.method is None else f' with {settings.method.name}'
+  task = 'edit' if settings.task == 'plan' else settings.task
   return (
-    f'Plan of {settings.task} on {settings.model.name}{method}, '
+    f'Plan of {task} on {settings.model.name}{method}, '
     f'{settings.data.num_edits} records, {settings.edit.mode}'
   )
 
@@ -195,27 +239,10 @@ def _notes(settings: Settings, num_cells: int) -> list[str]:
   found = []
   if num_cells > 1:
     found.append(f'the time is that of the first of {num_cells} cells.')
-  if settings.task == 'edit' and settings.method is not None and not regions_of(settings.method):
-    found.append(f'the time of {settings.method.name} itself is not estimated.')
+  method = settings.method
+  if settings.task in ('edit', 'plan') and method is not None and not regions_of(method):
+    found.append(f'the time of {method.name} itself is not estimated.')
   return found
-
-
-def _unused_accelerators(devices: Sequence[jax.Device]) -> list[str]:
-  """Sentences about accelerators of this machine that JAX does not use."""
-  if any(device.platform != 'cpu' for device in devices) or _wants_cpu():
-    return []
-  found = {'an NVIDIA GPU': glob.glob(_NVIDIA), 'a TPU': glob.glob(_TPU)}
-  package = {'an NVIDIA GPU': 'jax[cuda13]', 'a TPU': 'jax[tpu]'}
-  return [
-    f'this machine has {kind}, which JAX does not use: install {package[kind]}, or set '
-    'JAX_PLATFORMS=cpu to say that this is meant.'
-    for kind, files in found.items()
-    if files
-  ]
-
-
-def _wants_cpu() -> bool:
-  return 'cpu' in os.environ.get('JAX_PLATFORMS', '').split(',')
 
 
 @functools.cache
@@ -257,37 +284,96 @@ def _memory(
   settings: Settings,
   config: ModelConfig,
   mesh: Mesh | None,
+  device: jax.Device,
   lengths: Lengths,
   collects: bool,
 ) -> dict[str, int]:
   """Bytes on a device by use."""
   method = settings.method
   shared, split = (1, 1) if mesh is None else mesh.devices.shape
-  found = {'parameters': max(bytes_per_device(config, config.dtype, mesh).values())}
+  found = {'parameters': max(bytes_per_device(config, config.dtype, mesh, device).values())}
   updated = updated_of(method)
-  if updated and settings.task in ('edit', 'sweep'):
+  if updated and settings.task in _EDITS:
     sizes = [config.key_sizes[kernel.name] for kernel in updated]
     found['edited kernels'] = 4 * config.width * sum(sizes) // split
   if method is not None and method.kernels:
     sizes = [config.key_sizes[kernel.name] for kernel in method.kernels]
     if collects:
       found['sums of second moments'] = MemoryPlan.of(sizes, shared, split).device
-    if settings.task in ('edit', 'sweep'):
-      device = jax.local_devices()[0]
-      wanted = 12 * sum(size**2 for size in sizes) // len(jax.local_devices())
-      found['factors'] = min(wanted, memory(device) // 3)
-  if method is not None and regions_of(method) and settings.task in ('edit', 'sweep'):
-    count, prefix = contexts_of(method)
+    if settings.task in _EDITS:
+      wanted = 12 * sum(size**2 for size in sizes) // (shared * split)
+      free = free_bytes(device)
+      kept = found['parameters'] + found.get('edited kernels', 0)
+      room = wanted if free is None else max(free - kept, 0) // 2
+      found['factors'] = min(wanted, room)
+  if method is not None and regions_of(method) and settings.task in _EDITS:
+    prefixes = prefix_lengths(method)
     first = min(region.layers[-1] for region in regions_of(method))
-    per_edit = bytes_per_edit(
-      config,
-      first,
-      num_prompts=count + 1,
-      window=lengths.after + lengths.target + 1,
-      past=prefix + lengths.before + lengths.subject,
-      num_targets=lengths.target,
+    shape = Block(
+      indices=(),
+      size=0,
+      fill=0,
+      window=math.ceil(lengths.after + lengths.target),
+      past=math.ceil(max(prefixes) + lengths.before + lengths.subject),
+      num_tokens=0,
+      num_targets=math.ceil(lengths.target),
+      kl_tokens=math.ceil(lengths.subject),
     )
-    batch = settings.edit.target_batch_size or fitting_batch(per_edit, found['parameters'])
-    batch = min(batch, settings.data.num_edits)
-    found[f'targets of {batch} edits'] = batch * per_edit
+    size = settings.edit.target_batch_size
+    if not size:
+      size = choose_batch_size(abstract_model(config, mesh, device), shape, len(prefixes), first)
+    size = min(size, settings.data.num_edits)
+    per_edit = bytes_per_edit(config, shape, len(prefixes), first)
+    found[f'targets of {size} edits'] = -(-size // shared) * per_edit
   return found
+
+
+def plan(
+  model: LanguageModel | ModelConfig,
+  method: Method,
+  num_edits: int,
+  device: str = '',
+  *,
+  data: int = 0,
+  split: int = 1,
+  records: Sequence[Record] | None = None,
+  max_documents: int = 100_000,
+) -> Plan:
+  """What a run that edits and evaluates takes: programs, memory, arithmetic and seconds.
+
+  Args:
+    model: a model, or its sizes alone.
+    method: of the edits.
+    num_edits: number of edits, in one batch.
+    device: TPUs to compile for, such as 'v5e:4x4' (`jedit.parallel.topology`). Empty plans for the
+      devices of this machine, without compiling.
+    data, split: devices that share the rows, and those that share each copy of the parameters; as
+      `data` and `model` of `jedit.parallel.mesh.make_mesh`.
+    records: to edit, for the lengths of their texts; None takes those of CounterFact.
+    max_documents: text for second moments, in Wikipedia's articles.
+
+  Raises:
+    UserError: for a topology that does not exist or a mesh that does not divide it, without the
+      libtpu that goes with this JAX, and for a program or model that does not fit; names the field.
+  """
+  tokenizer = None
+  if isinstance(model, ModelConfig):
+    config = model
+  else:
+    config, tokenizer = model.config, model.tokenizer
+  settings = Settings(
+    task='plan',
+    model=schema.Model(config.title, dtype=config.dtype),
+    mesh=schema.Mesh(data, split),
+    data=schema.Data(num_edits=num_edits),
+    method=method,
+    statistics=schema.Statistics(max_documents=max_documents),
+    plan=schema.Planning(device),
+  )
+  method.check(config, num_edits)
+  devices = find_topology(device) if device else find_devices()
+  mesh = make_mesh(data, split, devices)
+  check_fits(config.title, config, config.dtype, mesh, devices[0])
+  return make_plan(
+    settings, config, mesh, devices, records=records, tokenizer=tokenizer, collects=True
+  )

@@ -402,6 +402,18 @@ class Probe:
 
 
 @dataclasses.dataclass(frozen=True)
+class Planning:
+  """The task `plan`.
+
+  Attributes:
+    topology: TPUs to compile for, such as 'v5e:4x4' (`jedit.parallel.topology`); empty plans for
+      the devices of this machine, without compiling.
+  """
+
+  topology: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
   """A checked config of any task but `train`.
 
@@ -433,6 +445,7 @@ class Settings:
   evaluation: Evaluation = Evaluation()
   export: Export = Export()
   probe: Probe = Probe()
+  plan: Planning = Planning()
   patches: str = ''
   patches_anywhere: bool = False
   workdirs: str = ''

@@ -24,6 +24,7 @@ from jedit.methods import HyperNetwork
 from jedit.models.language_model import LanguageModel
 from jedit.models.patch import Patch
 from jedit.moments.corpus import Corpus
+from jedit.parallel.devices import announce_devices
 from jedit.probes.contrast import check_objects
 from jedit.reports import comparison, editors, probes, summary
 from jedit.reports.published import read_published
@@ -248,6 +249,15 @@ def _probe(config: ml_collections.ConfigDict, path: str) -> None:
   show(probes.write(workdir.path, f'{settings.model.name} from within', results))
 
 
+def _plan(config: ml_collections.ConfigDict, path: str) -> None:
+  """Prints what an edit takes on the devices of this machine or of a named topology."""
+  values = config.to_dict()
+  settings = {'': read_settings(values)}
+  edits = settings[''].required_method
+  needs = dict(edits=True, needs_records=True, needs_moments=bool(edits.kernels))
+  show(str(check(settings, path, Problems(), **needs).plan()))
+
+
 def _train(config: ml_collections.ConfigDict, path: str) -> None:
   """Trains a testbed, whose directory is then a `model.path` for the other tasks."""
   complete = read_training(config.to_dict())
@@ -257,6 +267,7 @@ def _train(config: ml_collections.ConfigDict, path: str) -> None:
     knows = schema.read_json(made, dict[str, Any])
     show(f'{made.parent} is trained already: {knows["trained"]}% of trained prompts are right.')
     return
+  announce_devices()
   train(complete, path)
   workdir.begin({'seed': complete.seed})
 
@@ -271,6 +282,7 @@ TASKS: Mapping[str, Callable[[ml_collections.ConfigDict, str], None]] = {
   'probe': _probe,
   'compare': _compare,
   'export': _export,
+  'plan': _plan,
 }
 
 

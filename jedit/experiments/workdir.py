@@ -83,6 +83,7 @@ FREE = (
   'evaluation.tokens_per_batch',
   'training.file',
   'probe.probes',
+  'plan.',
 )
 # Parts of the provenance that must match before finished stages are reused.
 _INPUTS = ('model', 'data', 'patches', 'training')

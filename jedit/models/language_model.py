@@ -22,6 +22,7 @@ from jedit.models.precision import check_dtype
 from jedit.models.sharding import param_shardings
 from jedit.models.sites import chained
 from jedit.models.tokenizer import load_tokenizer
+from jedit.parallel.devices import announce_devices
 from jedit.parallel.mesh import fetch, place, place_rows
 from jedit.parallel.shapes import bucket, pad
 from jedit.types import UserError
@@ -258,6 +259,7 @@ def load(
       says what.
   """
   check_dtype(dtype)  # before anything is downloaded
+  announce_devices()
   path = find_directory(path, revision)
   model, hf_config = load_directory(path, dtype, mesh)
   return LanguageModel(

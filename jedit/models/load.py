@@ -142,10 +142,10 @@ def _read_metadata(
 
 
 def bytes_per_device(
-  config: ModelConfig, dtype: str, mesh: Mesh | None = None
+  config: ModelConfig, dtype: str, mesh: Mesh | None = None, device: jax.Device | None = None
 ) -> dict[jax.Device, int]:
-  """Bytes of the parameters on each device of this process."""
-  here = jax.sharding.SingleDeviceSharding(jnp.zeros(()).device)
+  """Bytes of the parameters on each device of this process; without mesh and device the default."""
+  here = jax.sharding.SingleDeviceSharding(jnp.zeros(()).device if device is None else device)
   shardings = {} if mesh is None else param_shardings(config, mesh)
   placed = traverse_util.flatten_dict(shardings, sep='/')
   needed: collections.Counter[jax.Device] = collections.Counter()
@@ -156,9 +156,15 @@ def bytes_per_device(
   return dict(needed)
 
 
-def check_fits(label: str, config: ModelConfig, dtype: str, mesh: Mesh | None = None) -> None:
+def check_fits(
+  label: str,
+  config: ModelConfig,
+  dtype: str,
+  mesh: Mesh | None = None,
+  device: jax.Device | None = None,
+) -> None:
   """Raises a UserError for a model larger than the free memory of its devices."""
-  needed = bytes_per_device(config, dtype, mesh)
+  needed = bytes_per_device(config, dtype, mesh, device)
   for platform in {device.platform for device in needed}:
     devices = [device for device in needed if device.platform == platform]
     # CPU devices share their memory.
@@ -168,8 +174,19 @@ def check_fits(label: str, config: ModelConfig, dtype: str, mesh: Mesh | None = 
       if free is not None and wanted > free:
         raise UserError(
           f'{label} takes {wanted / 1e9:.1f} GB as {dtype} and {group[0]} has {free / 1e9:.1f} GB '
-          'free; load it in a narrower dtype, over more devices or where there is more memory.'
+          'free; choose a narrower model.dtype, split it over more devices with mesh.model, or use '
+          'a machine with more memory.'
         )
+
+
+def read_sizes(path: str | os.PathLike[str], dtype: str) -> ModelConfig:
+  """The config of a directory, which need not hold weights.
+
+  Raises:
+    UserError: for a missing or unusable config.json.
+  """
+  check_dtype(dtype)
+  return read_config(_read_hf_config(pathlib.Path(path)), dtype, path)
 
 
 def read_config(

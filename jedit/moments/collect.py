@@ -176,15 +176,8 @@ def accumulate(
     max_tokens: stops with the batch that reaches them.
   """
   provenance = dict(provenance or {})
-  names: dict[str, list[Kernel]] = {}  # two kernels may read one site
-  for kernel in kernels:
-    names.setdefault(site(kernel.layer, KERNEL_INPUT[kernel.name]), []).append(kernel)
-  mesh = mesh_of(model)
-  products = sums.products_of(
-    tuple(names), stop=max(kernel.layer for kernel in kernels) + 1, mesh=mesh
-  )
-  tokens = place_rows(model, [np.zeros(text.shape, np.int32)] * 3)
-  running = sums.Sums(products, model, tokens, mesh)
+  names, mesh = _sites(kernels), mesh_of(model)
+  running = sums_of(model, kernels, text.shape)
   sizes = [panels[0][0].shape[1] for panels in running.shapes.values()]
   plan = sums.MemoryPlan.of(sizes, *((1, 1) if mesh is None else mesh.devices.shape))
   plan.check()
@@ -226,6 +219,30 @@ def accumulate(
       )
     cov |= dict.fromkeys(readers, cov_FxF)
   return SecondMoments(cov, at.num_tokens, {**provenance, 'num_tokens': at.num_tokens})
+
+
+def sums_of(model: Model, kernels: Sequence[Kernel], shape: tuple[int, int]) -> sums.Sums:
+  """Sums for the second moments of these kernels.
+
+  Args:
+    model: parameters on one device or over a mesh, or their shapes for a dry run.
+    kernels: whose keys are taken.
+    shape: rows and tokens of a batch.
+  """
+  mesh = mesh_of(model)
+  products = sums.products_of(
+    tuple(_sites(kernels)), stop=max(kernel.layer for kernel in kernels) + 1, mesh=mesh
+  )
+  tokens = place_rows(model, [np.zeros(shape, np.int32)] * 3)
+  return sums.Sums(products, model, tokens, mesh)
+
+
+def _sites(kernels: Sequence[Kernel]) -> dict[str, list[Kernel]]:
+  """The sites of the kernels' keys; two kernels may read one."""
+  names: dict[str, list[Kernel]] = {}
+  for kernel in kernels:
+    names.setdefault(site(kernel.layer, KERNEL_INPUT[kernel.name]), []).append(kernel)
+  return names
 
 
 def _activations(step: jax.stages.Compiled) -> str:

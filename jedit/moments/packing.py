@@ -87,7 +87,7 @@ class PackedText:
   @property
   def shape(self) -> tuple[int, int]:
     """N and T of all batches."""
-    return self.row_shards * max(1, self.batch_tokens // self.row_tokens), self.row_tokens
+    return batch_shape(self.row_tokens, self.batch_tokens, self.row_shards)
 
   def batches(self, start: Place = START) -> Iterator[PackedBatch]:
     """Windows of documents in order, their rows in random order.
@@ -138,6 +138,11 @@ class PackedText:
           window, num_tokens = [], 0
     if window:
       yield window
+
+
+def batch_shape(row_tokens: int, batch_tokens: int, row_shards: int = 1) -> tuple[int, int]:
+  """Rows and tokens of a batch; arguments as of `PackedText`."""
+  return row_shards * max(1, batch_tokens // row_tokens), row_tokens
 
 
 def prefetch(items: Iterator[_Item], depth: int = 2) -> Iterator[_Item]:

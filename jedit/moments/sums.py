@@ -26,6 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jedit.models import Model
 from jedit.parallel.memory import free_bytes, free_host_bytes
 from jedit.parallel.mesh import DATA, MODEL, fetch, over_rows, square_sharding
+from jedit.parallel.program import DryRun
 from jedit.types import UserError
 from jedit.units import format_bytes
 
@@ -119,6 +120,16 @@ class Sums:
     self.total: dict[str, Any] = {}
     # Where devices share the rows: the sums of each since the last reduction.
     self._own: dict[str, Any] | None = None
+
+  def dry_run(self, run: DryRun, num_batches: float) -> None:
+    """Notes the programs of a pass over so many batches; the model has no arrays."""
+    model, tokens = self._arguments
+    with run.repeated(num_batches):
+      run.call(self._step, model, self._own_shapes, *tokens)
+    if _num_shards(self._mesh) > 1:
+      with run.repeated(max(num_batches / BATCHES_PER_REDUCTION, 1)):
+        for name, own in self._own_shapes.items():
+          run.call(_reduce, self.shapes[name], own, mesh=self._mesh)
 
   def compile(self) -> jax.stages.Compiled:
     """The step `(model, sums, *tokens) -> (sums, ran)`, which adds one batch."""

@@ -7,7 +7,6 @@ others wait.
 """
 
 import itertools
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jedit.parallel.devices import find_devices
 from jedit.types import UserError
 
 DATA, MODEL = 'data', 'model'
@@ -44,24 +44,6 @@ def initialise(coordinator: str, num_processes: int | None, process_id: int | No
     raise UserError(
       f'The processes of this run did not find each other ({reason}); check --coordinator, '
       '--num_processes and --process_id of each.'
-    ) from error
-
-
-def find_devices() -> list[jax.Device]:
-  """All devices of all processes.
-
-  Raises:
-    UserError: if JAX cannot start one of its platforms.
-  """
-  try:
-    return jax.devices()
-  except (RuntimeError, AssertionError) as error:
-    # JAX asserts that one of several platforms starts.
-    lines = str(error).splitlines() or [f'JAX_PLATFORMS is {os.environ.get("JAX_PLATFORMS")!r}']
-    reason = lines[0].rstrip('.')
-    raise UserError(
-      f'JAX cannot use the devices of this machine ({reason}); repair its driver or plugin, or set '
-      'JAX_PLATFORMS=cpu to run on the processor.'
     ) from error
 
 
@@ -105,6 +87,12 @@ def num_row_shards(params: Any) -> int:
   """Number of shards of the rows; batches that are multiples of it use all devices."""
   mesh = mesh_of(params)
   return 1 if mesh is None else mesh.shape[DATA]
+
+
+def platform_of(params: Any) -> str:
+  """Platform of the devices of parameters, or of their shapes: 'cpu', 'gpu' or 'tpu'."""
+  [device, *_] = jax.tree.leaves(params)[0].sharding.device_set
+  return device.platform
 
 
 def place_rows(params: Any, rows: Any) -> Any:

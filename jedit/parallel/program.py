@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 from jax.interpreters.partial_eval import dce_jaxpr
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 
 
 @dataclasses.dataclass
@@ -35,7 +35,7 @@ class Program:
     keywords: static arguments.
     calls: how often the run calls it.
     compiled: once it is compiled.
-    seconds: that this took.
+    seconds: of the processor that this took.
     failure: the compiler's reason for not compiling it.
   """
 
@@ -58,16 +58,22 @@ class Program:
   @property
   def is_placed(self) -> bool:
     """True if an argument has a device; all others follow it."""
-    return any(getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(self.arguments))
+    return bool(self._shardings)
+
+  @property
+  def _shardings(self) -> list[Any]:
+    found = (getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(self.arguments))
+    return [sharding for sharding in found if sharding is not None]
 
   def compile(self) -> None:
     """Compiles it, or keeps the compiler's reason."""
-    start = time.perf_counter()
+    start = time.process_time()
     try:
-      self.compiled = self.function.lower(*self.arguments, **self.keywords).compile()
+      with _unstored():
+        self.compiled = self.function.lower(*self.arguments, **self.keywords).compile()
     except jax.errors.JaxRuntimeError as error:
       self.failure = str(error)
-    self.seconds = time.perf_counter() - start
+    self.seconds = time.process_time() - start
 
   @functools.cached_property
   def results(self) -> Any:
@@ -76,7 +82,11 @@ class Program:
     if self.compiled is None:
       return shapes
 
+    here = {device for each in self._shardings for device in each.device_set}
+
     def placed(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+      if not sharding.device_set <= here:  # it uses no argument: all run where the others do
+        sharding = SingleDeviceSharding(*here) if len(here) == 1 else None
       return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
     return jax.tree.map(placed, shapes, self.compiled.output_shardings)
@@ -89,6 +99,18 @@ class Program:
     jaxpr = self.function.trace(*self.arguments, **self.keywords).jaxpr.jaxpr
     live, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))  # as compilers do
     return _product_flop(live)
+
+
+@contextlib.contextmanager
+def _unstored() -> Iterator[None]:
+  """Stores no compiled programs: compilers without devices cannot read them back."""
+  name = 'jax_persistent_cache_min_compile_time_secs'
+  before = getattr(jax.config, name)
+  jax.config.update(name, math.inf)
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
 
 
 class DryRun:
@@ -180,9 +202,19 @@ def jit(function: Callable[..., Any], **options: Any) -> Jitted:
   return Jitted(function, options)
 
 
+def shape_bytes(tree: Any) -> int:
+  """Bytes on each device of the shapes in a tree; arrays do not count."""
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+      shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+      total += math.prod(shape) * leaf.dtype.itemsize
+  return total
+
+
 def _form(leaf: Any) -> Any:
   """What a compiled program depends on of an argument."""
-  if not hasattr(leaf, 'shape'):
+  if not (hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')):  # a static argument
     return leaf
   sharding = getattr(leaf, 'sharding', None)
   if isinstance(sharding, NamedSharding):

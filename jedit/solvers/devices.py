@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jedit.compat import enable_x64
+
 
 def working_dtype(device: jax.Device) -> Any:
   """Dtype of factors on a device: float64 on CPUs and GPUs, float32 on TPUs."""
@@ -45,5 +47,5 @@ def num_sharing(device: jax.Device) -> int:
 @contextlib.contextmanager
 def float64_alone() -> Iterator[None]:
   """Float64, with devices chosen explicitly even inside the mesh of a caller."""
-  with jax.enable_x64(True), jax.set_mesh(Mesh(np.empty((), object), ())):
+  with enable_x64(True), jax.set_mesh(Mesh(np.empty((), object), ())):
     yield

@@ -270,6 +270,31 @@ class EvaluateTest(absltest.TestCase):
     self.assertTrue(any(line.startswith('score') for line in lines))
     self.assertIn('paraphrase after: 1 record has no value and is left out', lines)
 
+  def test_records_are_means_of_their_prompts(self):
+    records = [_record(7), _record(9, paraphrase_prompts=())]
+    table = evaluate_lib.evaluate(_lm(1), records, before=_lm(0))
+    frame = table.to_prompts()
+    sizes = [1 + len(r.paraphrase_prompts) + len(r.neighborhood_prompts) for r in records]
+    self.assertLen(frame, sum(sizes))
+    request = records[0].request
+    first = frame.iloc[0]
+    self.assertEqual(first['prompt'], request.text)
+    self.assertEqual((first['new'], first['true']), (request.target_new, request.target_true))
+    signs = np.where(frame['part'] == 'neighborhood', -1, 1)
+    for state, values in (('before', table.before), ('after', table.after)):
+      new, true = (np.exp(-frame[f'nll_{name}_{state}']) for name in ('new', 'true'))
+      by_prompt = {
+        '': frame[f'success_{state}'], '_acc': frame[f'acc_{state}'],
+        '_magnitude': signs * (new - true),
+      }  # fmt: skip
+      for ending, value_P in by_prompt.items():
+        means = (100 * value_P).groupby([frame['case_id'], frame['part']], observed=True).mean()
+        for part in ('efficacy', 'paraphrase', 'neighborhood'):
+          for r, case_id in enumerate((7, 9)):
+            self.assertEqual((case_id, part) in means, not np.isnan(values[part + ending][r]))
+            if (case_id, part) in means:
+              self.assertAlmostEqual(means[case_id, part], values[part + ending][r])
+
   def test_same_object_twice_is_no_success(self):
     request = types.Request('{} lives in', 'Anna', 'Rome', target_true='Rome')
     table = evaluate_lib.evaluate(_lm(0), [_record(request=request)])
@@ -339,3 +364,10 @@ def test_an_answer_is_exact_if_all_its_tokens_are_on_top():
   scores = Scores(np.full((4, 2), -1.0), is_top_NxT, np.array([2, 2, 2, 1]))
   assert scores.exact_N.tolist() == [1, 0, 0, 1]
   assert scores.token_acc_N.tolist() == [1, 0.5, 0, 1]
+
+
+def test_long_answers_of_one_prompt_do_not_share_a_batch():
+  # Whole texts after BOS, as perplexities score them.
+  rows = [encoding.Encoded('', (1, *[2 + n] * 30), None, 0, 1) for n in range(40)]
+  plan = scoring.plan_batches(rows, _VOCAB, tokens_per_batch=128)
+  assert len(plan.batches) >= 40 * 29 / 128

@@ -1,21 +1,28 @@
 """The plan of a run: arithmetic and memory of GPT-J as counted elsewhere, and its text."""
 
 import dataclasses
+import importlib.util
 import pathlib
 
 import jax
 import numpy as np
 import pytest
 
-from helpers import tiny_run
+import jedit
+from helpers import editing, tiny_run
 from jedit import experiments
 from jedit.data.records import load_records
-from jedit.experiments import amounts, flop, plan
+from jedit.experiments import amounts, flop, plan, programs
 from jedit.experiments.config import read_settings
 from jedit.experiments.plan import make_plan
+from jedit.experiments.programs import Estimate, run_programs
+from jedit.experiments.schema import Data, Settings
 from jedit.main import load_config
 from jedit.models import FAMILIES
 from jedit.models.sharding import param_shapes
+from jedit.parallel.compiled import Memory
+from jedit.parallel.mesh import make_mesh
+from jedit.parallel.topology import CHIPS, find_topology
 from jedit.types import UserError
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
@@ -58,6 +65,80 @@ def test_the_memory_of_gptj(gptj):
   assert found.dtypes['solves'] == 'float64'
 
 
+def test_the_task_lists_the_programs_of_an_edit_and_writes_nothing(made, tmp_path, capsys):
+  experiments.run(tiny_run.config(made, task='plan'), tmp_path / 'run')
+  text = capsys.readouterr().out
+  assert text.startswith('Plan of edit on tiny with pmet, 4 records, together\n')
+  lines = text.splitlines()
+  [summary] = [line for line in lines if line.startswith('  programs')]
+  listed = [line.split()[:2] for line in lines[lines.index(summary) + 1 :] if line[:4] == ' ' * 4]
+  assert summary.split()[1:] == [str(len(listed)), 'to', 'compile']
+  for stage, name in (('targets', 'forward'), ('targets', 'backward'), ('keys', 'block')):
+    assert [stage, name] in listed
+  assert 'evaluate' in {stage for stage, _ in listed}
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_plan_needs_sizes_alone():
+  lm = editing.language_model('gptj')
+  method = jedit.methods.pmet(layers=(0, 1), num_steps=3)
+  found = jedit.plan(lm.config, method, 8)
+  assert {each.stage for each in found.programs} >= {'targets', 'keys', 'evaluate'}
+  assert all(each.memory is None and each.flop >= 0 for each in found.programs)
+  steps = sum(each.calls for each in found.programs if each.name == 'forward')
+  assert steps >= 3 * 2  # evaluations of two blocks
+  with pytest.raises(UserError, match=r'layers is \(6, 7\)'):
+    jedit.plan(lm.config, jedit.methods.pmet(layers=(6, 7)), 8)
+
+
+def test_an_impossible_topology_or_mesh_names_its_field(gptj):
+  method = gptj.required_method
+  with pytest.raises(UserError, match="^plan.topology is 'v9:2x2'; give a chip"):
+    jedit.plan(_config(), method, 10, 'v9:2x2')
+  with pytest.raises(UserError, match='mesh.model=3 does not fit 1 devices'):
+    jedit.plan(_config(), method, 10, split=3)
+
+
+def _estimate(**changes):
+  memory = Memory(arguments=10, outputs=4, aliases=3, temporaries=5, code=1)
+  fields = dict(
+    name='forward', stage='targets', size=(8, 16), calls=2.0, flop=1.0, parameters=8, memory=memory
+  )
+  return Estimate(**{**fields, 'memory': memory, **changes})
+
+
+def test_a_program_that_does_not_fit_names_its_field():
+  kept = {'parameters': 100, 'edited kernels': 20, 'targets of 4 edits': 40, 'factors': 1000}
+  programs.check_programs([_estimate()], kept, 100 + 20 + 40 + 5 + 1)
+  with pytest.raises(UserError, match='forward of the stage targets needs .*; lower edit.target_b'):
+    programs.check_programs([_estimate()], kept, 100 + 20 + 40 + 5)
+  other = _estimate(stage='keys')  # holds its arguments and results besides the parameters
+  programs.check_programs([other], kept, 100 + 20 + 17 - 8)
+  with pytest.raises(UserError, match='or split the model over more devices with mesh.model'):
+    programs.check_programs([other], kept, 100 + 20 + 17 - 9)
+  failed = _estimate(memory=None, failure='RESOURCE_EXHAUSTED: Ran out of memory on HBM.\nmore')
+  with pytest.raises(UserError, match='Ran out of memory on HBM.; lower edit.target_batch_size'):
+    programs.check_programs([failed], kept, None)
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed (extra tpu)'
+)
+def test_programs_are_compiled_for_a_topology(gptj):
+  devices = find_topology('v5e:2x2')
+  mesh = make_mesh(0, 2, devices)
+  config = editing.language_model('gptj').config
+  settings = Settings(data=Data(num_edits=2), method=jedit.methods.pmet(layers=(0, 1)))
+  found = run_programs(settings, config, mesh, devices[0], [], stages=['evaluate'], compiles=True)
+  estimates = [Estimate.of(program, devices[0], len(devices)) for program in found]
+  assert estimates and all(each.seconds and 0 < each.share < 1 for each in estimates)
+  programs.check_programs(estimates, {'parameters': 10**6}, CHIPS['v5e'].memory)
+  [line, *_] = programs.table(estimates)
+  assert 'of peak' in line and 'arguments' in line
+  with pytest.raises(UserError, match='choose a narrower model.dtype, split it over more devices'):
+    jedit.plan(dataclasses.replace(_config(), dtype='float32'), gptj.method, 10, 'v5e:2x2')
+
+
 def test_lengths_are_those_of_the_records(made):
   records = load_records(made / 'records.json')[:1]  # '{} lives in' of a name of two words
   found = dataclasses.astuple(amounts.Lengths.of(records))
@@ -82,14 +163,6 @@ def test_a_run_prints_its_plan_first_and_what_is_done(made, finished, capsys):
   stages = [line.split()[:2] for line in lines[5:10]]
   names = ('statistics', 'targets', 'keys', 'solve', 'evaluate')
   assert stages == [[name, 'done'] for name in names]
-
-
-def test_an_accelerator_without_its_plugin_is_noted(gptj, monkeypatch):
-  monkeypatch.setattr(plan.glob, 'glob', lambda path: [path] * (path == plan._NVIDIA))
-  monkeypatch.delenv('JAX_PLATFORMS', raising=False)
-  assert 'has an NVIDIA GPU, which JAX does not use' in str(make_plan(gptj, _config(), None))
-  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  assert not make_plan(gptj, _config(), None).notes
 
 
 def test_a_device_that_cannot_compute_is_a_sentence(gptj, monkeypatch):

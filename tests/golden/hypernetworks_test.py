@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import jedit
+from jedit.compat import enable_x64
 from jedit.hypernetworks import malmen, mend
 from jedit.hypernetworks.rows import captured
 from jedit.hypernetworks.statistics import Statistics, fixed, pushed
@@ -68,7 +69,7 @@ class Case:
     # Models take positions as int32, and x64 mode makes int64 ones.
     is_double = self.dtype == 'float64'
     with (
-      jax.enable_x64(is_double),
+      enable_x64(is_double),
       jax.numpy_dtype_promotion('standard' if is_double else 'strict'),
     ):
       yield

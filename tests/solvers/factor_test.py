@@ -19,6 +19,7 @@ _ON_EIGHT_DEVICES = """
 import json
 import jax
 import numpy as np
+from jedit.compat import enable_x64
 from jedit.solvers import Covariance, EqualityConstrained, FactorCache, LeastSquares
 from jedit.solvers import block_cholesky, block_factor, budget, devices, factor, factor_cache
 
@@ -94,7 +95,7 @@ found['errors']['integer residual'] = solver.residual(state, key_BxF, left)
 
 # What one device needs, from the compiled programs; 192 rows stand for 28,672.
 size = 192
-with jax.enable_x64(True):
+with enable_x64(True):
   matrix = moment(size).astype(np.float64)
   for num in (4, 8):
     layout = block_cholesky.Layout.of(size, jax.devices()[:num])
