@@ -323,7 +323,7 @@ def _memory(
     if not size:
       size = choose_batch_size(abstract_model(config, mesh, device), shape, len(prefixes), first)
     size = min(size, settings.data.num_edits)
-    per_edit = bytes_per_edit(config, shape, len(prefixes), first)
+    per_edit = bytes_per_edit(config, shape, len(prefixes), first, split)
     found[f'targets of {size} edits'] = -(-size // shared) * per_edit
   return found
 
