@@ -175,7 +175,6 @@ def test_an_edited_kernel_is_multiplied_in_float32_with_all_digits():
 
 def _readers():
   """Every jitted function of the package that reads logits, with arguments for a model."""
-  answer_NxCxS = np.ones((2, 2, 3), np.int32)
   states = jnp.zeros((2, 2, 1, 16), jnp.bfloat16)
   count = np.int32(2)
   return {
@@ -183,7 +182,7 @@ def _readers():
       language_model._last_logits.__wrapped__, model, TOKENS, LENGTHS
     ),
     'scores': lambda model: _products(
-      scoring._score_batch.__wrapped__, model, TOKENS, LENGTHS, answer_NxCxS
+      scoring.score_targets.__wrapped__, model, states[0], LENGTHS, TOKENS[: len(LENGTHS), :2]
     ),
     'texts': lambda model: _products(
       generate._decode.__wrapped__, model, TOKENS, LENGTHS, LENGTHS, LENGTHS, LENGTHS[:0],
