@@ -14,6 +14,7 @@ if TYPE_CHECKING:
   from jedit.evals.evaluate import evaluate
   from jedit.evals.samples import sample_texts
   from jedit.experiments.plan import plan
+  from jedit.experiments.results import read_records
   from jedit.hypernetworks.editor import Editor
   from jedit.hypernetworks.train import train_editor
   from jedit.methods.presets import preset
@@ -49,6 +50,7 @@ _HOME = {
   'load': 'models.language_model',
   'plan': 'experiments.plan',
   'preset': 'methods.presets',
+  'read_records': 'experiments.results',
   'sample_texts': 'evals.samples',
   'statistics': 'moments.collect',
   'testbed': 'testbeds',
@@ -82,6 +84,7 @@ __all__ = [
   'plan',
   'preset',
   'probes',
+  'read_records',
   'sample_texts',
   'statistics',
   'testbed',

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
   from jedit.models.patch import Patch
 
 
-_FORMAT = 'jedit evaluation 2'
+_FORMAT = 'jedit evaluation 3'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +58,16 @@ class ChunkResult:
 
   Attributes:
     values: by metric name, one value per record.
+    prompts: by field of `jedit.evals.prompts`, one value per prompt of the records.
     unedited_exact_N: 1 where every token of the known answer is top-1, per unedited prompt.
     shapes: of the compiled programs, reused by later chunks.
     criteria: outcomes of the records' criteria, see `jedit.evals.criteria`.
   """
 
   values: Values
+  prompts: Values
   unedited_exact_N: np.ndarray
-  shapes: tuple[tuple[int, int, int], ...]
+  shapes: tuple[tuple[int, int], ...]
   criteria: Outcomes = ()
 
 
@@ -121,7 +123,8 @@ class Store:
     if line is None:
       return None
     return ChunkResult(
-      {name: np.array(values, np.float64) for name, values in line['values'].items()},
+      _arrays(line['values']),
+      _arrays(line['prompts']),
       np.array(line['unedited_exact_N'], np.float64),
       tuple(tuple(shape) for shape in line['shapes']),
       line['criteria'],
@@ -132,3 +135,7 @@ class Store:
     if self._writer is not None:
       place = {'state': chunk.state, 'first': chunk.records.start, 'stop': chunk.records.stop}
       self._writer.write({'key': key, **place, **vars(result)})
+
+
+def _arrays(values: Mapping[str, Sequence[float | None]]) -> Values:
+  return {name: np.array(column, np.float64) for name, column in values.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from jedit.evals import criteria, metrics, zsre_reference
 from jedit.evals.chunks import Chunk, ChunkResult, EvalOptions, Store
 from jedit.evals.generation import Generation, generate_texts
 from jedit.evals.metrics import PartScores, UneditedScores, Values
+from jedit.evals.prompts import FIELDS, Prompts, prompt_values
 from jedit.evals.scoring import Scores, default_tokens, plan_batches, score_plan
 from jedit.evals.table import Table
 from jedit.io.out_of_memory import halve_once
@@ -153,7 +154,7 @@ def _measure_all(
   by_part += _chunks('after', lm, parts, *sizes)
   total = sum(_num_rows(records, chunk) for chunks in by_part for chunk in chunks)
   results: dict[str, list[ChunkResult]] = {'before': [], 'after': []}
-  shapes: tuple[tuple[int, int, int], ...] = ()
+  shapes: tuple[tuple[int, int], ...] = ()
   stored = Store(store)
   with stored, Progress('evaluate', total=total, unit='prompts') as progress:
     for chunks in by_part:
@@ -185,7 +186,25 @@ def _measure_all(
     unedited_before=unedited_values.get('before', {}),
     is_generated_R=None if generation is None else np.array(list(map(generation.chooses, records))),
     notes=_notes(records, options, before is not None),
+    prompts=_by_prompt(records, results),
   )
+
+
+def _by_prompt(records: Sequence[Record], results: Mapping[str, Sequence[ChunkResult]]) -> Prompts:
+  """The prompts of all records with their scores in both states."""
+  places = [
+    (number, part, _filled(row), *((other, wanted) if part == 'neighborhood' else (wanted, other)))
+    for number, record in enumerate(records)
+    for part, (rows, wanted, other) in _prompts(record).items()
+    for row in rows
+  ]
+  record_P, part_P, text_P, new_P, true_P = zip(*places, strict=True)
+  states = {
+    state: {name: np.concatenate([each.prompts[name] for each in found]) for name in FIELDS}
+    for state, found in results.items()
+    if found
+  }
+  return Prompts(np.array(record_P), part_P, text_P, new_P, true_P, **states)
 
 
 def check_texts(
@@ -271,7 +290,7 @@ def _run(
   records: Sequence[Record],
   unedited: Sequence[tuple[str, str]],
   options: EvalOptions,
-  shapes: Sequence[tuple[int, int, int]],
+  shapes: Sequence[tuple[int, int]],
   progress: Progress,
 ) -> ChunkResult:
   """Measures one chunk."""
@@ -280,7 +299,6 @@ def _run(
   encoded = encode_many(lm.tokenizer, texts.rows, lm.config.position_limit)
   plan = plan_batches(
     encoded,
-    lm.config.vocab_size,
     tokens_per_batch=options.tokens_per_batch,
     shapes=shapes,
   )
@@ -303,8 +321,8 @@ def _run(
     for each, of_record in zip(evidence, generated, strict=True):
       each |= {} if of_record is None else {metrics.TEXTS: of_record}
   outcomes = criteria.measure(lm, chosen, options.demonstrations, options.tokens_per_batch)
-  exact_N = scores.exact_N[texts.unedited]
-  return ChunkResult(metrics.all_values(evidence), exact_N, plan.shapes, outcomes)
+  values, by_prompt = metrics.all_values(evidence), prompt_values(evidence)
+  return ChunkResult(values, by_prompt, scores.exact_N[texts.unedited], plan.shapes, outcomes)
 
 
 def _part_scores(scores: Scores, wanted: np.ndarray, other: np.ndarray | None) -> PartScores:
@@ -382,6 +400,10 @@ def _chunk_rows(records: Sequence[Record], unedited: Sequence[tuple[str, str]]) 
     )
   rows += [Row(prompt, target=answer) for prompt, answer in unedited]
   return _ChunkRows(tuple(rows), tuple(parts), np.arange(len(rows) - len(unedited), len(rows)))
+
+
+def _filled(prompt: Row) -> str:
+  return prompt.prompt if prompt.subject is None else prompt.prompt.replace('{}', prompt.subject)
 
 
 def _prompts(record: Record) -> dict[str, tuple[list[Row], str | None, str | None]]:

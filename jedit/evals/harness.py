@@ -16,6 +16,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jedit.evals.scoring import default_tokens, plan_batches, score_plan
 from jedit.io.out_of_memory import halve_once
 from jedit.io.progress import Progress
@@ -264,11 +266,17 @@ class HarnessModel:
       rows.append(Encoded('', ids, None, start - 1, start))
 
     def run(tokens: int) -> list[tuple[float, bool]]:
-      vocab_size = self.lm.config.vocab_size
       with Progress('harness', len(rows), 'requests') as progress:
-        plan = plan_batches(rows, vocab_size, tokens_per_batch=tokens)
+        plan = plan_batches(rows, tokens_per_batch=tokens)
         scores = score_plan(self.lm.model, plan, on_batch=progress.update)
       logp_N = -scores.nll_N * scores.length_N
+      bad = np.flatnonzero(np.isnan(logp_N))
+      if len(bad):
+        raise UserError(
+          f'The probabilities of {len(bad)} texts of the harness are not numbers, the first that '
+          f'of {self.tokenizer.decode(rows[bad[0]].ids)!r}; edit with a lower learning rate, or '
+          'load the model in float32.'
+        )
       return list(zip(logp_N.tolist(), (scores.exact_N == 1).tolist(), strict=True))
 
     size = self.tokens_per_batch or default_tokens()

@@ -10,7 +10,9 @@ import pandas as pd
 
 from jedit.evals import metrics
 from jedit.evals.metrics import Summary, Values
+from jedit.evals.prompts import Prompts
 from jedit.io import html, tables
+from jedit.types import UserError
 
 _REPR_ROWS = 8
 
@@ -30,6 +32,7 @@ class Table:
     is_generated_R: mask of the records with generated texts, the only ones in metrics of texts;
       None for none.
     notes: sentences about the procedure and omitted metrics.
+    prompts: the scores of every prompt; None for a table of values alone.
   """
 
   case_ids: tuple[int, ...]
@@ -39,6 +42,7 @@ class Table:
   unedited_before: Values = dataclasses.field(default_factory=dict)
   is_generated_R: np.ndarray | None = None
   notes: tuple[str, ...] = ()
+  prompts: Prompts | None = None
 
   @functools.cached_property
   def metrics(self) -> dict[str, Summary]:
@@ -67,12 +71,23 @@ class Table:
     """Content for summary.json: `metrics`, `undefined` (counts by metric and state), `notes`."""
     return {'metrics': self.metrics, 'undefined': self.undefined, 'notes': list(self.notes)}
 
+  def to_prompts(self) -> pd.DataFrame:
+    """One row for each prompt: both objects, their nll and the verdicts; see `Prompts.to_frame`.
+
+    Raises:
+      UserError: for a table without them.
+    """
+    if self.prompts is None:
+      raise UserError('The table has values of records alone; make it with jedit.evaluate.')
+    return self.prompts.to_frame(self.case_ids)
+
   def to_records(self) -> list[dict[str, Any]]:
-    """One dict per record: case_id, and `before` and `after` with every per-record value.
+    """One dict per record: case_id, `before` and `after` with every per-record value, `prompts`.
 
     None where undefined. A record without generated texts lacks their metrics.
     """
     rows = []
+    by_prompt = [] if self.prompts is None else list(self.prompts.of_records())
     for r, case_id in enumerate(self.case_ids):
       row: dict[str, Any] = {'case_id': case_id}
       for state, values in self._values.items():
@@ -81,7 +96,7 @@ class Table:
           for name, value_R in values.items()
           if self._is_covered(name)[r]
         }
-      rows.append(row)
+      rows.append(row | ({'prompts': by_prompt[r]} if by_prompt else {}))
     return rows
 
   def __str__(self) -> str:

@@ -1,21 +1,24 @@
 """The files of an evaluation: rows of records and of unedited prompts, and its notes."""
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from jedit.evals import metrics
+from jedit.evals.prompts import Prompts
 from jedit.evals.table import Table
 from jedit.experiments.inputs import Question
 from jedit.io import sealed
 from jedit.io.jsonl import read_jsonl, write_jsonl
+from jedit.types import UserError
 
-_RECORDS, _UNEDITED = 'records.jsonl', 'unedited.jsonl'
-_RECORD_ROWS, _UNEDITED_ROWS, _NOTES = (
-  f'jedit {name} 1' for name in ('records', 'unedited', 'evaluation notes')
-)  # formats
+_RECORDS, _UNEDITED, EVALUATION = 'records.jsonl', 'unedited.jsonl', 'evaluation.json'
+_RECORD_ROWS = 'jedit records 2'  # formats
+_UNEDITED_ROWS, _NOTES = 'jedit unedited 1', 'jedit evaluation notes 1'
 
 
 def _unedited_rows(table: Table, questions: Sequence[Question]) -> list[dict[str, Any]]:
@@ -72,7 +75,39 @@ def read_table(file: pathlib.Path, key: Any, sizes: tuple[int, int]) -> Table:
     unedited_before=_columns(questions, 'before'),
     is_generated_R=np.array(generated) if any(generated) else None,
     notes=tuple(notes),
+    prompts=_prompts(rows),
   )
+
+
+def read_records(path: str | os.PathLike[str]) -> pd.DataFrame:
+  """The prompts of a finished run, one row each, with the nll of both objects and the verdicts.
+
+  Args:
+    path: workdir of the run, or its records.jsonl beside evaluation.json, which has the key.
+
+  Returns:
+    The columns of `jedit.evals.prompts.Prompts.to_frame`.
+
+  Raises:
+    UserError: for a place without these files, damaged ones and those of another version.
+  """
+  folder = pathlib.Path(path)
+  file = folder / _RECORDS if folder.is_dir() else folder
+  notes = file.with_name(EVALUATION)
+  for each in (file, notes):
+    if not each.is_file():
+      raise UserError(f'There is no {each}; give the workdir of a run that has been evaluated.')
+  rows = read_jsonl(file, _RECORD_ROWS, sealed.key_of(notes, _NOTES))
+  found = _prompts(rows)
+  if found is None:
+    raise UserError(f'{file} has values of records alone; evaluate again.')
+  return found.to_frame([row['case_id'] for row in rows])
+
+
+def _prompts(rows: Sequence[Mapping[str, Any]]) -> Prompts | None:
+  """The prompts of all rows; None for a table that had none."""
+  has_them = bool(rows) and 'prompts' in rows[0]
+  return Prompts.from_records([row['prompts'] for row in rows]) if has_them else None
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], state: str) -> dict[str, np.ndarray]:

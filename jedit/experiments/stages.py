@@ -32,7 +32,7 @@ from jedit.experiments.inputs import (
   load_demonstrations,
   load_generation,
 )
-from jedit.experiments.results import read_table, write_table
+from jedit.experiments.results import EVALUATION, read_table, write_table
 from jedit.experiments.schema import PROBES, Settings
 from jedit.experiments.workdir import Workdir
 from jedit.hypernetworks.editor import Editor
@@ -55,7 +55,6 @@ CHUNKS_FILE = 'evaluation.jsonl'
 _PROBES = 'probes'
 _TARGETS = 'targets'
 _CONTEXTS = 'contexts.json'
-_EVALUATION = 'evaluation.json'
 _SAMPLES = 'samples.json'
 _TEXTS, _PROBE = 'jedit samples 1', 'jedit probe 1'  # formats
 
@@ -65,7 +64,7 @@ def finished(workdir: Workdir) -> list[str]:
   files = {
     'statistics': (STATISTICS_FILE, PATCH_FILE),
     **dict.fromkeys(('targets', 'keys', 'solve'), (PATCH_FILE,)),
-    'evaluate': (_EVALUATION,),
+    'evaluate': (EVALUATION,),
   }
   return [name for name, each in files.items() if any((workdir / f).is_file() for f in each)]
 
@@ -304,7 +303,7 @@ def evaluate(
   are stored in `evaluation.jsonl`, which the cells of a sweep share, so that the unedited model is
   measured once.
   """
-  file = workdir / _EVALUATION
+  file = workdir / EVALUATION
   ids = [[part.indices(len(records)), [each.id for each in patches]] for part, patches in parts]
   options = dataclasses.replace(
     settings.evaluation, store='', harness='', harness_limit=0, harness_shots=-1

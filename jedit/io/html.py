@@ -99,8 +99,12 @@ def folded(title: str, value: Mapping[str, Any] | str) -> str:
   """Text or JSON in a collapsed section."""
   if not isinstance(value, str):
     value = json.dumps(to_json(value), indent=2, ensure_ascii=False)
-  code = html.escape(value)
-  return f'<details><summary>{html.escape(title)}</summary>\n<pre>{code}</pre></details>'
+  return details(title, f'<pre>{html.escape(value)}</pre>')
+
+
+def details(title: str, content: str) -> str:
+  """HTML in a collapsed section."""
+  return f'<details><summary>{html.escape(title)}</summary>\n{content}</details>'
 
 
 def block(*parts: str) -> str:

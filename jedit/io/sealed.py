@@ -33,8 +33,14 @@ class StaleFile(UserError):
   """A file that is damaged, of another format or of other inputs; a cache is then made anew."""
 
 
+class Digest(str):
+  """A key that is its digest already."""
+
+
 def digest(key: Any) -> str:
-  """Hash of a JSON-able value."""
+  """Hash of a JSON-able value; of a `Digest` itself."""
+  if isinstance(key, Digest):
+    return str(key)
   return hashlib.sha256(json.dumps(to_json(key), sort_keys=True).encode()).hexdigest()
 
 
@@ -111,6 +117,28 @@ def read_json(
     StaleFile: for a file that is damaged, of another format, shape or key.
     UserError: for one that cannot be read.
   """
+  about, content = _open(path)
+  check_about(path, about, format, key)
+  try:
+    return content if kind is None else schema.check(kind, content, f'{path}', strict=False)
+  except UserError as error:
+    raise StaleFile(str(error)) from error
+
+
+def key_of(path: str | os.PathLike[str], format: str) -> Digest:
+  """The digest of the key that a file was written with.
+
+  Raises:
+    StaleFile: for a file that is damaged or of another format.
+    UserError: for one that cannot be read.
+  """
+  about, _ = _open(path)
+  check_about(path, about, format, None)
+  return Digest(about['key'])
+
+
+def _open(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The entry of the seal, and the content; raises as `read_json`."""
   data = storage.read_bytes(path)
   start, end = len(_HEAD), len(_HEAD) + len(ZEROS)
   if not data.startswith(_HEAD):
@@ -118,11 +146,7 @@ def read_json(
   if data[start:end] != digest_of(data[:start], ZEROS, data[end:]):
     raise damaged(path, 'its content does not match its digest')
   content = schema.parse(data, path)
-  check_about(path, content.pop('jedit'), format, key)
-  try:
-    return content if kind is None else schema.check(kind, content, f'{path}', strict=False)
-  except UserError as error:
-    raise StaleFile(str(error)) from error
+  return content.pop('jedit'), content
 
 
 def is_sealed_json(path: pathlib.Path) -> bool:

@@ -115,8 +115,8 @@ class PackedText:
     """Rows of documents, each with the place behind it."""
     first, done = start
     for window in self._windows(first):
-      found = best_fit([len(ids) for ids in window], self.row_tokens)
-      rows = [[window[index] for index in row] for row in found]
+      found = best_fit([len(ids) for ids in window], [self.row_tokens])
+      rows = [[window[index] for index in row] for _, row in found]
       # A pass may stop within a window, and its first rows hold the longest documents.
       random.Random(first).shuffle(rows)
       for number, row in enumerate(rows[done:], start=done + 1):

@@ -216,10 +216,10 @@ class _Reader:
 
   def _kind(self, each: _Instruction) -> str:
     inside = self._opcodes(each)
+    if inside & {'convolution', 'dot'}:  # a collective may go on inside
+      return 'products'
     if any(op.removesuffix('-start').removesuffix('-done') in COLLECTIVES for op in inside):
       return 'collectives'
-    if inside & {'convolution', 'dot'}:
-      return 'products'
     if inside & {'gather', 'scatter'}:
       return 'gathers'
     if inside <= _MOVES:

@@ -10,6 +10,7 @@ import pandas as pd
 from jedit.evals import metrics
 from jedit.evals.downstream import TaskTable
 from jedit.evals.estimates import summarize_values
+from jedit.evals.prompts import FIELDS
 from jedit.evals.samples import Sample
 from jedit.evals.table import Table
 from jedit.io import figures, html, sealed, tables
@@ -23,6 +24,8 @@ _STAGES = (
   'evaluate', 'samples', 'downstream',
 )  # fmt: skip
 _WORST = 10
+_PROMPTS = 1000  # of all records, up to which a page shows them all
+_PROMPT_COLUMNS = ('new', 'true', 'success', 'on top')
 _ALWAYS = ('statistics', 'targets', 'keys', 'solve', 'evaluate', 'compile')  # in summary.json
 
 
@@ -212,7 +215,9 @@ def write_page(
     f'The records with the lowest mean of {", ".join(metrics.rates(table.after))} after the edit.'
   )
   parts += [html.heading('Worst cases'), html.paragraph(note)]
-  parts += [tables.to_html(_worst(table, records), 'text')]
+  worst = _worst(table)
+  parts += [tables.to_html(_worst_frame(table, records, worst), 'text')]
+  parts += _prompts(table, records, worst)
   if samples:
     texts = [(str(sample.case_id), sample.before, sample.after) for sample in samples]
     parts += [html.heading('Texts before and after')]
@@ -264,19 +269,61 @@ def _relations_frame(table: Table, records: Sequence[Record]) -> pd.DataFrame:
   return tables.table(['relation', 'records', *names], rows)
 
 
-def _worst(table: Table, records: Sequence[Record]) -> pd.DataFrame:
-  """The records with the lowest mean rate."""
-  names = metrics.rates(table.after)
-  value_KxR = np.stack([table.after[name] for name in names])
+def _worst(table: Table) -> list[int]:
+  """Indices of the records with the lowest mean rate."""
+  value_KxR = np.stack([table.after[name] for name in metrics.rates(table.after)])
   count_R = np.maximum((~np.isnan(value_KxR)).sum(axis=0), 1)
   mean_R = np.nansum(value_KxR, axis=0) / count_R
   shift_R = table.after.get('efficacy_magnitude', mean_R)
-  rows = []
-  for r in np.lexsort((shift_R, mean_R))[:_WORST]:
+  return np.lexsort((shift_R, mean_R))[:_WORST].tolist()
+
+
+def _worst_frame(table: Table, records: Sequence[Record], worst: Sequence[int]) -> pd.DataFrame:
+  names = metrics.rates(table.after)
+  rows: list[list[Cell]] = []
+  for r in worst:
     request = records[r].request
     change = ' → '.join(filter(None, (request.target_true, request.target_new)))
-    rows.append([str(records[r].case_id), request.text, change, *value_KxR[:, r].tolist()])
+    values = [float(table.after[name][r]) for name in names]
+    rows.append([str(records[r].case_id), request.text, change, *values])
   return tables.table(['record', 'prompt', 'object', *names], rows)
+
+
+def _prompts(table: Table, records: Sequence[Record], worst: Sequence[int]) -> list[str]:
+  """The prompts of each record, of the worst ones alone where there are many."""
+  if table.prompts is None:
+    return []
+  record_P = table.prompts.record_P
+  shown = range(len(records)) if len(record_P) <= _PROMPTS else sorted(worst)
+  which = 'every record' if len(shown) == len(records) else 'the worst cases'
+  note = (
+    f'jedit.read_records(workdir) gives the {len(record_P)} prompts of all records as a DataFrame. '
+    f'Below are those of {which}, with nats per token of the new and of the true object. Success: '
+    'the wanted one of the two is likelier. On top: its tokens that are the most probable ones.'
+  )
+  parts = [html.heading('Prompts'), html.paragraph(note)]
+  states = table.prompts.states
+  starts = np.searchsorted(record_P, np.arange(len(records) + 1)).tolist()
+  for r in shown:
+    head = ['part', 'prompt', *(f'{name} {state}' for state in states for name in _PROMPT_COLUMNS)]
+    rows: list[list[Cell]] = []
+    for p in range(starts[r], starts[r + 1]):
+      scores = [_scores(values, p) for values in states.values()]
+      row = [table.prompts.part_P[p], table.prompts.text_P[p]]
+      rows.append([*row, *(cell for cells in scores for cell in cells)])
+    title = f'{records[r].case_id}: {records[r].request.text}'
+    parts.append(html.details(title, tables.to_html(tables.table(head, rows), 'text')))
+  return parts
+
+
+def _scores(values: Mapping[str, np.ndarray], p: int) -> list[Cell]:
+  """Cells of a prompt in one state; both verdicts as words."""
+  nlls: list[Cell] = [
+    None if np.isnan(values[name][p]) else f'{values[name][p]:.2f}' for name in FIELDS[:2]
+  ]
+  success, acc = float(values['success'][p]), float(values['acc'][p])
+  verdict = None if np.isnan(success) else ('yes' if success else 'no')
+  return [*nlls, verdict, None if np.isnan(acc) else f'{100 * acc:.0f}%']
 
 
 def _shifts(workdir: pathlib.Path, table: Table) -> str:

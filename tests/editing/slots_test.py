@@ -1,5 +1,6 @@
 """Target optimisation over many edits: batches, slots that are refilled, sizes that fit."""
 
+import re
 import types
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 
 from helpers import editing, tiny
 from helpers.editing import relative
-from jedit.editing import slots
+from jedit.editing import blocks, slots
 from jedit.editing.blocks import fit_shapes
 from jedit.editing.objective import Objective
 from jedit.editing.problem import PlacedDelta, Problem
@@ -48,6 +49,45 @@ def test_batches_do_not_change_targets():
     np.testing.assert_allclose(parts.trace, whole.trace, rtol=0, atol=1e-4)
   backwards = optimise(rows[::-1], 3)
   np.testing.assert_allclose(backwards.delta['block'][::-1], whole.delta['block'], atol=1e-4)
+
+
+def test_shapes_do_not_change_targets(monkeypatch):
+  """Each window in a shape of its own: blocks hold the edits in another order."""
+  lm = editing.language_model('gptj', num_layers=2)
+  rows = encode_edits(lm.tokenizer, editing.REQUESTS, editing.CONTEXTS)
+  problem = _problem(0, 0.75, Objective(0.5, 3, 0.0625))
+  whole = optimise_targets(lm.model, rows, problem, batch_size=7)
+  monkeypatch.setattr(blocks, '_FLOP_PER_SHAPE', {'cpu': 0.0})
+  apart = optimise_targets(lm.model, rows, problem, batch_size=7)
+  assert apart.num_programs > whole.num_programs == 1
+  order = [i for block in blocks.cut_blocks(rows, problem.tokens, 7, 1.0) for i in block.indices]
+  assert order != sorted(order)
+  np.testing.assert_allclose(apart.delta['block'], whole.delta['block'], rtol=0, atol=1e-4)
+  np.testing.assert_allclose(apart.trace, whole.trace, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('place', ['loss', 'delta/block', 'init/block'])
+def test_values_that_are_not_finite_name_record_and_layer(value, place):
+  lm = editing.language_model('gptj', num_layers=2)
+  rows = encode_edits(lm.tokenizer, editing.REQUESTS[:2], editing.CONTEXTS)
+  problem = _problem(1, 0.75, Objective(0.5, 3, 0.0625))
+  [block] = blocks.cut_blocks(rows, problem.tokens, 2, 1.0)
+  result = {
+    'trace': np.full((2, 3, 7), np.nan),
+    'num_steps': np.array([1, 2]),
+    'delta/block': np.zeros((2, 4)),
+    'init/block': np.zeros((2, 4)),
+  }
+  result['trace'][0, :1] = result['trace'][1, :2] = 0.5
+  slots._check_finite(result, rows, block, problem)
+  if place == 'loss':
+    result['trace'][1, 1, 0] = value
+  else:
+    result[place][1, 0] = value
+  label = rows[block.indices[1]].request.label
+  with pytest.raises(UserError, match=re.escape(f"{label} is not finite at 'block' in layer 1")):
+    slots._check_finite(result, rows, block, problem)
 
 
 def test_batches_round_alike_in_bfloat16():
@@ -165,6 +205,13 @@ def test_an_edit_takes_what_its_programs_hold(family):
   logits = 4 * lm.config.vocab_size * (3 * (3 * shape.num_targets + 1) + 1)
   taken = layers * shape_bytes((hidden, past, recorded)) + logits
   assert bytes_per_edit(lm.config, shape, 3, 1) == taken
+  heads, kv_heads = lm.config.num_heads, lm.config.num_kv_heads
+  num_tokens, past = 3 * shape.window + 1, 3 * shape.past + shape.kl_tokens
+  wide = lm.config.ffn_width * (2 if family == 'llama' else 1)
+  halved = (heads + 2 * kv_heads) * lm.config.head_dim + wide
+  saved = 4 * layers * (halved * num_tokens + 2 * kv_heads * lm.config.head_dim * past) // 2
+  rest = bytes_per_edit(lm.config, shape, 3, 1, split=2)
+  assert taken - rest == saved  # an odd vocabulary stays whole
 
 
 def test_shapes_have_batches_of_their_own(monkeypatch):

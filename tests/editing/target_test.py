@@ -139,7 +139,8 @@ def _jeep(clip_low, clip_high, weight_decay):
 
 # Between them: every stop rule, both forms of decay, δ that are clipped and δ that are not.
 CASES = {
-  'gptj_memit': Problem(_memit(3.0, 0.05), Objective(0.5, 12, 0.0625, stop_loss=8.0)),
+  # An edit's likelihood falls below the bound one evaluation before its loss does.
+  'gptj_memit': Problem(_memit(3.0, 0.05), Objective(0.5, 12, 0.0625, stop_loss=8.017)),
   'llama_pmet': Problem(
     _pmet(1.0, 4.0, 0.02),
     Objective(0.5, 12, 0.01, 0.7, decay_form='norm', stop_loss=None, stop_probability=0.002),

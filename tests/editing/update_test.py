@@ -52,18 +52,18 @@ def _read(model, texts, token, layer, place):
   return np.asarray(seen[site(layer, place)], np.float64)[np.arange(len(texts)), at]
 
 
-def _mean_key(model, region, edits, kernel):
+def _mean(model, region, edits, layer, place):
   """Mean in each group of contexts, then over groups; or over all contexts."""
   means = []
   for edit in edits:
     texts = edit.without_target
-    key_PxF = _read(model, texts, region.token, kernel.layer, KEY[kernel.name])
+    value_PxN = _read(model, texts, region.token, layer, place)
     if region.key_average == 'flat':
-      means.append(key_PxF.mean(0))
+      means.append(value_PxN.mean(0))
       continue
     groups, first = [], 0
     for group in editing.CONTEXTS:
-      groups.append(key_PxF[first : first + len(group)].mean(0))
+      groups.append(value_PxN[first : first + len(group)].mean(0))
       first += len(group)
     means.append(np.mean(groups, axis=0))
   return np.array(means)
@@ -87,8 +87,13 @@ def _plain_loop(lm, region, edits, z, moments):
     before = model
     for update in region.updates:
       kernel = Kernel(layer, update.kernel)
-      key_BxF = _mean_key(before if region.keys_together else model, region, edits, kernel)
-      now_BxD = _read(model, bare, region.token, region.layers[-1], update.compare)
+      key_BxF = _mean(
+        before if region.keys_together else model, region, edits, layer, KEY[update.kernel]
+      )
+      place = region.layers[-1], update.compare
+      now_BxD = _read(model, bare, region.token, *place)
+      if region.compared_on == 'contexts':
+        now_BxD = _mean(model, region, edits, *place)
       residual_BxD = (z[update.delta] - now_BxD) / share
       preserved = COV_WEIGHT * np.asarray(moments.cov[kernel], np.float64)
       update_FxD = np.linalg.solve(preserved + key_BxF.T @ key_BxF, key_BxF.T @ residual_BxD)
@@ -111,6 +116,7 @@ REGIONS = {
   'even': ('gptj', _MEMIT, {}),
   'sqrt_flat': ('gptj', _MEMIT, {'schedule': 'sqrt', 'key_average': 'flat'}),
   'prompt_last': ('gptj', _MEMIT, {'token': 'prompt_last'}),
+  'contexts': ('gptj', _MEMIT, {'compared_on': 'contexts'}),
   'both_kernels': ('llama', _PMET, {}),
   'both_kernels_together': ('llama', _PMET, {'keys_together': True}),
 }
@@ -158,6 +164,7 @@ def test_settings_of_the_cases_make_a_difference():
 
   assert relative(updates('even'), updates('sqrt_flat')) > 0.05
   assert relative(updates('even'), updates('prompt_last')) > 0.05
+  assert relative(updates('even'), updates('contexts')) > 0.05
   assert relative(updates('both_kernels'), updates('both_kernels_together')) > 0.01
 
 
@@ -168,7 +175,7 @@ def test_keys_are_averaged_over_contexts(average):
   rows = RegionRows(edits, region, editing.CONTEXTS)
   rows.advance(lm.model, 1)
   key_BxF, bare_BxF = rows.keys(lm.model, kernel)
-  assert relative(key_BxF, _mean_key(lm.model, region, edits, kernel)) < 1e-5
+  assert relative(key_BxF, _mean(lm.model, region, edits, 1, KEY[kernel.name])) < 1e-5
   bare = [edit.bare for edit in edits]
   assert relative(bare_BxF, _read(lm.model, bare, region.token, 1, 'mlp_in')) < 1e-5
   weights = {'groups': [1 / 2, 1 / 4, 1 / 4], 'flat': [1 / 3, 1 / 3, 1 / 3]}

@@ -147,26 +147,45 @@ class ScoringTest(parameterized.TestCase):
 
   def test_few_programs_and_bounded_batches(self):
     rows = _rows(np.random.default_rng(0), 500, longest=60)
-    plan = scoring.plan_batches(rows, _VOCAB, tokens_per_batch=512)
-    self.assertLessEqual(len(plan.shapes), 8)
-    for num_rows, length, _ in plan.shapes:
+    plan = scoring.plan_batches(rows, tokens_per_batch=512)
+    self.assertLen(plan.shapes, 1)
+    for num_rows, length in plan.shapes:
       self.assertLessEqual(num_rows * length, 512)
-    answered = [n for batch in plan.batches for row in batch.rows for c in row for n in c]
+    answered = [n for batch in plan.batches for n in set(batch.found[2])]
     self.assertCountEqual(answered, range(500))
+    self.assertEqual(sum(batch.num_answered for batch in plan.batches), 500)
+
+  def test_batches_are_full(self):
+    rows = _rows(np.random.default_rng(0), 800, longest=20)
+    plan = scoring.plan_batches(rows, tokens_per_batch=256)
+    room = sum(batch.token_NxT.size for batch in plan.batches)
+    self.assertGreater(plan.num_tokens / room, 0.95)
+
+  def test_programs_do_not_depend_on_the_number_of_rows(self):
+    rows = _rows(np.random.default_rng(0), 500)
+    shapes = {scoring.plan_batches(rows[:count]).shapes for count in (150, 300, 500)}
+    self.assertLen(shapes, 1)
+
+  def test_long_rows_are_compared_with_a_program_for_short_ones(self):
+    rows = [encoding.Encoded('', (number, *[1] * 50), None, 49, 50) for number in range(1, 200)]
+    long = encoding.Encoded('', (1,) * 1000, None, 998, 999)
+    few, many = (scoring.plan_batches([*rows[:count], long]).shapes for count in (3, 199))
+    self.assertEqual(few, ((2, 1024),))  # no gap of the long row holds a short one
+    self.assertEqual({size for _, size in many}, {64, 1024})
 
   def test_a_small_job_is_one_program(self):
-    plan = scoring.plan_batches(_rows(np.random.default_rng(0), 20), _VOCAB)
+    plan = scoring.plan_batches(_rows(np.random.default_rng(0), 20))
     self.assertLen(plan.shapes, 1)
 
   def test_two_answers_of_one_token_cost_one_pass(self):
     row = encoding.Encoded('', (1, 2, 3), None, 1, 2)
-    plan = scoring.plan_batches([row, dataclasses.replace(row, ids=(1, 2, 4))], _VOCAB)
+    plan = scoring.plan_batches([row, dataclasses.replace(row, ids=(1, 2, 4))])
     self.assertEqual(plan.num_tokens, 2)
 
   def test_a_prompt_is_read_once_for_answers_of_several_tokens(self):
     row = encoding.Encoded('', (1, 2, 3, 4), None, 1, 2)
     rows = [row, dataclasses.replace(row, ids=(1, 2, 5, 6, 7))]
-    self.assertEqual(scoring.plan_batches(rows, _VOCAB).num_tokens, 2 + 1 + 2)
+    self.assertEqual(scoring.plan_batches(rows).num_tokens, 2 + 1 + 2)
 
   def test_of_equal_logits_the_lowest_id_is_on_top(self):
     model = _model('gptj')
@@ -181,7 +200,7 @@ class ScoringTest(parameterized.TestCase):
     for start in (0, 3):
       row = encoding.Encoded('text', (1, 2, 3), None, start - 1, start)
       with self.assertRaises(types.UserError):
-        scoring.plan_batches([row], _VOCAB)
+        scoring.plan_batches([row])
 
   def test_a_model_that_returns_nan_has_no_accuracy(self):
     model = _model('gptj')
@@ -270,6 +289,31 @@ class EvaluateTest(absltest.TestCase):
     self.assertTrue(any(line.startswith('score') for line in lines))
     self.assertIn('paraphrase after: 1 record has no value and is left out', lines)
 
+  def test_records_are_means_of_their_prompts(self):
+    records = [_record(7), _record(9, paraphrase_prompts=())]
+    table = evaluate_lib.evaluate(_lm(1), records, before=_lm(0))
+    frame = table.to_prompts()
+    sizes = [1 + len(r.paraphrase_prompts) + len(r.neighborhood_prompts) for r in records]
+    self.assertLen(frame, sum(sizes))
+    request = records[0].request
+    first = frame.iloc[0]
+    self.assertEqual(first['prompt'], request.text)
+    self.assertEqual((first['new'], first['true']), (request.target_new, request.target_true))
+    signs = np.where(frame['part'] == 'neighborhood', -1, 1)
+    for state, values in (('before', table.before), ('after', table.after)):
+      new, true = (np.exp(-frame[f'nll_{name}_{state}']) for name in ('new', 'true'))
+      by_prompt = {
+        '': frame[f'success_{state}'], '_acc': frame[f'acc_{state}'],
+        '_magnitude': signs * (new - true),
+      }  # fmt: skip
+      for ending, value_P in by_prompt.items():
+        means = (100 * value_P).groupby([frame['case_id'], frame['part']], observed=True).mean()
+        for part in ('efficacy', 'paraphrase', 'neighborhood'):
+          for r, case_id in enumerate((7, 9)):
+            self.assertEqual((case_id, part) in means, not np.isnan(values[part + ending][r]))
+            if (case_id, part) in means:
+              self.assertAlmostEqual(means[case_id, part], values[part + ending][r])
+
   def test_same_object_twice_is_no_success(self):
     request = types.Request('{} lives in', 'Anna', 'Rome', target_true='Rome')
     table = evaluate_lib.evaluate(_lm(0), [_record(request=request)])
@@ -289,7 +333,7 @@ class EvaluateTest(absltest.TestCase):
 
     def evaluate(most):
       def limited(model, plan, **options):
-        if max(rows * tokens for rows, tokens, _ in plan.shapes) > most:
+        if max(rows * tokens for rows, tokens in plan.shapes) > most:
           raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory.')
         return score_plan(model, plan, **options)
 
@@ -339,3 +383,11 @@ def test_an_answer_is_exact_if_all_its_tokens_are_on_top():
   scores = Scores(np.full((4, 2), -1.0), is_top_NxT, np.array([2, 2, 2, 1]))
   assert scores.exact_N.tolist() == [1, 0, 0, 1]
   assert scores.token_acc_N.tolist() == [1, 0.5, 0, 1]
+
+
+def test_long_answers_of_one_prompt_do_not_share_a_batch():
+  # Whole texts after BOS, as perplexities score them.
+  rows = [encoding.Encoded('', (1, *[2 + n] * 30), None, 0, 1) for n in range(40)]
+  plan = scoring.plan_batches(rows, tokens_per_batch=128)
+  assert plan.shapes == ((2, 64),)
+  assert len(plan.batches) >= 40 * 29 / 128

@@ -1,9 +1,11 @@
 """lm-evaluation-harness on a tiny model: its three calls against plain loops, tasks, bad input."""
 
+import dataclasses
 import functools
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -82,6 +84,13 @@ def test_continuations_have_the_probabilities_of_a_plain_loop(lm):
   context = tokenizer('Marta lives in')['input_ids']
   top = [int(tiny.logits(lm.model, context)[-1].argmax())]
   assert [each for _, each in model._scores([(context, top), (context, [top[0] - 1])])] == [1, 0]
+
+
+@needs_harness
+def test_a_model_without_probabilities_is_refused(gptj):
+  broken = dataclasses.replace(gptj, params=jax.tree.map(lambda x: x * np.nan, gptj.params))
+  with pytest.raises(UserError, match="2 texts of the harness are not numbers.*'a b'"):
+    harness.HarnessModel(broken).loglikelihood(_requests(('a', ' b'), ('a', ' c')))
 
 
 @needs_harness

@@ -124,7 +124,7 @@ def test_a_directory_of_somebody_else_is_left_alone(made, tmp_path, name):
 def test_stores_and_states_of_somebody_else_are_left_alone(made, tmp_path):
   notes = tmp_path / 'notes.txt'
   notes.write_text('one line without an end')
-  with pytest.raises(UserError, match='notes.txt holds something else than jedit evaluation 1'):
+  with pytest.raises(UserError, match='notes.txt holds something else than jedit evaluation 3'):
     experiments.run(tiny_run.config(made, evaluation__store=str(notes)), tmp_path / 'run')
   assert notes.read_text() == 'one line without an end'
   (tmp_path / 'x.partial' / '7').mkdir(parents=True)

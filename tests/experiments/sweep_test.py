@@ -59,7 +59,7 @@ def test_a_sweep_runs_its_cells_once_and_shares_what_they_share(made, monkeypatc
     name = 'contexts_rome.json' if folder == 'rome' else 'contexts.json'
     assert ours == inputs.load_contexts(workdir / name)
   states = [
-    line['state'] for line in read_jsonl(workdir / 'evaluation.jsonl', 'jedit evaluation 1')
+    line['state'] for line in read_jsonl(workdir / 'evaluation.jsonl', 'jedit evaluation 3')
   ]
   assert states == ['before', 'after', 'after', *['after'] * 4, 'after']  # ROME's four models
   summaries = json.loads((workdir / 'sweep.json').read_text())['cells']

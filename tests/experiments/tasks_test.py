@@ -22,7 +22,7 @@ from jedit.experiments import inputs, results, stages, tasks
 from jedit.experiments.compile_timer import CompileClock
 from jedit.experiments.config import default_config, read_settings
 from jedit.experiments.workdir import Workdir
-from jedit.io import storage
+from jedit.io import sealed, storage
 from jedit.models.load import load_directory
 from jedit.moments.files import SecondMoments
 from jedit.testbeds.world import World
@@ -62,6 +62,29 @@ def test_a_run_leaves_every_file(finished):
   assert [row['case_id'] for row in rows] == [10, 11, 12, 13]
   assert rows[0]['before'].keys() == rows[0]['after'].keys() > {'efficacy', 'neighborhood_acc'}
   assert inputs.load_contexts(finished / 'contexts.json')[0] == ('{}',)
+
+
+def test_every_prompt_of_a_run_can_be_read(finished, tmp_path):
+  frame = jedit.read_records(finished)
+  assert frame.equals(jedit.read_records(finished / 'records.jsonl'))
+  rows = [json.loads(line) for line in (finished / 'records.jsonl').read_text().splitlines()]
+  assert sorted(set(frame['case_id'])) == [row['case_id'] for row in rows]
+  success = frame[frame['part'] == 'neighborhood'].groupby('case_id')['success_after'].mean()
+  for row in rows:
+    assert 100 * success[row['case_id']] == pytest.approx(row['after']['neighborhood'])
+  page = (finished / 'report.html').read_text()
+  assert all(f'{first:.2f}' in page for first in frame['nll_new_after'])
+  assert page.count('<details>') == 4 + 2  # records, config and provenance
+  for name in ('records.jsonl', 'evaluation.json'):
+    shutil.copy(finished / name, tmp_path / name)
+  assert frame.equals(jedit.read_records(tmp_path))
+  (tmp_path / 'evaluation.json').unlink()
+  with pytest.raises(UserError, match='There is no .*evaluation.json; give the workdir of a run'):
+    jedit.read_records(tmp_path / 'records.jsonl')
+  other = sealed.read_json(finished / 'evaluation.json', None)
+  sealed.write_json(tmp_path / 'evaluation.json', 'jedit evaluation notes 1', other, 'other key')
+  with pytest.raises(UserError, match='line 1 is not the one that was written'):
+    jedit.read_records(tmp_path)
 
 
 def test_the_summary_is_in_the_form_of_the_contract(finished):

@@ -55,7 +55,7 @@ READERS = {
   'summary.json': lambda path: sealed.read_json(path, SUMMARY),
   'evaluation.json': lambda path: sealed.read_json(path, 'jedit evaluation notes 1'),
   'samples.json': lambda path: sealed.read_json(path, 'jedit samples 1'),
-  'evaluation.jsonl': lambda path: read_jsonl(path, 'jedit evaluation 1'),
+  'evaluation.jsonl': lambda path: read_jsonl(path, 'jedit evaluation 3'),
 }
 
 

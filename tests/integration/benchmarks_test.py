@@ -175,6 +175,22 @@ def test_generation_is_timed_on_equal_work(capsys):
   assert report['needed_flop'] == 4 * flop.block_flop(config) * tokens + head_flop
 
 
+def test_downstream_answers_agree_with_those_of_the_hugging_face_backend(capsys):
+  for name in ('torch', 'lm_eval', 'accelerate', 'peft'):
+    pytest.importorskip(name)
+  flags = ('--num_documents=3', '--num_words=12', '--num_new=4', '--rounds=1')
+  report = _run('downstream', *flags)
+  differences = report['differences']['transformers']
+  assert differences.pop('continuations') == 0
+  # float32 in both, another order of sums.
+  assert differences.keys() == {'choices', 'letters', 'texts'} and max(differences.values()) < 1e-5
+  assert report['needed_flop'] == sum(report['kind_flop'].values()) > 0
+  for result in report['implementations'].values():
+    assert result['amount_by_round'] == [3 * (4 + 4 + 1 + 1)]
+    assert set(result['parts']) == set(report['kind_flop'])
+  assert 'times as fast as transformers' in capsys.readouterr().out
+
+
 def test_solves_with_and_without_a_kept_factor_agree():
   pytest.importorskip('torch')
   solves = importlib.import_module('solves')

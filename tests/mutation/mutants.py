@@ -135,7 +135,7 @@ _SLOW: Table = {
   ('editing/objective.py', 'editing/target_test.py'): (('b2=0.999', 'b2=0.99'),),
   ('editing/slots.py', 'editing/slots_test.py'): (
     ('out[order] = joined', 'out = joined'),
-    ('layers * kept * itemsize', 'kept * itemsize'),
+    ('layers * (kept + stored)', '(kept + stored)'),
   ),
   ('editing/slots.py', 'editing/edit_test.py'): (
     ('& ~np.isfinite(loss_BxE)', '& np.isinf(loss_BxE)'),
@@ -180,9 +180,9 @@ _SLOW: Table = {
     ('wide_FxG += fetch(lost_FxG)', 'wide_FxG -= fetch(lost_FxG)'),
   ),
   ('moments/sums.py', 'moments/collect_test.py'): (('(segment_NxT > 0)[', '(segment_NxT > -1)['),),
+  ('parallel/shapes.py', 'parallel/shapes_test.py'): (('-lengths[index])', 'lengths[index])'),),
   ('moments/packing.py', 'moments/packing_test.py'): (
     ('np.arange(len(ids))', 'np.arange(at, stop)'),
-    ('reverse=True', 'reverse=False'),
     ('rows[done:], start=done + 1', 'rows, start=1'),
     ('ids[:cap]', 'ids'),
   ),
@@ -230,6 +230,8 @@ _SLOW: Table = {
   ),
   ('models/patch.py', 'models/patch_test.py'): (
     ('kernel.astype(jnp.float32) + change', 'kernel + change.astype(kernel.dtype)'),
+  ),
+  ('models/update.py', 'models/patch_test.py'): (
     ('(rows + columns) < rows', '(rows + columns) > rows'),
     ('(right_RxD @ right_RxD.T)', '(right_RxD @ right_RxD.T).T / 2'),
   ),
@@ -246,7 +248,8 @@ _SLOW: Table = {
   ),
   ('evals/scoring.py', 'evals/evaluate_test.py'): (
     ('-total_N / self.length_N', '-total_N'),
-    ('index_CxS[:, 1:] = 1 + np', 'index_CxS[:, 1:] = np'),
+    ('stop - start + i, which', 'stop - start + i, 1'),
+    ('read(n * size + stop - 1', 'read(n * size + stop - 2'),
     ('.sum(axis=1) == self.length_N', '.sum(axis=1) > 0'),
   ),
   ('evals/estimates.py', 'evals/metrics_test.py'): (
