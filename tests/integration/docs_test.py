@@ -110,7 +110,7 @@ def test_a_command_is_understood(page, words, tmp_path, monkeypatch):
   elif words[0].startswith('--config.'):  # to be added to another command
     _plan(['--config=configs/pmet_gptj.py', *words], tmp_path, monkeypatch)
   elif words[:3] == ['python', '-m', 'pytest']:
-    assert all((ROOT / path).exists() for path in words[3:])
+    assert all((ROOT / word).exists() for word in words[3:] if '/' in word)
   elif words[:2] == ['python', '-m']:
     assert importlib.util.find_spec(words[2])
   elif words[0] == 'python':
