@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and their outputs are stored as a reader should meet them."""
+"""The notebooks run from top to bottom, and their stored outputs are fit to be read."""
 
 import pathlib
 import re
