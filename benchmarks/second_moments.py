@@ -6,7 +6,7 @@ r"""Second moments: one packed pass, and a pass for every layer.
 Both implementations collect the second moments of the MLP keys of the preset's edited layers over
 the same documents of mixed length, cut at 500 tokens:
 
-  engine    `jedit.moments.collect`: documents packed into full rows, all layers at once
+  engine    `jedit.moments.collect`: documents packed into rows, all layers at once
   baseline  PyTorch, float32, as the published codes: for each layer a pass over documents that are
             padded to the longest of their batch, stopped behind that layer
 
@@ -44,6 +44,7 @@ def _meshes(text: str) -> list[tuple[int, int]]:
 
 PARSER = Parser(__doc__, *FLAGS)
 PARSER.add('corpus_tokens', whole(1), 32_768, 'tokens of all documents, at least')
+PARSER.add('row_tokens', whole(128), 2048, 'tokens of the longest packed row')
 PARSER.add('batch_tokens', whole(512), 4096, 'tokens of a batch, padding included')
 PARSER.add_argument(
   '--devices',

@@ -30,14 +30,14 @@ class Text:
   """Batches of random tokens, drawn from their number and a seed."""
 
   def __init__(self, num_batches, shape, vocab_size=64):
-    self.corpus, self.shape, self.vocab_size = range(num_batches), shape, vocab_size
+    self.corpus, self.shapes, self.vocab_size = range(num_batches), (shape,), vocab_size
 
   def batches(self, start=START):
     """As of PackedText: a batch is a document."""
     for number in self.corpus[start.document :]:
       rng = np.random.default_rng([7, number])
-      token_NxT = rng.integers(self.vocab_size, size=self.shape).astype(np.int32)
-      one_NxT = np.ones(self.shape, np.int32)
+      token_NxT = rng.integers(self.vocab_size, size=self.shapes[0]).astype(np.int32)
+      one_NxT = np.ones(self.shapes[0], np.int32)
       yield PackedBatch(token_NxT, one_NxT, 0 * one_NxT, 1, Place(number + 1))
 
   def exact(self, table_VxF):
@@ -76,6 +76,7 @@ def main() -> None:
     errors = {}
     for label, add in (('two sums', two_sum), ('one sum', lambda a, b, part: (a + part, b))):
       sums.two_sum = add
+      jax.clear_caches()  # programs that were traced with the other one
       found = accumulate(Model(table_VxF), text, [KERNEL])
       wrong_FxF = found.cov[KERNEL] - exact_FxF
       errors[label] = np.linalg.norm(wrong_FxF) / np.linalg.norm(exact_FxF)

@@ -1,7 +1,8 @@
 """Pages of the documentation site that no file in docs/ holds; mkdocs.yml names this file.
 
 The overview is README.md, with its links as seen from docs/. The reference lists every public name
-of jedit and of its subpackages, whose docstrings mkdocstrings fills in.
+of jedit and of its subpackages, whose docstrings mkdocstrings fills in. Notebooks of docs/notebooks
+are shown with the outputs stored in them.
 """
 
 import inspect
@@ -15,6 +16,14 @@ from mkdocs.structure.files import File, Files
 import jedit
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+  """Adds the notebooks to the navigation, after the overview."""
+  found = sorted((ROOT / 'docs' / 'notebooks').glob('*.ipynb'))
+  if found and config.nav is not None:
+    config.nav.insert(1, {'Notebooks': [f'notebooks/{file.name}' for file in found]})
+  return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -241,12 +241,14 @@ class DocumentWorkload:
   Attributes:
     preset: sizes; the kernels are the MLP's of its edited layers.
     directory: of the tokenizer, the model in 'model', and 'texts.json'.
+    row_tokens: of the longest packed row.
     batch_tokens: run at once, padding included.
     max_document_tokens: longer documents are cut.
   """
 
   preset: Preset
   directory: pathlib.Path
+  row_tokens: int
   batch_tokens: int
   max_document_tokens: int = _DOCUMENT_TOKENS
 
@@ -273,12 +275,16 @@ def prepare_documents(
     lengths.append(len(tokenizer(texts[-1])['input_ids'][:_DOCUMENT_TOKENS]))
   (directory / 'texts.json').write_text(json.dumps(texts))
   store_model(preset, settings.seed, directory / 'model', source=directory)
-  return DocumentWorkload(preset, directory, settings.batch_tokens), Amount(
+  return DocumentWorkload(preset, directory, settings.row_tokens, settings.batch_tokens), Amount(
     count=sum(lengths),
     unit='tokens',
     needed_flop=sum(lengths) * flop.second_moment_flop(preset.config, preset.layers),
     sentence=f'{len(texts)} documents of up to {max(lengths)} tokens, {sum(lengths):,} in all',
-    facts={'num_documents': len(texts), 'batch_tokens': settings.batch_tokens},
+    facts={
+      'num_documents': len(texts),
+      'row_tokens': settings.row_tokens,
+      'batch_tokens': settings.batch_tokens,
+    },
   )
 
 

@@ -25,6 +25,16 @@ class Engine(JaxImplementation):
     self.params, self.statistics = init(self.lm.config, self.method, jax.random.key(0))
     self.moments = optax.scale_by_adam().init(self.params)
     self.examples = Examples(self.lm, self.records, self.method)
+    self._copy()
+
+  def _copy(self) -> None:
+    """Nets and moments of the next first step: an update takes its arguments for itself."""
+    self.copies = jax.tree.map(jax.numpy.copy, (self.params, self.moments))
+
+  def rehearse(self) -> Any:
+    done = self.work()
+    self._copy()
+    return done
 
   def work(self) -> Any:
     if not self.keeps:
@@ -34,11 +44,11 @@ class Engine(JaxImplementation):
     gradient, _, losses = run_step(
       self.lm.model, self.params, self.statistics, texts, self.method, plan
     )
-    copies = jax.tree.map(jax.numpy.copy, (self.params, self.moments))  # the update takes its own
-    return jax.block_until_ready((losses, update(*copies, gradient, settings=self.method)))
+    return jax.block_until_ready((losses, update(*self.copies, gradient, settings=self.method)))
 
   def report(self, done: Any, seconds: float) -> dict[str, Any]:
     losses, _ = done
+    self._copy()
     sums = [float(np.asarray(part).sum()) for part in losses[:3]]
     return {
       'amount': len(self.records),

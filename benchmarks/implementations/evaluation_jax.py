@@ -37,7 +37,7 @@ class Engine(JaxImplementation):
       for target in targets
     ]
     encoded = encode_many(self.lm.tokenizer, rows)
-    return len(plan_batches(encoded, self.lm.config.vocab_size).shapes)
+    return len(plan_batches(encoded).shapes)
 
   def report(self, done: Table, seconds: float) -> dict[str, Any]:
     values = np.stack([done.after[name] for name in _METRICS], axis=1)

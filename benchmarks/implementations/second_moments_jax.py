@@ -17,11 +17,11 @@ from jedit.moments.collect import accumulate
 from jedit.moments.corpus import Corpus
 from jedit.moments.files import SecondMoments
 from jedit.moments.packing import PackedText
-from jedit.moments.sums import BATCHES_PER_REDUCTION, MemoryPlan, Sums, products_of
+from jedit.moments.sums import BATCHES_PER_REDUCTION, MemoryPlan, Sums
 from jedit.parallel.mesh import make_mesh, place_rows
 from jedit.types import Kernel
 
-ROW_TOKENS = 512
+_ROW_TOKENS = 512  # of the batch whose costs are read
 _BYTES = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'pred': 1, 's8': 1, 'u8': 1}
 
 
@@ -35,7 +35,7 @@ class Engine(JaxImplementation):
     self.text = PackedText(
       load_tokenizer(workload.directory),
       Corpus.of(workload.texts()),
-      row_tokens=ROW_TOKENS,
+      row_tokens=workload.row_tokens,
       batch_tokens=workload.batch_tokens,
       max_document_tokens=workload.max_document_tokens,
     )
@@ -62,16 +62,15 @@ def device_costs(workload: DocumentWorkload, data: int, model: int, num_rows: in
   decoder, _ = load_directory(workload.directory / 'model', workload.preset.dtype, mesh)
   layers = workload.preset.layers
   names = tuple(site(layer, KERNEL_INPUT['mlp']) for layer in layers)
-  products = products_of(names, stop=layers[-1] + 1, mesh=mesh)
-  tokens = place_rows(decoder, [np.zeros((num_rows, ROW_TOKENS), np.int32)] * 3)
-  sums = Sums(products, decoder, tokens, mesh)
-  compiled = sums.compile()
+  tokens = place_rows(decoder, [np.zeros((num_rows, _ROW_TOKENS), np.int32)] * 3)
+  sums = Sums(decoder, names, layers[-1] + 1, tokens, mesh)
+  compiled = sums.compile(tokens)
   total = _sent(compiled)
   for reduction in sums.compile_reductions():
     for name, size in _sent(reduction).items():
       total[name] = total.get(name, 0) + size / BATCHES_PER_REDUCTION
   return {
-    'tokens': num_rows * ROW_TOKENS,
+    'tokens': num_rows * _ROW_TOKENS,
     'flop': compiled.cost_analysis()['flops'],
     'bytes': total,
     'sum_bytes': MemoryPlan.of([decoder.config.ffn_width] * len(names), data, model).device,

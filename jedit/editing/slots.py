@@ -21,7 +21,14 @@ from jedit.io.sealed import digest
 from jedit.models import Model, ModelConfig
 from jedit.models.sharding import param_shapes
 from jedit.parallel.memory import free_bytes
-from jedit.parallel.mesh import fetch, least_over_processes, num_row_shards, platform_of
+from jedit.parallel.mesh import (
+  MODEL,
+  fetch,
+  least_over_processes,
+  mesh_of,
+  num_row_shards,
+  platform_of,
+)
 from jedit.parallel.program import DryRun, shape_bytes
 from jedit.types import UserError
 
@@ -106,13 +113,17 @@ def choose_batch_size(model: Model, shape: Block, num_prompts: int, first_layer:
   if free is None:
     size = _HOST_BATCH
   else:
-    per_edit = bytes_per_edit(model.config, shape, num_prompts, first_layer)
+    mesh = mesh_of(model)
+    split = 1 if mesh is None else mesh.shape[MODEL]
+    per_edit = bytes_per_edit(model.config, shape, num_prompts, first_layer, split)
     fits = max((free - shape_bytes(model)) // (2 * per_edit), 1)
     size = 2 ** int(np.log2(min(fits, _LARGEST_BATCH)))
   return least_over_processes(size) * num_row_shards(model)
 
 
-def bytes_per_edit(config: ModelConfig, shape: Block, num_prompts: int, first_layer: int) -> int:
+def bytes_per_edit(
+  config: ModelConfig, shape: Block, num_prompts: int, first_layer: int, split: int = 1
+) -> int:
   """Bytes that the optimisation of one edit keeps on its device.
 
   By layer from δ on: the block's input, what its forward pass records for the backward pass
@@ -124,15 +135,21 @@ def bytes_per_edit(config: ModelConfig, shape: Block, num_prompts: int, first_la
     shape: of `fit_shapes`.
     num_prompts: rows of the edit.
     first_layer: the lowest block with a δ.
+    split: devices that share each copy of the parameters, and the heads and inner units with them.
   """
+
+  def part(size: int) -> int:
+    return size // split if size % split == 0 else size
+
   num_tokens = num_prompts * shape.window + 1
-  heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-  wide = (1 + ('gate' in param_shapes(config)['block_0']['mlp'])) * config.ffn_width
+  heads = part(config.num_heads) * config.head_dim
+  kv_heads = part(config.num_kv_heads) * config.head_dim
+  wide = (1 + ('gate' in param_shapes(config)['block_0']['mlp'])) * part(config.ffn_width)
   kept = (2 * config.width + heads + 2 * kv_heads + wide) * num_tokens
   stored = 2 * kv_heads * (num_prompts * shape.past + shape.kl_tokens)
   layers = (config.num_layers - first_layer) * jnp.dtype(config.dtype).itemsize
-  logits = 4 * config.vocab_size * (3 * (num_prompts * shape.num_targets + 1) + 1)
-  return layers * (kept + stored) + logits
+  logits = 3 * part(config.vocab_size) * (num_prompts * shape.num_targets + 1)
+  return layers * (kept + stored) + 4 * (logits + config.vocab_size)
 
 
 def optimise_targets(

@@ -21,6 +21,7 @@ from jedit.editing.loss import Fixed, Terms, loss
 from jedit.editing.objective import Number
 from jedit.editing.problem import Problem
 from jedit.editing.window import (
+  HEADS,
   AddWhere,
   Window,
   backward,
@@ -110,7 +111,7 @@ def enter(
   at_R = np.full(len(rows.kl_start_B), block.size, np.int32)
   at_R[: len(at)] = at
   past = {  # layer by layer, through one small program
-    layer: _put(slots.window.past[layer], new, at_R, mesh=mesh)
+    layer: _put(slots.window.past[layer], new, at_R, split=HEADS, mesh=mesh)
     for layer, new in window.past.items()
   }
   others = slots.rows, slots.window.hidden_BxMxD, slots.state
@@ -139,13 +140,18 @@ def _start(problem: Problem, num_edits: int, width: int, vocab_size: int) -> Sta
 def _free_slots(like: Slots, *, size: int, mesh: Mesh | None) -> Slots:
   slots = jax.tree.map(lambda x: jnp.zeros((size, *x.shape[1:]), x.dtype), like)
   state = dataclasses.replace(slots.state, is_done_B=jnp.ones((size,), bool))
-  return over_rows(mesh, dataclasses.replace(slots, state=state))
+  slots = over_rows(mesh, dataclasses.replace(slots, state=state))
+  past = over_rows(mesh, slots.window.past, HEADS)
+  return dataclasses.replace(slots, window=dataclasses.replace(slots.window, past=past))
 
 
-@functools.partial(jit, static_argnames='mesh', donate_argnames='old')
-def _put(old: Tree, new: Tree, at_R: jax.Array, *, mesh: Mesh | None) -> Tree:
-  """Arrays of all slots with those of entering edits at theirs."""
-  return over_rows(mesh, jax.tree.map(lambda x, y: x.at[at_R].set(y, mode='drop'), old, new))
+@functools.partial(jit, static_argnames=('mesh', 'split'), donate_argnames='old')
+def _put(
+  old: Tree, new: Tree, at_R: jax.Array, *, mesh: Mesh | None, split: int | None = None
+) -> Tree:
+  """Arrays of all slots with those of entering edits at theirs; `split` as of `over_rows`."""
+  put = jax.tree.map(lambda x, y: x.at[at_R].set(y, mode='drop'), old, new)
+  return over_rows(mesh, put, split)
 
 
 def run_steps(model: Model, problem: Problem, slots: Slots, block: Block, count: int) -> Slots:

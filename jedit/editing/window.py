@@ -30,6 +30,7 @@ KeysAndValues = tuple[tuple[jax.Array, jax.Array], ...]  # of the windows and of
 
 # What the forward pass of a block records for its backward pass; everything else is cheap to
 # compute from these.
+HEADS = -2  # the axis of heads in queries, keys and values
 _RECORDED = ('attn_query', 'attn_key', 'attn_value', 'attn_out', 'mlp_gate', 'mlp_up')
 
 
@@ -175,7 +176,7 @@ def _store(
     )
     stored.append((key, value))
     first = stop
-  return over_rows(mesh, (hidden, tuple(stored)))
+  return over_rows(mesh, hidden), over_rows(mesh, tuple(stored), HEADS)
 
 
 @functools.partial(jit, static_argnames=('config', 'window', 'past', 'tokens', 'mesh'))
@@ -262,7 +263,16 @@ def forward(
     at_B = jnp.argmax(add.hit_BxM, axis=1)  # the first row's token comes first
     value_Bx1xD = jnp.take_along_axis(seen[site(0, place)], at_B[:, None, None], axis=1)
     values[place] = value_Bx1xD[:, 0].astype(jnp.float32)
-  return over_rows(mesh, (out_BxMxD, {tap: seen[tap] for tap in recorded}, values))
+  kept = {tap: over_rows(mesh, seen[tap], _split(tap)) for tap in recorded}
+  return over_rows(mesh, out_BxMxD), kept, over_rows(mesh, values)
+
+
+def _split(tap: str) -> int | None:
+  """The axis of a recorded value that devices split which share the block's kernels."""
+  place = tap.partition('/')[2]
+  if place in ('attn_query', 'attn_key', 'attn_value'):
+    return HEADS
+  return -1 if place in ('mlp_gate', 'mlp_up') else None
 
 
 @functools.partial(jit, static_argnames=('is_lowest', 'mesh'), donate_argnames='grad_BxMxD')

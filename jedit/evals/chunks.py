@@ -67,7 +67,7 @@ class ChunkResult:
   values: Values
   prompts: Values
   unedited_exact_N: np.ndarray
-  shapes: tuple[tuple[int, int, int], ...]
+  shapes: tuple[tuple[int, int], ...]
   criteria: Outcomes = ()
 
 

@@ -202,7 +202,7 @@ def _score(
   if not forced:
     return []
   encoded = encode_many(lm.tokenizer, forced, lm.config.position_limit)
-  plan = plan_batches(encoded, lm.config.vocab_size, tokens_per_batch=tokens_per_batch)
+  plan = plan_batches(encoded, tokens_per_batch=tokens_per_batch)
   scores = score_plan(lm.model, plan)
   tops = [
     top[:length].tolist() for top, length in zip(scores.top_NxT, scores.length_N, strict=True)

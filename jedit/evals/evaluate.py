@@ -154,7 +154,7 @@ def _measure_all(
   by_part += _chunks('after', lm, parts, *sizes)
   total = sum(_num_rows(records, chunk) for chunks in by_part for chunk in chunks)
   results: dict[str, list[ChunkResult]] = {'before': [], 'after': []}
-  shapes: tuple[tuple[int, int, int], ...] = ()
+  shapes: tuple[tuple[int, int], ...] = ()
   stored = Store(store)
   with stored, Progress('evaluate', total=total, unit='prompts') as progress:
     for chunks in by_part:
@@ -290,7 +290,7 @@ def _run(
   records: Sequence[Record],
   unedited: Sequence[tuple[str, str]],
   options: EvalOptions,
-  shapes: Sequence[tuple[int, int, int]],
+  shapes: Sequence[tuple[int, int]],
   progress: Progress,
 ) -> ChunkResult:
   """Measures one chunk."""
@@ -299,7 +299,6 @@ def _run(
   encoded = encode_many(lm.tokenizer, texts.rows, lm.config.position_limit)
   plan = plan_batches(
     encoded,
-    lm.config.vocab_size,
     tokens_per_batch=options.tokens_per_batch,
     shapes=shapes,
   )

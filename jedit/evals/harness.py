@@ -266,9 +266,8 @@ class HarnessModel:
       rows.append(Encoded('', ids, None, start - 1, start))
 
     def run(tokens: int) -> list[tuple[float, bool]]:
-      vocab_size = self.lm.config.vocab_size
       with Progress('harness', len(rows), 'requests') as progress:
-        plan = plan_batches(rows, vocab_size, tokens_per_batch=tokens)
+        plan = plan_batches(rows, tokens_per_batch=tokens)
         scores = score_plan(self.lm.model, plan, on_batch=progress.update)
       logp_N = -scores.nll_N * scores.length_N
       bad = np.flatnonzero(np.isnan(logp_N))

@@ -1,33 +1,35 @@
-"""Log-probabilities of given answers to many prompts, in few shapes and little memory.
+"""Log-probabilities of given answers to many prompts, in one program and little memory.
 
-Rows are sorted into a few lengths, each one compiled program over batches of equal size. The
-vocabulary layer runs only at positions that predict an answer token. A prompt with several answers
-runs once, and each answer continues from its keys and values. The last token of an answer is never
-fed to the model, so one-token answers cost nothing beyond the prompt. Equal rows are scored once.
+A prompt and its answers are packed as a tree: the prompt once, then every answer as a branch that
+attends to the prompt and to itself. Several trees share a row, and all rows have one length, so
+that almost no padding is run and every batch of every evaluation is the same compiled program. The
+last token of an answer is never fed to the model, so one-token answers cost nothing beyond the
+prompt. The vocabulary layer runs only at tokens that predict one of an answer. Equal rows are
+scored once.
 """
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.models import Model, Past, past_taps
+from jedit.models import Model
 from jedit.models.encoding import Encoded
 from jedit.parallel.mesh import fetch, place_rows
 from jedit.parallel.program import jit
-from jedit.parallel.shapes import PADDING_PER_PROGRAM, group_by_length
+from jedit.parallel.shapes import PADDING_PER_PROGRAM, best_fit
 from jedit.types import UserError
 
-_ANSWERS = 2  # per prompt of a batch, since a record compares two objects
-_LOGITS = 2**26  # entries of one batch's logits: 256 MiB in float32
-
-
-# A prompt and its answers, each with the indices of its rows.
-_Item = tuple[tuple[int, ...], list[tuple[tuple[int, ...], list[int]]]]
+_ROW_TOKENS = 64  # at least: attention over more keys costs more, shorter rows have more gaps
+_KEYS_PER_TOKEN = 256  # attending to so many more keys takes about as long as one more token
+_ANSWERS = 2  # tokens scored at one position, since a record compares two objects
+_READS = 16  # tokens of a batch for each one that the vocabulary layer runs on at once
+_LOGITS = 2**26  # entries of the logits at once: 256 MiB in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,26 +68,32 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Prompts that are scored together, C answers each.
+  """Packed prompts with their answers.
 
   Attributes:
-    token_NxT: token ids of the prompts, padded on the right with 0.
-    length_N: tokens of each prompt without padding.
-    target_NxCxS: answer tokens, padded with 0; all but the last are model input.
-    rows: indices of the scored rows for each of N x C; empty for padding.
-    num_tokens: tokens of the forward pass without padding.
+    token_NxT: token ids, 0 where a row is not full.
+    position_NxT: of each token in its prompt and answer.
+    segment_NxT: number of the prompt in its row from 1; 0 marks padding.
+    branch_NxT: number of the answer after its prompt from 1; 0 for tokens of the prompt.
+    index_J: tokens, counted over all rows, at which an answer token is predicted.
+    target_JxC: the answer tokens, padded with 0.
+    found: where scores go: indices j, c, row and answer token [4, M].
+    num_tokens: tokens that are not padding.
   """
 
   token_NxT: np.ndarray
-  length_N: np.ndarray
-  target_NxCxS: np.ndarray
-  rows: tuple[tuple[tuple[int, ...], ...], ...]
+  position_NxT: np.ndarray
+  segment_NxT: np.ndarray
+  branch_NxT: np.ndarray
+  index_J: np.ndarray
+  target_JxC: np.ndarray
+  found: np.ndarray
   num_tokens: int
 
   @property
   def num_answered(self) -> int:
     """Number of rows that the batch scores."""
-    return sum(len(numbers) for answers in self.rows for numbers in answers)
+    return int((self.found[3] == 0).sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +109,21 @@ class Plan:
     return sum(batch.num_tokens for batch in self.batches)
 
   @property
-  def shapes(self) -> tuple[tuple[int, int, int], ...]:
-    """The (prompts, tokens, answer tokens) of the plan's programs."""
-    sizes = ((*batch.token_NxT.shape, batch.target_NxCxS.shape[2]) for batch in self.batches)
-    return tuple(sorted(set(sizes)))
+  def shapes(self) -> tuple[tuple[int, int], ...]:
+    """The (packed rows, tokens) of the plan's programs."""
+    return tuple(sorted({batch.token_NxT.shape for batch in self.batches}))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tree:
+  """A prompt and its answers, each with the numbers of the rows that ask for it."""
+
+  prompt: tuple[int, ...]
+  answers: Mapping[tuple[int, ...], Sequence[int]]
+
+  @property
+  def num_tokens(self) -> int:
+    return len(self.prompt) + sum(len(answer) - 1 for answer in self.answers)
 
 
 def default_tokens() -> int:
@@ -114,17 +133,15 @@ def default_tokens() -> int:
 
 def plan_batches(
   rows: Sequence[Encoded],
-  vocab_size: int,
   *,
   tokens_per_batch: int | None = None,
-  shapes: Sequence[tuple[int, int, int]] = (),
+  shapes: Iterable[tuple[int, int]] = (),
 ) -> Plan:
-  """Sorts rows by length into batches of few shapes.
+  """Packs rows into batches of few shapes.
 
   Args:
     rows: encoded texts with a target each.
-    vocab_size: V, which bounds the rows of a batch by the size of their logits.
-    tokens_per_batch: tokens of a batch, padding included, but at least one row. None takes
+    tokens_per_batch: tokens of a batch, padding included, but at least one packed row. None takes
       `default_tokens`.
     shapes: of compiled programs (`Plan.shapes`) to reuse where they fit.
 
@@ -140,129 +157,140 @@ def plan_batches(
     if not 0 < row.target_start < len(row.ids):
       lacks = 'no token before its answer' if row.target_start < 1 else 'no answer'
       raise UserError(f'The text {row.text!r} has {lacks}; give a prompt and an answer.')
-    ids, start = tuple(row.ids), row.target_start
+    ids, start = row.ids, row.target_start
     answers.setdefault(ids[:start], {}).setdefault(ids[start:], []).append(number)
-  items: list[_Item] = []
-  for prompt, found in answers.items():
-    # Answers of similar length share batches, to save padding.
-    ends = sorted(found.items(), key=lambda end: len(end[0]))
-    items.extend((prompt, ends[i : i + _ANSWERS]) for i in range(0, len(ends), _ANSWERS))
-  batches, items = _reuse(items, shapes)
-  for num_read, similar in _by_answer(items):
-    for length, chosen in group_by_length([len(prompt) for prompt, _ in similar]):
-      num_tokens = length + _ANSWERS * (num_read - 1)
-      num_logits = 1 + _ANSWERS * (num_read - 1)
-      limit = min(tokens_per_batch // num_tokens, _LOGITS // (num_logits * vocab_size))
-      num_batches = -(-len(chosen) // max(limit, 1))
-      # Equal batches pad less than full ones plus a rest; multiples of eight recur between runs.
-      size = -(-len(chosen) // num_batches)
-      size = min(-(-size // 8) * 8, max(limit, size))
-      for first in range(0, len(chosen), size):
-        batch = [similar[i] for i in chosen[first : first + size]]
-        batches.append(_fill(batch, size, length, num_read))
+  trees = [tree for prompt, found in answers.items() for tree in _trees(prompt, found)]
+  lengths = [tree.num_tokens for tree in trees]
+  compiled: dict[int, list[int]] = {}
+  for count, size in sorted(shapes):
+    compiled.setdefault(size, []).append(count)
+  packed: dict[int, list[list[_Tree]]] = {}
+  for size, indices in best_fit(lengths, _row_sizes(lengths, compiled)):
+    packed.setdefault(size, []).append([trees[index] for index in indices])
+  batches = []
+  for size, found in sorted(packed.items()):
+    most = max(tokens_per_batch // size, 1)
+    sizes = compiled.get(size) or [min(most, 1 << (len(found) - 1).bit_length())]
+    count = next((count for count in sizes if count >= len(found)), sizes[-1])
+    batches += [_fill(found[i : i + count], count, size) for i in range(0, len(found), count)]
   return Plan(tuple(batches), np.array([len(r.ids) - r.target_start for r in rows], np.int64))
 
 
-def _by_answer(items: Sequence[_Item]) -> list[tuple[int, list[_Item]]]:
-  """Groups items by the padded length of their answers, as `group_by_length` groups by length."""
-  if not items:
-    return []
-  by_size: dict[int, list[_Item]] = {}
-  for item in items:
-    by_size.setdefault(_ceil_power(_num_read(item)), []).append(item)
-  groups: list[tuple[int, list[_Item]]] = []
-  waiting: list[_Item] = []
-  sizes = sorted(by_size)
-  for size, longer in zip(sizes, [*sizes[1:], None], strict=True):
-    waiting = waiting + by_size[size]
-    more = 0 if longer is None else sum(longer - _num_read(item) for item in waiting)
-    if longer is None or _ANSWERS * more > PADDING_PER_PROGRAM:
-      groups.append((size, waiting))
-      waiting = []
-  return groups
+def _trees(
+  prompt: tuple[int, ...], answers: Mapping[tuple[int, ...], Sequence[int]]
+) -> Iterator[_Tree]:
+  """A tree for each share of the answers that is no longer than its prompt or a short row."""
+  most, room = max(_ROW_TOKENS, len(prompt)), 0
+  chosen: dict[tuple[int, ...], Sequence[int]] = {}
+  for answer, numbers in answers.items():
+    room -= len(answer) - 1
+    if chosen and room < 0:
+      yield _Tree(prompt, chosen)
+      chosen = {}
+    if not chosen:
+      room = most - (len(answer) - 1)
+    chosen[answer] = numbers
+  yield _Tree(prompt, chosen)
 
 
-def _num_read(item: _Item) -> int:
-  return max(len(answer) for answer, _ in item[1])
+def _row_sizes(lengths: Sequence[int], compiled: Iterable[int]) -> list[int]:
+  """Lengths of packed rows, ascending: compiled ones, and powers of two for what is longer.
+
+  Short items fill the gaps of long rows in any case, and go into them altogether where the keys
+  that they are compared with in vain cost less than a program for shorter rows.
+  """
+  sizes, waiting = sorted(compiled), 0
+  longest = max(sizes, default=0)
+  tokens: dict[int, int] = collections.Counter()
+  for length in lengths:
+    if length > longest:
+      tokens[max(_ROW_TOKENS, 1 << (length - 1).bit_length())] += length
+  more = sorted(tokens)
+  for size, longer in zip(more, [*more[1:], None]):
+    waiting += tokens[size]
+    if longer is None or waiting * (longer - size) > _KEYS_PER_TOKEN * PADDING_PER_PROGRAM:
+      sizes.append(size)
+      waiting = 0
+  return sizes
 
 
-def _reuse(
-  items: list[_Item], shapes: Sequence[tuple[int, int, int]]
-) -> tuple[list[Batch], list[_Item]]:
-  """Batches of given shapes, shortest first, and the items that fit none of them."""
+def _fill(rows: Sequence[Sequence[_Tree]], num_rows: int, size: int) -> Batch:
+  token, position, segment, branch = np.zeros((4, num_rows, size), np.int32)
+  indices: list[int] = []
+  targets: list[list[int]] = []
+  found: list[tuple[int, int, int, int]] = []
 
-  def fits(item: _Item, shape: tuple[int, int, int]) -> bool:
-    return len(item[0]) <= shape[1] and _num_read(item) <= shape[2]
+  def read(index: int, answers: Sequence[tuple[int, Sequence[int]]], place: int) -> None:
+    """Scores, at one token, the next ones of some answers."""
+    for c, (_, numbers) in enumerate(answers):
+      found.extend((len(indices), c, number, place) for number in numbers)
+    indices.append(index)
+    targets.append([target for target, _ in answers] + [0] * (_ANSWERS - len(answers)))
 
-  shapes = sorted(shapes, key=lambda shape: shape[1:])
-  left = sorted(items, key=lambda item: len(item[0]))
-  batches = []
-  for number, shape in enumerate(shapes):
-    chosen = [item for item in left if fits(item, shape)]
-    # Items that do not fill a batch move to the next longer shape that fits.
-    chosen.sort(key=lambda item: any(fits(item, other) for other in shapes[number + 1 :]))
-    num_bound = sum(not any(fits(i, other) for other in shapes[number + 1 :]) for i in chosen)
-    size, length, num_read = shape
-    count = max(-(-num_bound // size), len(chosen) // size) * size
-    taken = chosen[:count]
-    batches += [
-      _fill(taken[first : first + size], size, length, num_read)
-      for first in range(0, len(taken), size)
-    ]
-    gone = set(map(id, taken))
-    left = [item for item in left if id(item) not in gone]
-  return batches, left
-
-
-def _ceil_power(number: int) -> int:
-  return 1 << (number - 1).bit_length()
-
-
-def _fill(items: Sequence[_Item], num_rows: int, length: int, num_read: int) -> Batch:
-  token_NxT = np.zeros((num_rows, length), np.int32)
-  length_N = np.zeros(num_rows, np.int32)
-  target_NxCxS = np.zeros((num_rows, _ANSWERS, num_read), np.int32)
-  answered = []
   num_tokens = 0
-  for n, (prompt, ends) in enumerate(items):
-    token_NxT[n, : len(prompt)] = prompt
-    length_N[n] = len(prompt)
-    for c, (answer, _) in enumerate(ends):
-      target_NxCxS[n, c, : len(answer)] = answer
-    answered.append(tuple(tuple(numbers) for _, numbers in ends))
-    num_tokens += len(prompt) + sum(len(answer) - 1 for answer, _ in ends)
-  return Batch(token_NxT, length_N, target_NxCxS, tuple(answered), num_tokens)
+  for n, trees in enumerate(rows):
+    at = 0
+    for number, tree in enumerate(trees, start=1):
+      start, stop = at, at + len(tree.prompt)
+      token[n, at:stop] = tree.prompt
+      position[n, at:stop] = np.arange(stop - at)
+      firsts = [(answer[0], numbers) for answer, numbers in tree.answers.items()]
+      for i in range(0, len(firsts), _ANSWERS):
+        read(n * size + stop - 1, firsts[i : i + _ANSWERS], 0)
+      at = stop
+      for which, (answer, numbers) in enumerate(tree.answers.items(), start=1):
+        for i, (given, target) in enumerate(zip(answer, answer[1:])):
+          token[n, at], position[n, at], branch[n, at] = given, stop - start + i, which
+          read(n * size + at, [(target, numbers)], i + 1)
+          at += 1
+      segment[n, start:at] = number
+    num_tokens += at
+  index_J, target_JxC = np.array(indices, np.int32), np.array(targets, np.int32)
+  found_4xM = np.array(found).T
+  return Batch(token, position, segment, branch, index_J, target_JxC, found_4xM, num_tokens)
 
 
 @jit
-def _score_batch(
-  model: Model, token_NxT: jax.Array, length_N: jax.Array, target_NxCxS: jax.Array
+def read_prompts(
+  model: Model,
+  token_NxT: jax.Array,
+  position_NxT: jax.Array,
+  segment_NxT: jax.Array,
+  branch_NxT: jax.Array,
+) -> jax.Array:
+  """The last residual stream of packed rows, [N, T, D]; arguments as of `Batch`."""
+  hidden_NxTxD, _ = model(
+    token_NxT, position_NxT=position_NxT, segment_NxT=segment_NxT, branch_NxT=branch_NxT
+  )
+  return hidden_NxTxD
+
+
+@jit
+def score_targets(
+  model: Model, hidden_NxTxD: jax.Array, index_J: jax.Array, target_JxC: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  num_rows, num_answers, num_read = target_NxCxS.shape
-  layers = range(model.config.num_layers)
-  is_read_on = num_read > 1
-  # Padding repeats the row's last position, because dynamic rotary scaling uses the largest.
-  last_N = jnp.maximum(length_N - 1, 0)
-  position_NxT = jnp.minimum(jnp.arange(token_NxT.shape[1])[None, :], last_N[:, None])
-  taps = past_taps(layers) if is_read_on else ()
-  hidden_NxTxD, seen = model(token_NxT, position_NxT=position_NxT, taps=taps)
-  hidden_NxJxD = hidden_NxTxD[jnp.arange(num_rows), last_N][:, None]
-  if is_read_on:
-    past = Past.from_seen(seen, layers, length_N)
-    past = jax.tree.map(lambda x: jnp.repeat(x, num_answers, axis=0), past)
-    tail_MxS = target_NxCxS[:, :, :-1].reshape(num_rows * num_answers, num_read - 1)
-    tail_MxSxD, _ = model(tail_MxS, past=past)
-    tail_NxJxD = tail_MxSxD.reshape(num_rows, num_answers * (num_read - 1), -1)
-    hidden_NxJxD = jnp.concatenate([hidden_NxJxD, tail_NxJxD], axis=1)
-  logits_NxJxV = model.head(hidden_NxJxD)
-  norm_NxJ = jax.nn.logsumexp(logits_NxJxV, axis=-1)
-  top_NxJ = jnp.argmax(logits_NxJxV, axis=-1)  # the first among ties
-  # The end of the prompt predicts an answer's first token; answer tokens predict the next ones.
-  index_CxS = np.zeros((num_answers, num_read), np.int32)
-  index_CxS[:, 1:] = 1 + np.arange(num_answers * (num_read - 1)).reshape(num_answers, -1)
-  row_Nx1x1 = jnp.arange(num_rows)[:, None, None]
-  logit_NxCxS = logits_NxJxV[row_Nx1x1, index_CxS[None], target_NxCxS]
-  return logit_NxCxS - norm_NxJ[:, index_CxS], top_NxJ[:, index_CxS]
+  """Log-probabilities of tokens predicted at J of all N x T tokens, and the top one, [J]."""
+  hidden_JxD = hidden_NxTxD.reshape(-1, hidden_NxTxD.shape[-1])[index_J]
+  logits_JxV = model.head(hidden_JxD)
+  logit_JxC = jnp.take_along_axis(logits_JxV, target_JxC, axis=-1)
+  norm_J = jax.nn.logsumexp(logits_JxV, axis=-1)
+  top_J = jnp.argmax(logits_JxV, axis=-1)  # the first among ties
+  return logit_JxC - norm_J[:, None], top_J
+
+
+def _score_batch(model: Model, batch: Batch) -> list[tuple[jax.Array, jax.Array]]:
+  """The results of `score_targets`, by share of the J tokens."""
+  arrays = (batch.token_NxT, batch.position_NxT, batch.segment_NxT, batch.branch_NxT)
+  hidden_NxTxD = read_prompts(model, *place_rows(model, arrays))
+  count = max(min(batch.token_NxT.size // _READS, _LOGITS // model.config.vocab_size), 1)
+  padding = -len(batch.index_J) % count
+  index_J = np.pad(batch.index_J, (0, padding))
+  target_JxC = np.pad(batch.target_JxC, ((0, padding), (0, 0)))
+  shares = (slice(start, start + count) for start in range(0, len(index_J), count))
+  return [
+    score_targets(model, hidden_NxTxD, *place_rows(model, (index_J[share], target_JxC[share])))
+    for share in shares
+  ]
 
 
 def score_plan(
@@ -283,27 +311,22 @@ def score_plan(
   is_top_NxT = np.zeros((len(plan.length_N), width), bool)
   top_NxT = np.full((len(plan.length_N), width), -1, np.int32)
 
-  def collect(batch: Batch, result: tuple[jax.Array, jax.Array]) -> None:
-    logp_NxCxS, top_NxCxS = fetch(result)
-    is_top_NxCxS = top_NxCxS == batch.target_NxCxS
-    for n, answers in enumerate(batch.rows):
-      for c, numbers in enumerate(answers):
-        for number in numbers:
-          length = plan.length_N[number]
-          logp_NxT[number, :length] = logp_NxCxS[n, c, :length]
-          is_top_NxT[number, :length] = is_top_NxCxS[n, c, :length]
-          top_NxT[number, :length] = top_NxCxS[n, c, :length]
+  def collect(batch: Batch, results: list[tuple[jax.Array, jax.Array]]) -> None:
+    j_M, c_M, row_M, place_M = batch.found
+    logp_JxC, top_J = (np.concatenate(shares) for shares in zip(*fetch(results)))
+    logp_NxT[row_M, place_M] = logp_JxC[j_M, c_M]
+    top_NxT[row_M, place_M] = top_J[j_M]
+    is_top_NxT[row_M, place_M] = top_J[j_M] == batch.target_JxC[j_M, c_M]
     if on_batch is not None:
       on_batch(batch.num_answered)
 
   running = None
   for batch in plan.batches:
     # Dispatch the next batch before fetching the last, to keep the device busy.
-    arrays = (batch.token_NxT, batch.length_N, batch.target_NxCxS)
-    result = _score_batch(model, *place_rows(model, arrays))
+    results = _score_batch(model, batch)
     if running is not None:
       collect(*running)
-    running = (batch, result)
+    running = (batch, results)
   if running is not None:
     collect(*running)
   return Scores(logp_NxT, is_top_NxT, plan.length_N, top_NxT)
@@ -311,4 +334,4 @@ def score_plan(
 
 def score(model: Model, rows: Sequence[Encoded], **options: Any) -> Scores:
   """Plans and scores rows with one model; `options` as in `plan_batches`."""
-  return score_plan(model, plan_batches(rows, model.config.vocab_size, **options))
+  return score_plan(model, plan_batches(rows, **options))

@@ -41,6 +41,7 @@ from jedit.parallel.devices import count_kinds, find_devices
 from jedit.parallel.memory import free_bytes
 from jedit.parallel.mesh import DATA, MODEL, make_mesh
 from jedit.parallel.topology import find_topology
+from jedit.solvers.budget import kept_bytes
 from jedit.solvers.devices import float64_alone, float64_device, working_dtype
 from jedit.types import Record, UserError
 from jedit.units import format_bytes, format_seconds
@@ -301,7 +302,7 @@ def _memory(
     if collects:
       found['sums of second moments'] = MemoryPlan.of(sizes, shared, split).device
     if settings.task in _EDITS:
-      wanted = 12 * sum(size**2 for size in sizes) // (shared * split)
+      wanted = sum(kept_bytes(device, size) for size in sizes) // (shared * split)
       free = free_bytes(device)
       kept = found['parameters'] + found.get('edited kernels', 0)
       room = wanted if free is None else max(free - kept, 0) // 2
@@ -323,7 +324,7 @@ def _memory(
     if not size:
       size = choose_batch_size(abstract_model(config, mesh, device), shape, len(prefixes), first)
     size = min(size, settings.data.num_edits)
-    per_edit = bytes_per_edit(config, shape, len(prefixes), first)
+    per_edit = bytes_per_edit(config, shape, len(prefixes), first, split)
     found[f'targets of {size} edits'] = -(-size // shared) * per_edit
   return found
 

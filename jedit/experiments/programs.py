@@ -218,7 +218,6 @@ def _evaluate(run: DryRun, settings: Settings, model: Model) -> None:
   size = min(num_records, _RECORDS_PER_CHUNK)
   batches = plan_batches(
     scored_rows(size),
-    model.config.vocab_size,
     tokens_per_batch=settings.evaluation.tokens_per_batch or None,
   )
   with run.repeated(num_records / size):

@@ -167,7 +167,8 @@ def lay_out(lengths: Sequence[int], num_tokens: int, packs: bool) -> tuple[Layou
     last_Nx1 = np.array(lengths, np.int32)[:, None] - 1
     position_NxT = np.minimum(np.arange(num_tokens, dtype=np.int32)[None], last_Nx1)
     return Layout(None, position_NxT, None), start_N
-  rows, row_N = best_fit(lengths, num_tokens), np.zeros(len(lengths), np.int32)
+  rows = [row for _, row in best_fit(lengths, [num_tokens])]
+  row_N = np.zeros(len(lengths), np.int32)
   shape = round_up(len(rows), _ROWS), num_tokens
   position_BxT, segment_BxT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
   for b, texts in enumerate(rows):

@@ -113,6 +113,11 @@ class Panels:
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter('{x:g}')
 
+  @property
+  def screen_width(self) -> int:
+    """Pixels of a page on which the texts are as large as those around."""
+    return round(105 * self._figure.get_figwidth())
+
   def save(self, path: pathlib.Path) -> bytes:
     """Writes `path` with the endings .png and .svg; returns the PNG."""
     png = self.png()

@@ -86,11 +86,18 @@ def paragraph(text: str, kind: str = '') -> str:
   return f'<p class="{kind}">{html.escape(text)}</p>'
 
 
-def picture(png: bytes, caption: str) -> str:
-  """An image inside the page."""
+def picture(png: bytes, caption: str, width: int | None = None) -> str:
+  """An image inside the page, as wide as the page at most.
+
+  Args:
+    png: the image.
+    caption: below it.
+    width: in pixels of the page; None takes those of the image.
+  """
   data, words = base64.b64encode(png).decode(), html.escape(caption)
+  size = '' if width is None else f' width="{width}"'
   return (
-    f'<figure><img alt="{words}" src="data:image/png;base64,{data}">'
+    f'<figure><img alt="{words}"{size} src="data:image/png;base64,{data}">'
     f'<figcaption>{words}</figcaption></figure>'
   )
 

@@ -60,6 +60,7 @@ class Decoder(nn.Module):
     stop: int | None = None,
     position_NxT: jax.Array | None = None,
     segment_NxT: jax.Array | None = None,
+    branch_NxT: jax.Array | None = None,
     past: Past | None = None,
     cache: Cache | None = None,
     view: View | None = None,
@@ -76,10 +77,12 @@ class Decoder(nn.Module):
       stop: block to stop before; None runs to the last one.
       position_NxT: position of every token; by default 0, 1, ... (plus the row's past).
       segment_NxT: documents packed in one row; tokens attend within their own.
+      branch_NxT: alternative endings of a document; a token attends within its own branch and to
+        branch 0, which they share.
       past: keys and values of earlier tokens for the blocks that run.
       cache: the same with room for one more token per row, whose `position_NxT` must be given; the
         blocks return theirs with that token at `attn_cache`.
-      view: what the tokens see, in place of positions, segments, past and cache.
+      view: what the tokens see, in place of positions, segments, branches, past and cache.
       edits: by site, a function from the site's value to its new value.
       taps: sites whose values are returned.
       changes: by kernel, what this pass adds to it.
@@ -94,7 +97,7 @@ class Decoder(nn.Module):
     if given is None:
       raise ValueError('Give token_NxT, or hidden_NxTxD to start from hidden states.')
     if view is None:
-      view = self._view(given, position_NxT, segment_NxT, past, cache)
+      view = self._view(given, position_NxT, segment_NxT, branch_NxT, past, cache)
     if hidden_NxTxD is None:
       hidden_NxTxD = self.embed(given, view.position_NxT)
     x_NxTxD = hidden_NxTxD.astype(dtype)
@@ -126,6 +129,7 @@ class Decoder(nn.Module):
     given: jax.Array,
     position_NxT: jax.Array | None,
     segment_NxT: jax.Array | None,
+    branch_NxT: jax.Array | None,
     past: Past | None,
     cache: Cache | None,
   ) -> View:
@@ -136,6 +140,7 @@ class Decoder(nn.Module):
     group = Group.of(
       jnp.broadcast_to(position_NxT, (num_rows, num_tokens)),
       segment_NxT=segment_NxT,
+      branch_NxT=branch_NxT,
       past_N=None if past is None else past.length_N,
       num_past=0 if past is None else next(iter(past.key.values())).shape[1],
       exists_NxS=None if cache is None else cache.exists_NxS,

@@ -37,14 +37,15 @@ class Rotary:
     rope: Rope,
     head_dim: int,
     dtype: DTypeLike = jnp.float32,
+    segment_NxT: jax.Array | None = None,
   ) -> 'Rotary':
-    """The turns at these positions, with angles in `dtype`."""
+    """The turns at these positions, with angles in `dtype`; rows may hold several documents."""
     first, second = _pairs(rope)
     swap_DhxDh = np.zeros((head_dim, head_dim), np.float32)
     swap_DhxDh[second, first], swap_DhxDh[first, second] = -1, 1
     pair_Dh = np.full(head_dim, rope.dim // 2)
     pair_Dh[first] = pair_Dh[second] = np.arange(rope.dim // 2)
-    angle_NxTxR = _angles(rope, position_NxT, dtype)
+    angle_NxTxR = _angles(rope, position_NxT, segment_NxT, dtype)
     still_NxTx1 = jnp.zeros_like(angle_NxTxR[..., :1])
     angle_NxTxDh = jnp.concatenate([angle_NxTxR, still_NxTx1], axis=-1)[..., pair_Dh]
     cos, sin = jnp.cos(angle_NxTxDh), jnp.sin(angle_NxTxDh)
@@ -79,19 +80,24 @@ def _pairs(rope: Rope) -> tuple[np.ndarray, np.ndarray]:
   return (2 * pairs, 2 * pairs + 1) if rope.interleaved else (pairs, pairs + rope.dim // 2)
 
 
-def _angles(rope: Rope, position_NxT: jax.Array, dtype: DTypeLike) -> jax.Array:
+def _angles(
+  rope: Rope, position_NxT: jax.Array, segment_NxT: jax.Array | None, dtype: DTypeLike
+) -> jax.Array:
   """Angles [N, T, R], one per rotated pair."""
   exponent_R = jnp.arange(0, rope.dim, 2, dtype=dtype) / rope.dim
   if rope.kind == 'dynamic':
-    # The base grows with the row's length once that exceeds the context of the training.
-    length_N = (position_NxT.max(-1) + 1).astype(dtype)
-    length_N = jnp.maximum(length_N, float(rope.original_positions))
-    stretch_N = rope.factor * length_N / rope.original_positions - (rope.factor - 1)
-    theta_N = rope.theta * stretch_N ** (rope.dim / (rope.dim - 2))
-    frequency_NxR = 1.0 / theta_N[:, None] ** exponent_R[None, :]
+    # The base grows with a document's length once that exceeds the context of the training.
+    last_NxT = position_NxT.max(-1, keepdims=True)
+    if segment_NxT is not None:
+      is_same_NxTxS = segment_NxT[:, :, None] == segment_NxT[:, None, :]
+      last_NxT = jnp.max(position_NxT[:, None, :], axis=-1, where=is_same_NxTxS, initial=0)
+    length_NxT = jnp.maximum((last_NxT + 1).astype(dtype), float(rope.original_positions))
+    stretch_NxT = rope.factor * length_NxT / rope.original_positions - (rope.factor - 1)
+    theta_NxT = rope.theta * stretch_NxT ** (rope.dim / (rope.dim - 2))
+    frequency_NxTxR = 1.0 / theta_NxT[..., None] ** exponent_R[None, None, :]
   else:
-    frequency_NxR = _static_frequencies(rope, exponent_R)[None, :]
-  return position_NxT.astype(dtype)[..., None] * frequency_NxR[:, None, :]
+    frequency_NxTxR = _static_frequencies(rope, exponent_R)[None, None, :]
+  return position_NxT.astype(dtype)[..., None] * frequency_NxTxR
 
 
 def _static_frequencies(rope: Rope, exponent_R: jax.Array) -> jax.Array:

@@ -82,11 +82,13 @@ class Group:
     position_NxT: position of every token, for N rows of the group.
     mask_NxTxS: which of the S tokens, the past ones and these T, each attends to.
     per_row: rows of the group in a row of the pass.
+    segment_NxT: documents packed in one row; None for one document in each.
   """
 
   position_NxT: jax.Array
   mask_NxTxS: jax.Array
   per_row: int = struct.field(pytree_node=False, default=1)
+  segment_NxT: jax.Array | None = None
 
   @classmethod
   def of(
@@ -94,6 +96,7 @@ class Group:
     position_NxT: jax.Array,
     *,
     segment_NxT: jax.Array | None = None,
+    branch_NxT: jax.Array | None = None,
     past_N: jax.Array | None = None,
     num_past: int = 0,
     exists_NxS: jax.Array | None = None,
@@ -105,6 +108,8 @@ class Group:
     Args:
       position_NxT: position of every token.
       segment_NxT: documents packed in one row; tokens attend within their own.
+      branch_NxT: alternative endings of a document; a token attends within its own branch and to
+        branch 0, which they share.
       past_N, num_past: valid tokens of each row's stored keys and values, and slots for them.
       exists_NxS: slots of a cache that hold tokens; they are all that a token sees.
       sliding_window: the last of the visible tokens, which are in order; None for all.
@@ -115,6 +120,9 @@ class Group:
     mask_NxTxS = (index_T[None, :] <= index_T[:, None])[None]
     if segment_NxT is not None:
       mask_NxTxS = mask_NxTxS & (segment_NxT[:, :, None] == segment_NxT[:, None, :])
+    if branch_NxT is not None:
+      is_own_NxTxS = branch_NxT[:, :, None] == branch_NxT[:, None, :]
+      mask_NxTxS = mask_NxTxS & (is_own_NxTxS | (branch_NxT == 0)[:, None, :])
     mask_NxTxS = jnp.broadcast_to(mask_NxTxS, (num_rows, num_tokens, num_tokens))
     if past_N is not None:
       exists_NxP = jnp.arange(num_past)[None, :] < past_N[:, None]
@@ -125,7 +133,7 @@ class Group:
     if sliding_window is not None:
       rank_NxTxS = jnp.cumsum(mask_NxTxS[..., ::-1], axis=-1)[..., ::-1]
       mask_NxTxS = mask_NxTxS & (rank_NxTxS <= sliding_window)
-    return cls(position_NxT, mask_NxTxS, per_row)
+    return cls(position_NxT, mask_NxTxS, per_row, segment_NxT)
 
   @property
   def num_tokens(self) -> int:
@@ -155,12 +163,15 @@ class View:
   @classmethod
   def of(cls, groups: Sequence[Group], config: ModelConfig, dtype: DTypeLike) -> 'View':
     """The view of tokens with activations of this dtype."""
-    if config.rope is None:
+    rope = config.rope
+    if rope is None:
       return cls(None, tuple(groups))
     dtype = wider(dtype, 'float32')
     turns = [
-      Rotary.at(group.position_NxT, config.rope, config.head_dim, dtype).side_by_side(group.per_row)
-      for group in groups
+      Rotary.at(each.position_NxT, rope, config.head_dim, dtype, each.segment_NxT).side_by_side(
+        each.per_row
+      )
+      for each in groups
     ]
     return cls(Rotary.joined(turns), tuple(groups))
 

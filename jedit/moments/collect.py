@@ -10,7 +10,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jedit.io.checkpoints import Checkpoints
@@ -32,7 +31,7 @@ from jedit.types import Kernel, UserError
 from jedit.units import format_bytes
 
 _FAST_TOKENS = 10  # per component of a key
-_PACKING = 'best fit, 256 rows'  # a pass over other rows has other sums
+_PACKING = 'best fit, rows of several lengths'  # a pass over other rows has other sums
 
 
 def statistics(
@@ -177,26 +176,32 @@ def accumulate(
   """
   provenance = dict(provenance or {})
   names, mesh = _sites(kernels), mesh_of(model)
-  running = sums_of(model, kernels, text.shape)
+  running = sums_of(model, kernels, text.shapes[-1])
   sizes = [panels[0][0].shape[1] for panels in running.shapes.values()]
   plan = sums.MemoryPlan.of(sizes, *((1, 1) if mesh is None else mesh.devices.shape))
   plan.check()
-  checkpoints = Checkpoints(store, digest([provenance, list(names), text.shape[1], _PACKING]))
+  checkpoints = Checkpoints(store, digest([provenance, list(names), text.shapes, _PACKING]))
   saved = checkpoints.newest(running.shapes)
   if saved is None:
     at, total = _Done(), None
   else:
     _, total, about = saved
-    at = _Done(**{**about, 'place': Place(*about['place'])})
-  step = running.start(total)
-  size = getattr(step.memory_analysis(), 'temp_size_in_bytes', 0)
-  check_fits('A batch of statistics', size, 'lower statistics.batch_tokens')
-  note(f'statistics: {plan}{_activations(step)}')
+    document, rows, rest = about['place']
+    at = _Done(**{**about, 'place': Place(document, tuple(rows), rest)})
+  running.start(total)
   ran = None
+  compiled: set[tuple[int, ...]] = set()
   with Progress('statistics', None, 'tokens', done=at.num_tokens) as progress:
     for batch in prefetch(text.batches(at.place)):
-      arrays = (batch.token_NxT, batch.segment_NxT, batch.position_NxT)
-      now = running.add(model, place_rows(model, arrays))
+      tokens = place_rows(model, [batch.token_NxT, batch.segment_NxT, batch.position_NxT])
+      if batch.token_NxT.shape not in compiled:
+        size = getattr(running.compile(tokens).memory_analysis(), 'temp_size_in_bytes', 0)
+        check_fits('A batch of statistics', size, 'lower statistics.batch_tokens')
+        if not compiled:
+          batch_bytes = f', a batch {format_bytes(size)} beside the parameters' if size else ''
+          note(f'statistics: {plan}{batch_bytes}')
+        compiled.add(batch.token_NxT.shape)
+      now = running.add(tokens)
       if ran is not None:
         ran.block_until_ready()  # the host is one batch ahead of the device, not more
       ran = now
@@ -229,12 +234,9 @@ def sums_of(model: Model, kernels: Sequence[Kernel], shape: tuple[int, int]) -> 
     kernels: whose keys are taken.
     shape: rows and tokens of a batch.
   """
-  mesh = mesh_of(model)
-  products = sums.products_of(
-    tuple(_sites(kernels)), stop=max(kernel.layer for kernel in kernels) + 1, mesh=mesh
-  )
+  stop = max(kernel.layer for kernel in kernels) + 1
   tokens = place_rows(model, [np.zeros(shape, np.int32)] * 3)
-  return sums.Sums(products, model, tokens, mesh)
+  return sums.Sums(model, tuple(_sites(kernels)), stop, tokens, mesh_of(model))
 
 
 def _sites(kernels: Sequence[Kernel]) -> dict[str, list[Kernel]]:
@@ -243,13 +245,6 @@ def _sites(kernels: Sequence[Kernel]) -> dict[str, list[Kernel]]:
   for kernel in kernels:
     names.setdefault(site(kernel.layer, KERNEL_INPUT[kernel.name]), []).append(kernel)
   return names
-
-
-def _activations(step: jax.stages.Compiled) -> str:
-  """Memory of a batch, where the compiled program reports it."""
-  analysis = step.memory_analysis()
-  size = getattr(analysis, 'temp_size_in_bytes', 0)
-  return f', a batch {format_bytes(size)} beside the parameters' if size else ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ when a run is saved; saves follow a reduction.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -47,22 +47,31 @@ def num_values(size: int) -> int:
   return sum((rows.stop - rows.start) * (size - rows.start) for rows in panel_rows(size))
 
 
-def products_of(
-  names: Sequence[str], stop: int, mesh: Mesh | None = None
-) -> Callable[..., dict[str, Panels]]:
+def products(
+  model: Model,
+  token_NxT: jax.Array,
+  segment_NxT: jax.Array,
+  position_NxT: jax.Array,
+  *,
+  names: Sequence[str],
+  stop: int,
+  mesh: Mesh | None = None,
+) -> dict[str, Panels]:
   """Σ k kᵀ over the tokens of one batch, float32, in panels.
 
   bfloat16 keys are multiplied as they are, which is exact in float32; float32 keys are not
   shortened.
 
   Args:
+    model: parameters on one device or over a mesh.
+    token_NxT, segment_NxT, position_NxT: as of `PackedBatch`.
     names: sites of the keys.
     stop: number of blocks to run.
     mesh: of the model's parameters.
 
   Returns:
-    `(model, token_NxT, segment_NxT, position_NxT) -> panels by site`; panels have one matrix for
-    each of the devices that share the rows, [R, F, G], or are [F, G] without such.
+    By site, panels with one matrix for each of the devices that share the rows, [R, F, G], or
+    [F, G] without such.
   """
   num_shards = _num_shards(mesh)
 
@@ -79,20 +88,52 @@ def products_of(
       for rows in panel_rows(key.shape[-1])
     )
 
-  def products(model: Model, token_NxT, segment_NxT, position_NxT):
-    _, seen = model(
-      token_NxT, stop=stop, taps=names, segment_NxT=segment_NxT, position_NxT=position_NxT
-    )
-    is_text_NxTx1 = (segment_NxT > 0)[..., None]
-    parts = {}
-    for name in names:
-      key_NxTxF = jnp.where(is_text_NxTx1, seen[name], jnp.zeros_like(seen[name]))
-      # Whole keys of its own rows on each device: otherwise every panel gathers them.
-      shape = (-1,) if num_shards == 1 else (num_shards, -1)
-      parts[name] = panels(over_rows(mesh, key_NxTxF.reshape(*shape, key_NxTxF.shape[-1])))
-    return parts
+  _, seen = model(
+    token_NxT, stop=stop, taps=names, segment_NxT=segment_NxT, position_NxT=position_NxT
+  )
+  is_text_NxTx1 = (segment_NxT > 0)[..., None]
+  parts = {}
+  for name in names:
+    key_NxTxF = jnp.where(is_text_NxTx1, seen[name], jnp.zeros_like(seen[name]))
+    # Whole keys of its own rows on each device: otherwise every panel gathers them.
+    shape = (-1,) if num_shards == 1 else (num_shards, -1)
+    parts[name] = panels(over_rows(mesh, key_NxTxF.reshape(*shape, key_NxTxF.shape[-1])))
+  return parts
 
-  return products
+
+_products = jax.jit(products, static_argnames=('names', 'stop', 'mesh'))  # keeps its shapes
+
+
+@functools.partial(jax.jit, static_argnames=('names', 'stop', 'mesh'), donate_argnames='sums')
+def add_batch(
+  model: Model,
+  sums: dict[str, Any],
+  token_NxT: jax.Array,
+  segment_NxT: jax.Array,
+  position_NxT: jax.Array,
+  *,
+  names: tuple[str, ...],
+  stop: int,
+  mesh: Mesh | None,
+) -> tuple[dict[str, Any], jax.Array]:
+  """The sums with one more batch, and a number that is there when they are; as of `products`."""
+
+  def over_devices(part):
+    if mesh is None:
+      return part
+    own = part.ndim == 3
+    sharding = _own_sharding(mesh, part) if own else square_sharding(mesh, part)
+    return jax.lax.with_sharding_constraint(part, sharding)
+
+  tokens = token_NxT, segment_NxT, position_NxT
+  new = {
+    name: tuple(
+      two_sum(total, lost, over_devices(part))
+      for (total, lost), part in zip(sums[name], panels, strict=True)
+    )
+    for name, panels in products(model, *tokens, names=names, stop=stop, mesh=mesh).items()
+  }
+  return new, jnp.max(segment_NxT)
 
 
 class Sums:
@@ -103,18 +144,21 @@ class Sums:
     total: the sums over all batches, if `is_whole`; after `start`.
   """
 
-  def __init__(self, products: Callable, model: Model, tokens: Sequence[Any], mesh: Mesh | None):
+  def __init__(
+    self, model: Model, names: tuple[str, ...], stop: int, tokens: Sequence[Any], mesh: Mesh | None
+  ):
     """Finds the shapes; nothing is allocated or compiled before `start`.
 
     Args:
-      products: of `products_of`.
       model: parameters on one device or over a mesh.
+      names: sites of the keys.
+      stop: number of blocks to run.
       tokens: tokens, segments and positions of a batch.
       mesh: of the parameters.
     """
-    parts = jax.eval_shape(products, model, *tokens)
-    self._mesh, self._num_batches, self._arguments = mesh, 0, (model, tokens)
-    self._step = _adding(products, mesh)
+    self._static = {'names': names, 'stop': stop, 'mesh': mesh}
+    parts = _products.eval_shape(model, *tokens, **self._static)
+    self._model, self._tokens, self._mesh, self._num_batches = model, tokens, mesh, 0
     self.shapes = {name: _pairs(panels, mesh) for name, panels in parts.items()}
     self._own_shapes = {name: _own_pairs(panels, mesh) for name, panels in parts.items()}
     self.total: dict[str, Any] = {}
@@ -123,18 +167,16 @@ class Sums:
 
   def dry_run(self, run: DryRun, num_batches: float) -> None:
     """Notes the programs of a pass over so many batches; the model has no arrays."""
-    model, tokens = self._arguments
     with run.repeated(num_batches):
-      run.call(self._step, model, self._own_shapes, *tokens)
+      run.call(add_batch, self._model, self._own_shapes, *self._tokens, **self._static)
     if _num_shards(self._mesh) > 1:
       with run.repeated(max(num_batches / BATCHES_PER_REDUCTION, 1)):
         for name, own in self._own_shapes.items():
           run.call(_reduce, self.shapes[name], own, mesh=self._mesh)
 
-  def compile(self) -> jax.stages.Compiled:
-    """The step `(model, sums, *tokens) -> (sums, ran)`, which adds one batch."""
-    model, tokens = self._arguments
-    return self._step.lower(model, self._own_shapes, *tokens).compile()
+  def compile(self, tokens: Sequence[Any]) -> jax.stages.Compiled:
+    """The program of `add` for batches of a shape; `add` uses it."""
+    return add_batch.lower(self._model, self._own_shapes, *tokens, **self._static).compile()
 
   def compile_reductions(self) -> list[jax.stages.Compiled]:
     """The programs of `reduce`, one by site."""
@@ -144,24 +186,22 @@ class Sums:
       if _num_shards(self._mesh) > 1
     ]
 
-  def start(self, total: dict[str, Any] | None) -> jax.stages.Compiled:
-    """Begins with stored sums of these `shapes`, or with zeros; returns the compiled step."""
+  def start(self, total: dict[str, Any] | None) -> None:
+    """Begins with stored sums of these `shapes`, or with zeros."""
     self.total = _zeros(self.shapes) if total is None else total
     self._own = _zeros(self._own_shapes) if _num_shards(self._mesh) > 1 else None
-    self._compiled = self.compile()
-    return self._compiled
 
   @property
   def is_whole(self) -> bool:
     """True if the totals hold every batch."""
     return self._own is None or self._num_batches == 0
 
-  def add(self, model: Model, tokens: Sequence[Any]) -> jax.Array:
+  def add(self, tokens: Sequence[Any]) -> jax.Array:
     """Adds a batch; block on the result to wait for it, since its sums are donated to the next."""
     if self._own is None:
-      self.total, ran = self._compiled(model, self.total, *tokens)
+      self.total, ran = add_batch(self._model, self.total, *tokens, **self._static)
       return ran
-    self._own, ran = self._compiled(model, self._own, *tokens)
+    self._own, ran = add_batch(self._model, self._own, *tokens, **self._static)
     self._num_batches += 1
     if self._num_batches == BATCHES_PER_REDUCTION:
       self.reduce()
@@ -210,31 +250,6 @@ def _own_sharding(mesh: Mesh, part_RxFxG: Any) -> NamedSharding:
 
 def _zeros(shapes: Any) -> Any:
   return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes)
-
-
-def _adding(products: Callable, mesh: Mesh | None) -> jax.stages.Wrapped:
-  """The jitted step `(model, sums, *tokens) -> (sums, ran)`; `sums` is donated to it."""
-
-  def over_devices(part):
-    if mesh is None:
-      return part
-    own = part.ndim == 3
-    sharding = _own_sharding(mesh, part) if own else square_sharding(mesh, part)
-    return jax.lax.with_sharding_constraint(part, sharding)
-
-  @functools.partial(jax.jit, donate_argnums=1)
-  def step(model, sums, token_NxT, segment_NxT, position_NxT):
-    parts = products(model, token_NxT, segment_NxT, position_NxT)
-    new = {
-      name: tuple(
-        two_sum(total, lost, over_devices(part))
-        for (total, lost), part in zip(sums[name], panels, strict=True)
-      )
-      for name, panels in parts.items()
-    }
-    return new, jnp.max(segment_NxT)
-
-  return step
 
 
 @functools.partial(jax.jit, static_argnames='mesh', donate_argnums=(0, 1))

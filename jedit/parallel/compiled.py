@@ -35,6 +35,8 @@ _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _ARRAY = re.compile(r'\b([a-z]+)(\d+)\w*\[([\d,]*)\]|\b(pred)\[([\d,]*)\]')
 _LISTED_GROUP = re.compile(r'replica_groups=\{\{([\d,]*)\}')
 _TILED_GROUP = re.compile(r'replica_groups=\[\d+,(\d+)\]')
+_MESH_GROUP = re.compile(r'replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}')
+_MESH_AXIS, _QUOTED = re.compile(r"'(\w+)'=(\d+)"), re.compile(r"'(\w+)'")
 # Instructions that run others and cost nothing themselves.
 _CONTROL = ('while', 'call', 'conditional', 'async-start')
 _MOVES = {
@@ -137,11 +139,19 @@ class _Instruction:
 
   @property
   def group_size(self) -> int:
-    """Devices of a collective."""
+    """Devices of a collective.
+
+    Raises:
+      ValueError: for groups in a form that is not known.
+    """
     if tiled := _TILED_GROUP.search(self.line):
       return int(tiled[1])
-    listed = _LISTED_GROUP.search(self.line)
-    return len(listed[1].split(',')) if listed else 1
+    if listed := _LISTED_GROUP.search(self.line):
+      return len(listed[1].split(','))
+    if mesh := _MESH_GROUP.search(self.line):
+      sizes = {name: int(size) for name, size in _MESH_AXIS.findall(mesh[1])}
+      return math.prod(sizes[name] for name in _QUOTED.findall(mesh[2]))
+    raise ValueError(f'Unknown groups of devices: {self.line[:400]}')
 
 
 def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
@@ -202,24 +212,28 @@ class _Reader:
     sizes = _array_bytes(each.shape)
     if each.opcode.endswith('-start') and kind in ('all-gather', 'collective-permute'):
       sizes = sizes[len(sizes) // 2 :] if kind == 'all-gather' else sizes[1:2]  # (inputs, outputs)
-    size, count = times * sum(sizes), each.group_size
+    size = times * sum(sizes)
+    if kind == 'collective-permute':
+      self.collectives[kind] += size
+      self.link_bytes += size
+      return
+    count = each.group_size
     share = (count - 1) / count
     sent = {
       'all-reduce': 2 * size * share,
       'all-gather': size * share,
       'reduce-scatter': size * (count - 1),  # its shape is that of one part
       'all-to-all': size * share,
-      'collective-permute': size,
     }
     self.collectives[kind] += size
     self.link_bytes += sent[kind]
 
   def _kind(self, each: _Instruction) -> str:
     inside = self._opcodes(each)
+    if inside & {'convolution', 'dot'}:  # a collective may go on inside
+      return 'products'
     if any(op.removesuffix('-start').removesuffix('-done') in COLLECTIVES for op in inside):
       return 'collectives'
-    if inside & {'convolution', 'dot'}:
-      return 'products'
     if inside & {'gather', 'scatter'}:
       return 'gathers'
     if inside <= _MOVES:

@@ -133,13 +133,24 @@ def _row_sharding(mesh: Mesh, array: Any) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(DATA) if divides else PartitionSpec())
 
 
-def over_rows(mesh: Mesh | None, tree: Any) -> Any:
-  """Inside jit: shards the first axis of every array over 'data' where it divides."""
+def over_rows(mesh: Mesh | None, tree: Any, split: int | None = None) -> Any:
+  """Inside jit: shards the first axis of every array over 'data' where it divides.
+
+  Args:
+    mesh: of the devices; None changes nothing.
+    tree: arrays.
+    split: an axis of each that 'model' splits likewise, counted from the last, -1; None for none.
+  """
   if mesh is None:
     return tree
 
   def constrain(x):
-    return jax.lax.with_sharding_constraint(x, _row_sharding(mesh, x))
+    sharding = _row_sharding(mesh, x)
+    if split is not None and x.shape[split] % mesh.shape[MODEL] == 0:
+      rows = sharding.spec[0] if sharding.spec else None
+      between = (None,) * (x.ndim + split - 1)
+      sharding = NamedSharding(mesh, PartitionSpec(rows, *between, MODEL))
+    return jax.lax.with_sharding_constraint(x, sharding)
 
   return jax.tree.map(constrain, tree)
 

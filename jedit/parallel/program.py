@@ -235,8 +235,11 @@ def _product_flop(jaxpr: Any) -> float:
       sizes = [*equation.outvars[0].aval.shape, *(left[axis] for axis in contracted)]
       total += 2 * math.prod(sizes)
       continue
-    times = parameters['length'] if name == 'scan' else 1
-    total += times * sum(map(_product_flop, _inner(parameters.values())))
+    inner = list(map(_product_flop, _inner(parameters.values())))
+    if name == 'cond':  # one of its branches runs
+      total += max(inner, default=0.0)
+    else:
+      total += (parameters['length'] if name == 'scan' else 1) * sum(inner)
   return total
 
 

@@ -58,29 +58,30 @@ def group_by_length(
   return groups
 
 
-def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
-  """Packs items into rows of one size: the longest first, each where it leaves the least room.
+def best_fit(lengths: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, list[int]]]:
+  """Packs items into rows: the longest first, each where it leaves the least room.
 
   Args:
-    lengths: of the items, none above `size`; those of length 0 are dropped.
-    size: of a row.
+    lengths: of the items, none above the largest size; those of length 0 are dropped.
+    sizes: of rows, ascending; a row has the least that holds its longest item.
 
   Returns:
-    The indices of the items of every row.
+    The size and the indices of the items of every row.
   """
-  rows: list[list[int]] = []
-  open_rows: list[tuple[int, int]] = []  # room left and number of the row, sorted
+  rows: list[tuple[int, list[int]]] = []
+  rooms: list[tuple[int, int]] = []  # room left and number of the row, sorted
   for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-    if not lengths[index]:
+    length = lengths[index]
+    if not length:
       break
-    at = bisect.bisect_left(open_rows, (lengths[index], 0))
-    if at == len(open_rows):
-      rows.append([])
-      room, number = size, len(rows) - 1
+    at = bisect.bisect_left(rooms, (length, 0))
+    if at == len(rooms):
+      room, number = sizes[bisect.bisect_left(sizes, length)], len(rows)
+      rows.append((room, []))
     else:
-      room, number = open_rows.pop(at)
-    rows[number].append(index)
-    bisect.insort(open_rows, (room - lengths[index], number))
+      room, number = rooms.pop(at)
+    rows[number][1].append(index)
+    bisect.insort(rooms, (room - length, number))
   return rows
 
 

@@ -111,9 +111,10 @@ def contrast_figures(result: Result) -> Figures:
       lines = {'original object': _line(select(result, of='true', **place), 'state')}
       for name in result['notes']['sets']:
         lines[name] = _line(select(result, of=f'words: {name}', **place), 'state')
-      title = f'Mean probability, {in_words(norm)}'
-      panels.lines(0, c, lines, title=title, xlabel='layer (0: embeddings)', yscale='log')
+      labels = dict(title=in_words(norm).capitalize(), ylabel='' if c else 'mean probability')
+      panels.lines(0, c, lines, xlabel='layer (0: embeddings)', yscale='log', **labels)
     panels.whole_layers()
+    panels.plain_log_ticks()
     caption = 'Sets of words at the prediction position: mean probability of a word.'
     drawn['contrast_words'] = (caption, panels)
   return drawn
@@ -183,5 +184,6 @@ def _tokens_figure(result: Result) -> Panels:
 
 def page(drawn: Figures) -> str:
   """Figures with their captions, for notebooks."""
-  pictures = [html.picture(panels.png(), caption) for caption, panels in drawn.values()]
-  return html.block(*pictures)
+  return html.block(
+    *(html.picture(panels.png(), text, panels.screen_width) for text, panels in drawn.values())
+  )

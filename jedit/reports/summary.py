@@ -25,7 +25,6 @@ _STAGES = (
 )  # fmt: skip
 _WORST = 10
 _PROMPTS = 1000  # of all records, up to which a page shows them all
-_PROMPT_COLUMNS = ('new', 'true', 'success', 'on top')
 _ALWAYS = ('statistics', 'targets', 'keys', 'solve', 'evaluate', 'compile')  # in summary.json
 
 
@@ -298,32 +297,32 @@ def _prompts(table: Table, records: Sequence[Record], worst: Sequence[int]) -> l
   which = 'every record' if len(shown) == len(records) else 'the worst cases'
   note = (
     f'jedit.read_records(workdir) gives the {len(record_P)} prompts of all records as a DataFrame. '
-    f'Below are those of {which}, with nats per token of the new and of the true object. Success: '
-    'the wanted one of the two is likelier. On top: its tokens that are the most probable ones.'
+    f'Below are those of {which}: nats per token of the new and of the true object, and yes where '
+    'the wanted one of the two is likelier; on top where its tokens are the most probable ones.'
   )
   parts = [html.heading('Prompts'), html.paragraph(note)]
   states = table.prompts.states
   starts = np.searchsorted(record_P, np.arange(len(records) + 1)).tolist()
+  of_state = [f'{name}{state}' for state in states for name in ('new / true ', '')]
   for r in shown:
-    head = ['part', 'prompt', *(f'{name} {state}' for state in states for name in _PROMPT_COLUMNS)]
     rows: list[list[Cell]] = []
     for p in range(starts[r], starts[r + 1]):
       scores = [_scores(values, p) for values in states.values()]
       row = [table.prompts.part_P[p], table.prompts.text_P[p]]
       rows.append([*row, *(cell for cells in scores for cell in cells)])
     title = f'{records[r].case_id}: {records[r].request.text}'
-    parts.append(html.details(title, tables.to_html(tables.table(head, rows), 'text')))
+    frame = tables.table(['part', 'prompt', *of_state], rows)
+    parts.append(html.details(title, tables.to_html(frame, 'text')))
   return parts
 
 
 def _scores(values: Mapping[str, np.ndarray], p: int) -> list[Cell]:
-  """Cells of a prompt in one state; both verdicts as words."""
-  nlls: list[Cell] = [
-    None if np.isnan(values[name][p]) else f'{values[name][p]:.2f}' for name in FIELDS[:2]
-  ]
+  """Cells of a prompt in one state: both objects, and the verdicts in words."""
+  nlls = [f'{values[name][p]:.2f}' for name in FIELDS[:2] if not np.isnan(values[name][p])]
   success, acc = float(values['success'][p]), float(values['acc'][p])
-  verdict = None if np.isnan(success) else ('yes' if success else 'no')
-  return [*nlls, verdict, None if np.isnan(acc) else f'{100 * acc:.0f}%']
+  if np.isnan(success):
+    return [' / '.join(nlls), f'{100 * acc:.0f}% on top']
+  return [' / '.join(nlls), ('yes' if success else 'no') + (', on top' if acc == 1 else '')]
 
 
 def _shifts(workdir: pathlib.Path, table: Table) -> str:

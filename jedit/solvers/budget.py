@@ -36,6 +36,11 @@ def working_bytes(device: jax.Device, size: int) -> int:
   return 3 * size**2 * np.dtype(working_dtype(device)).itemsize
 
 
+def kept_bytes(device: jax.Device, size: int) -> int:
+  """Bytes of a factor with float32 C beside it."""
+  return (4 + np.dtype(working_dtype(device)).itemsize) * size**2
+
+
 def free(device: jax.Device) -> float:
   """Free bytes of a device; all of them where it does not report any."""
   found = free_bytes(device)

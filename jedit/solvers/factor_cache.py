@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jedit.solvers.budget import Budget, bytes_per_device, fits, make_factor
+from jedit.solvers.budget import Budget, bytes_per_device, fits, kept_bytes, make_factor
 from jedit.solvers.devices import host, working_dtype
 from jedit.solvers.factor import Factor, ScaledIdentity
 from jedit.solvers.matrix import Matrix
@@ -131,8 +131,9 @@ class Covariance:
 
   def has_room(self) -> bool:
     """True if one of several devices can keep a factor or spectrum, so that starting it pays."""
-    room = self._budget.room(self._budget.least_used(), self.size)
-    return len(jax.local_devices()) > 1 and 12 * self.size**2 <= room
+    device = self._budget.least_used()
+    room = self._budget.room(device, self.size)
+    return len(jax.local_devices()) > 1 and kept_bytes(device, self.size) <= room
 
   def _get_or_make(
     self, kind: type[_Kept], settings: Sequence[Any], make: Callable[[jax.Device], _Kept]

@@ -205,6 +205,13 @@ def test_an_edit_takes_what_its_programs_hold(family):
   logits = 4 * lm.config.vocab_size * (3 * (3 * shape.num_targets + 1) + 1)
   taken = layers * shape_bytes((hidden, past, recorded)) + logits
   assert bytes_per_edit(lm.config, shape, 3, 1) == taken
+  heads, kv_heads = lm.config.num_heads, lm.config.num_kv_heads
+  num_tokens, past = 3 * shape.window + 1, 3 * shape.past + shape.kl_tokens
+  wide = lm.config.ffn_width * (2 if family == 'llama' else 1)
+  halved = (heads + 2 * kv_heads) * lm.config.head_dim + wide
+  saved = 4 * layers * (halved * num_tokens + 2 * kv_heads * lm.config.head_dim * past) // 2
+  rest = bytes_per_edit(lm.config, shape, 3, 1, split=2)
+  assert taken - rest == saved  # an odd vocabulary stays whole
 
 
 def test_shapes_have_batches_of_their_own(monkeypatch):

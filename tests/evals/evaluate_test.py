@@ -147,26 +147,45 @@ class ScoringTest(parameterized.TestCase):
 
   def test_few_programs_and_bounded_batches(self):
     rows = _rows(np.random.default_rng(0), 500, longest=60)
-    plan = scoring.plan_batches(rows, _VOCAB, tokens_per_batch=512)
-    self.assertLessEqual(len(plan.shapes), 8)
-    for num_rows, length, _ in plan.shapes:
+    plan = scoring.plan_batches(rows, tokens_per_batch=512)
+    self.assertLen(plan.shapes, 1)
+    for num_rows, length in plan.shapes:
       self.assertLessEqual(num_rows * length, 512)
-    answered = [n for batch in plan.batches for row in batch.rows for c in row for n in c]
+    answered = [n for batch in plan.batches for n in set(batch.found[2])]
     self.assertCountEqual(answered, range(500))
+    self.assertEqual(sum(batch.num_answered for batch in plan.batches), 500)
+
+  def test_batches_are_full(self):
+    rows = _rows(np.random.default_rng(0), 800, longest=20)
+    plan = scoring.plan_batches(rows, tokens_per_batch=256)
+    room = sum(batch.token_NxT.size for batch in plan.batches)
+    self.assertGreater(plan.num_tokens / room, 0.95)
+
+  def test_programs_do_not_depend_on_the_number_of_rows(self):
+    rows = _rows(np.random.default_rng(0), 500)
+    shapes = {scoring.plan_batches(rows[:count]).shapes for count in (150, 300, 500)}
+    self.assertLen(shapes, 1)
+
+  def test_long_rows_are_compared_with_a_program_for_short_ones(self):
+    rows = [encoding.Encoded('', (number, *[1] * 50), None, 49, 50) for number in range(1, 200)]
+    long = encoding.Encoded('', (1,) * 1000, None, 998, 999)
+    few, many = (scoring.plan_batches([*rows[:count], long]).shapes for count in (3, 199))
+    self.assertEqual(few, ((2, 1024),))  # no gap of the long row holds a short one
+    self.assertEqual({size for _, size in many}, {64, 1024})
 
   def test_a_small_job_is_one_program(self):
-    plan = scoring.plan_batches(_rows(np.random.default_rng(0), 20), _VOCAB)
+    plan = scoring.plan_batches(_rows(np.random.default_rng(0), 20))
     self.assertLen(plan.shapes, 1)
 
   def test_two_answers_of_one_token_cost_one_pass(self):
     row = encoding.Encoded('', (1, 2, 3), None, 1, 2)
-    plan = scoring.plan_batches([row, dataclasses.replace(row, ids=(1, 2, 4))], _VOCAB)
+    plan = scoring.plan_batches([row, dataclasses.replace(row, ids=(1, 2, 4))])
     self.assertEqual(plan.num_tokens, 2)
 
   def test_a_prompt_is_read_once_for_answers_of_several_tokens(self):
     row = encoding.Encoded('', (1, 2, 3, 4), None, 1, 2)
     rows = [row, dataclasses.replace(row, ids=(1, 2, 5, 6, 7))]
-    self.assertEqual(scoring.plan_batches(rows, _VOCAB).num_tokens, 2 + 1 + 2)
+    self.assertEqual(scoring.plan_batches(rows).num_tokens, 2 + 1 + 2)
 
   def test_of_equal_logits_the_lowest_id_is_on_top(self):
     model = _model('gptj')
@@ -181,7 +200,7 @@ class ScoringTest(parameterized.TestCase):
     for start in (0, 3):
       row = encoding.Encoded('text', (1, 2, 3), None, start - 1, start)
       with self.assertRaises(types.UserError):
-        scoring.plan_batches([row], _VOCAB)
+        scoring.plan_batches([row])
 
   def test_a_model_that_returns_nan_has_no_accuracy(self):
     model = _model('gptj')
@@ -314,7 +333,7 @@ class EvaluateTest(absltest.TestCase):
 
     def evaluate(most):
       def limited(model, plan, **options):
-        if max(rows * tokens for rows, tokens, _ in plan.shapes) > most:
+        if max(rows * tokens for rows, tokens in plan.shapes) > most:
           raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory.')
         return score_plan(model, plan, **options)
 
@@ -369,5 +388,6 @@ def test_an_answer_is_exact_if_all_its_tokens_are_on_top():
 def test_long_answers_of_one_prompt_do_not_share_a_batch():
   # Whole texts after BOS, as perplexities score them.
   rows = [encoding.Encoded('', (1, *[2 + n] * 30), None, 0, 1) for n in range(40)]
-  plan = scoring.plan_batches(rows, _VOCAB, tokens_per_batch=128)
+  plan = scoring.plan_batches(rows, tokens_per_batch=128)
+  assert plan.shapes == ((2, 64),)
   assert len(plan.batches) >= 40 * 29 / 128

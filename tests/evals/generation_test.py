@@ -235,11 +235,11 @@ def test_chunks_use_the_programs_of_earlier_ones():
       found.append(Encoded('', ids, None, start - 1, start))
     return found
 
-  first = scoring.plan_batches(rows(200, 40), 99, tokens_per_batch=256)
-  later = rows(150, 40) + rows(1, 60)
-  plan = scoring.plan_batches(later, 99, tokens_per_batch=256, shapes=first.shapes)
-  answered = [n for batch in plan.batches for row in batch.rows for c in row for n in c]
+  first = scoring.plan_batches(rows(200, 40), tokens_per_batch=256)
+  later = rows(150, 40) + rows(1, 90)
+  plan = scoring.plan_batches(later, tokens_per_batch=256, shapes=first.shapes)
+  answered = [n for batch in plan.batches for n in set(batch.found[2])]
   assert sorted(answered) == list(range(len(later)))
   assert set(plan.shapes) - set(first.shapes) in (set(), set(plan.shapes[-1:]))
-  small = scoring.plan_batches(later[:3], 99, shapes=first.shapes)
+  small = scoring.plan_batches(later[:3], shapes=first.shapes)
   assert len(small.batches) == 1

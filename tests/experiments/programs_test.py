@@ -42,7 +42,7 @@ def test_sums_of_second_moments():
 
 def test_scores_of_an_evaluation():
   lm = editing.language_model('gptj')
-  batches = plan_batches(scored_rows(2), lm.config.vocab_size)
+  batches = plan_batches(scored_rows(2))
   with dry_run() as run:
     score_plan(abstract_model(lm.config), batches)
   names, planned = of_dry_run(run)

@@ -245,6 +245,20 @@ def test_evaluate_measures_a_patch_of_another_run(made, finished, tmp_path):
     assert summary['method'] == 'pmet' and summary['num_edits'] == 4
 
 
+def test_records_without_paraphrases_and_neighbours_are_reported(made, finished, tmp_path):
+  query = dict(prompt='Ove plays', ground_truth='jazz')
+  criteria = dict(portability=dict(Reasoning=[query]), locality=dict(Forgetfulness=[query]))
+  records = [dict(subject='Ove', prompt='Ove lives in', target_new='Paris', **criteria)]
+  (tmp_path / 'facts.json').write_text(json.dumps(records))
+  fields = dict(data__records=str(tmp_path / 'facts.json'), data__num_edits=1)
+  config = tiny_run.config(made, task='evaluate', patches=str(finished), **fields)
+  experiments.run(config, tmp_path / 'run')
+  found = json.loads((tmp_path / 'run' / 'summary.json').read_text())['metrics']
+  assert found['portability']['after']['n'] == found['locality']['after']['n'] == 1
+  assert found['score']['after']['mean'] is None
+  assert 'portability' in (tmp_path / 'run' / 'report.html').read_text()
+
+
 @needs_harness
 def test_downstream_tasks_are_a_table_of_a_finished_run(made, finished, tmp_path, capsys):
   workdir, task = tmp_path / 'copy', write_choices(tmp_path)

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import math
 import os
 import pathlib
 import random
@@ -19,7 +20,7 @@ from helpers import editing, moments_program
 from jedit.io import checkpoints
 from jedit.models import site
 from jedit.moments import collect as module
-from jedit.moments import sums
+from jedit.moments import packing, sums
 from jedit.moments.collect import accumulate, statistics
 from jedit.moments.corpus import Corpus
 from jedit.moments.files import SecondMoments
@@ -63,7 +64,9 @@ def _plain(kernel, layer, cap=24):
   return total / count, count
 
 
-def test_packed_moments_are_those_of_single_documents():
+@pytest.mark.parametrize('shortest', [24, 12])
+def test_packed_moments_are_those_of_single_documents(monkeypatch, shortest):
+  monkeypatch.setattr(packing, '_SHORTEST_ROW', shortest)
   stats = statistics(_model(), DOCUMENTS, [2, 1], ('mlp', 'attn'), **SETTINGS)
   assert set(stats.cov) == set(itertools.product((1, 2), ('mlp', 'attn')))
   for layer, kernel in (Kernel(2, 'mlp'), Kernel(1, 'attn')):
@@ -318,7 +321,7 @@ def test_without_memory_half_the_batch_is_run_once(tmp_path, monkeypatch, capsys
 
   def run(most):
     def limited(model, text, *rest):
-      if text.shape[0] * text.shape[1] > most:
+      if math.prod(text.shapes[-1]) > most:
         raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory.')
       return accumulate(model, text, *rest)
 

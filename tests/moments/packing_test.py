@@ -1,5 +1,6 @@
 """Documents as packed batches: whole, dense, resumable and made ahead."""
 
+import random
 import threading
 
 import numpy as np
@@ -36,7 +37,7 @@ def _small_windows(monkeypatch):
 def test_rows_and_batches_hold_every_document_whole(tokenizer):
   text = PackedText(tokenizer, Corpus.of(DOCUMENTS), row_tokens=24, batch_tokens=50)
   batches = list(text.batches())
-  assert len(batches) > 1 and {b.token_NxT.shape for b in batches} == {text.shape} == {(2, 24)}
+  assert len(batches) > 1 and {b.token_NxT.shape for b in batches} == {*text.shapes} == {(2, 24)}
   found = []
   for batch in batches:
     assert batch.num_tokens == (batch.segment_NxT > 0).sum()
@@ -54,11 +55,36 @@ def test_rows_and_batches_hold_every_document_whole(tokenizer):
   assert all(ids[0] == 0 for ids in found), 'documents start with BOS'
 
 
-@pytest.mark.parametrize('batch_tokens', [24, 72])
-def test_batches_can_begin_where_an_earlier_one_ended(tokenizer, small_windows, batch_tokens):
-  text = PackedText(tokenizer, Corpus.of(DOCUMENTS * 3).draw(0, 5), 24, batch_tokens)
+def test_rows_are_no_longer_than_their_longest_document_needs(tokenizer, monkeypatch):
+  monkeypatch.setattr(packing, '_SHORTEST_ROW', 6)
+  rng = random.Random(0)
+  texts = [' '.join(['city'] * rng.choice((2, 2, 2, 7, 16))) for _ in range(90)]
+  text = PackedText(tokenizer, Corpus.of(texts), 24, 48)
+  assert text.shapes == ((8, 6), (4, 12), (2, 24))
   batches = list(text.batches())
-  assert any(batch.end.row > 0 for batch in batches[:-1]), 'some end within a window'
+  assert {batch.token_NxT.shape for batch in batches} == set(text.shapes)
+  found, room = [], 0
+  for batch in batches:
+    size, room = batch.token_NxT.shape[1], room + batch.token_NxT.size
+    for segment_T in batch.segment_NxT:
+      lengths = np.bincount(segment_T)[1:]
+      found += lengths.tolist()
+      if not batch.end.rest and size > 6:
+        assert lengths.max() > size // 2
+  assert sorted(found) == sorted(len(ids) for ids in tokenizer(texts)['input_ids'])
+  assert sum(batch.end.rest > 0 for batch in batches) < 3, 'rows that are left are joined'
+  assert sum(found) / room > 0.85
+
+
+@pytest.mark.parametrize('shortest', [24, 6])
+@pytest.mark.parametrize('batch_tokens', [24, 72])
+def test_batches_can_begin_where_an_earlier_one_ended(
+  tokenizer, small_windows, monkeypatch, batch_tokens, shortest
+):
+  monkeypatch.setattr(packing, '_SHORTEST_ROW', shortest)
+  text = PackedText(tokenizer, Corpus.of(DOCUMENTS * 5).draw(0, 5), 24, batch_tokens)
+  batches = list(text.batches())
+  assert any(any(batch.end.rows) for batch in batches[:-1]), 'some end within a window'
   assert len({batch.end.document for batch in batches}) > 2, 'there are several windows'
   for number, batch in enumerate(batches):
     rest = list(text.batches(batch.end))
@@ -130,4 +156,4 @@ def test_an_error_comes_behind_the_items_before_it():
   assert [next(found), next(found)] == [1, 2]
   with pytest.raises(UserError, match='no third'):
     next(found)
-  assert START == (0, 0)
+  assert START == (0, (), 0)

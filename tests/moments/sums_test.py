@@ -1,5 +1,7 @@
 """Panels of k kᵀ, and sums that lose no digits."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from jedit.moments.sums import (
   mean,
   num_values,
   panel_rows,
-  products_of,
+  products,
   two_sum,
 )
 from jedit.parallel import memory
@@ -36,12 +38,12 @@ def test_panels_hold_the_matrix(size, dtype):
   token_NxT = rng.integers(8, size=(3, 5)).astype(np.int32)
   segment_NxT = (rng.random((3, 5)) < 0.7).astype(np.int32)
   arrays = (token_NxT, segment_NxT, token_NxT)
-  sums = Sums(products_of(['a', 'b'], stop=1), model, arrays, None)
+  sums = Sums(model, ('a', 'b'), 1, arrays, None)
   assert set(sums.shapes) == {'a', 'b'}
   assert sum(total.size for total, _ in sums.shapes['a']) == num_values(size)
   sums.start(None)
   for _ in range(2):
-    assert sums.add(model, arrays) == 1
+    assert sums.add(arrays) == 1
   assert sums.is_whole
   key_KxF = np.asarray(model.table_VxF, np.float64)[token_NxT[segment_NxT > 0]]
   expected_FxF = 2 * key_KxF.T @ key_KxF / 30
@@ -90,9 +92,10 @@ def test_products_of_the_lowered_program_keep_their_digits(dtype):
   """A CPU computes the same without the flags; accelerators shorten operands and results."""
   model = _Model(jnp.ones((8, 16), dtype))
   arrays = (np.zeros((2, 3), np.int32),) * 3
-  text = jax.jit(products_of(['a'], stop=1)).lower(model, *arrays).as_text()
-  products = [line for line in text.splitlines() if 'stablehlo.dot_general' in line]
-  assert len(products) == 4  # panels
-  for line in products:
+  program = jax.jit(functools.partial(products, names=('a',), stop=1))
+  text = program.lower(model, *arrays).as_text()
+  found = [line for line in text.splitlines() if 'stablehlo.dot_general' in line]
+  assert len(found) == 4  # panels
+  for line in found:
     assert ('precision = [HIGHEST, HIGHEST]' in line) == (dtype == jnp.float32)
     assert line.rpartition('->')[2].strip().endswith('xf32>')

@@ -183,7 +183,7 @@ _SLOW: Table = {
   ('parallel/shapes.py', 'parallel/shapes_test.py'): (('-lengths[index])', 'lengths[index])'),),
   ('moments/packing.py', 'moments/packing_test.py'): (
     ('np.arange(len(ids))', 'np.arange(at, stop)'),
-    ('rows[done:], start=done + 1', 'rows, start=1'),
+    ('if skipped[number] > 0', 'if skipped[number] > 1'),
     ('ids[:cap]', 'ids'),
   ),
   ('moments/collect.py', 'moments/collect_test.py'): (
@@ -248,7 +248,8 @@ _SLOW: Table = {
   ),
   ('evals/scoring.py', 'evals/evaluate_test.py'): (
     ('-total_N / self.length_N', '-total_N'),
-    ('index_CxS[:, 1:] = 1 + np', 'index_CxS[:, 1:] = np'),
+    ('stop - start + i, which', 'stop - start + i, 1'),
+    ('read(n * size + stop - 1', 'read(n * size + stop - 2'),
     ('.sum(axis=1) == self.length_N', '.sum(axis=1) > 0'),
   ),
   ('evals/estimates.py', 'evals/metrics_test.py'): (

@@ -59,6 +59,9 @@ ENTRY %main (argument: bf16[8,128]) -> bf16[16,128] {
   %while.2 = (s32[], bf16[8,128]{1,0}) while(%t), condition=%outer_condition, body=%outer_body
   %gathered = (bf16[8,128]{1,0}, bf16[16,128]{1,0}) all-gather-start(%x), \
 replica_groups=[2,2]<=[4], dimensions={0}
+  %moved = bf16[4,8]{1,0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  %part = f32[64]{0} reduce-scatter(%x), channel_id=3, \
+replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, to_apply=%add
   ROOT %done = bf16[16,128]{1,0} all-gather-done(%gathered), backend_config={"estimated_cycles":"7"}
 }
 """
@@ -79,8 +82,15 @@ def test_cycles_count_what_is_executed_as_often_as_it_runs():
 def test_collectives_are_counted_in_bytes():
   cost = read_cost(TEXT, trips=5)
   reduced, gathered = 15 * (2 * 8 * 128 + 4 * 256), 2 * 16 * 128
-  assert cost.collective_bytes == {'all-reduce': reduced, 'all-gather': gathered}
-  assert cost.link_bytes == 2 * reduced * 1 / 2 + gathered * 1 / 2  # rings of two
+  moved, part = 2 * 4 * 8, 4 * 64
+  assert cost.collective_bytes == {
+    'all-reduce': reduced,
+    'all-gather': gathered,
+    'collective-permute': moved,
+    'reduce-scatter': part,
+  }
+  # Rings of two, and one of four whose members keep a part each.
+  assert cost.link_bytes == 2 * reduced * 1 / 2 + gathered * 1 / 2 + moved + 3 * part
   chip = Chip('', peak=1.0, clock=10.0, memory=0, link=100.0, axes=2, most=1)
   assert cost.seconds(chip) == sum(cost.cycles.values()) / 10 + cost.link_bytes / 100
 
@@ -133,3 +143,11 @@ def test_what_does_not_fit_a_tpu_keeps_the_reason():
     assert jit(jnp.matmul)(square, square).shape == square.shape
   [program] = run.programs
   assert program.compiled is None and 'memory on HBM' in program.failure
+
+
+def test_groups_in_an_unknown_form_are_not_guessed():
+  text = (
+    'ENTRY %main (x: f32[8]) -> f32[8] {\n  ROOT %y = f32[8]{0} all-reduce(%x), groups=all\n}\n'
+  )
+  with pytest.raises(ValueError, match='Unknown groups of devices'):
+    read_cost(text)

@@ -1,10 +1,15 @@
-"""Factors in blocks: loops over panels against LAPACK, refinement, and C on a device of its own."""
+"""Factors in blocks: loops over panels against LAPACK, refinement, and programs for a TPU."""
+
+import importlib.util
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from helpers.solving import solve
+from jedit.parallel.compiled import cost_of, memory_of
+from jedit.parallel.topology import CHIPS, find_topology
 from jedit.solvers import (
   LeastSquares,
   UnsolvableError,
@@ -13,6 +18,7 @@ from jedit.solvers import (
   budget,
   factor_cache,
 )
+from jedit.solvers.block_cholesky import Layout
 from jedit.solvers.block_factor import BlockFactor
 from jedit.solvers.devices import float64_alone
 
@@ -87,3 +93,22 @@ def test_the_number_of_right_hand_sides_makes_few_programs(narrow):
   for width in (1, 5, 100, 128, 130):
     _solve(factor, rng.normal(size=(SIZE, width)))
   assert block_cholesky.solve._cache_size() == 2
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed (extra tpu)'
+)
+def test_a_tpu_factors_in_place():
+  layout = Layout.of(3000, find_topology('v5e:1x1')[:1])
+  assert (layout.block, layout.padded) == (512, 3072)
+
+  def rows(width):
+    return jax.ShapeDtypeStruct((layout.padded, width), jnp.float32, sharding=layout.sharding)
+
+  with float64_alone():
+    factor = block_cholesky.factorise.lower(rows(layout.padded), layout).compile()
+    solve = block_cholesky.solve.lower(rows(layout.padded), rows(128), layout).compile()
+  size, memory = 4 * layout.padded**2, memory_of(factor)
+  assert memory.aliases == memory.outputs == size and memory.temporaries < size / 4
+  assert memory_of(solve).temporaries < size / 4
+  assert 0 < cost_of(solve).seconds(CHIPS['v5e']) < 2e-3
