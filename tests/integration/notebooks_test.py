@@ -27,7 +27,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
   execute = runpy.run_path(str(ROOT / 'docs' / 'execute_notebooks.py'))['execute']
   fresh = [cell for cell in execute(path, tmp_path).cells if cell.cell_type == 'code']
   for cell, stored in zip(fresh, _code(path), strict=True):
-    kinds = [[output.output_type for output in each.outputs] for each in (cell, stored)]
+    kinds = [{output.output_type for output in each.outputs} for each in (cell, stored)]
     assert kinds[0] == kinds[1], f'run: python docs/execute_notebooks.py {path.stem}'
 
 
@@ -36,7 +36,7 @@ def test_outputs_are_stored_without_noise(path):
   install, *cells = _code(path)
   assert 'google.colab' in install.source and not install.outputs
   assert [cell.execution_count for cell in cells] == list(range(2, len(cells) + 2))
-  assert len([cell for cell in cells if cell.outputs]) >= 3
+  assert len([cell for cell in cells if cell.outputs]) >= 2
   for output in (output for cell in cells for output in cell.outputs):
     assert output.output_type != 'error' and output.get('name') != 'stderr'
     text = str(output.get('text', '')) + str(
