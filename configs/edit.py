@@ -25,7 +25,7 @@ def get_config(preset=''):
   method, comma, model = preset.partition(',')
   if not comma:
     raise UserError('Name a method and a model, such as --config=configs/edit.py:pmet,gptj-6b.')
-  row = presets.find('rome' if method == 'r_rome' else method, model)
+  row = presets.find(method, model)
   c = default_config()
   c.model.name = row.model
   c.method = method_section(method, **row.fields)

@@ -21,7 +21,6 @@ def get_config(testbed='gptj'):
   def batches(size, **fields):
     return {'edit': dict(mode='sequential', edits_per_batch=size, canary=0, **fields)}
 
-  r_rome = {'method': method_section('r_rome', **tuned('rome'))}
   single = {'edit': {'mode': 'separate'}}
   last = tuned('memit')['layers'][-1:]
   c = edit.get_config(f'pmet,{model}')
@@ -41,8 +40,8 @@ def get_config(testbed='gptj'):
     ('EMMET, sqrt schedule', cell('emmet', schedule='sqrt')),
     ('EMMET, one layer', cell('emmet', layers=last)),
     ('ROME, single edits', cell('rome') | single),
-    ('R-ROME, single edits', r_rome | single),
-    ('R-ROME, one after the other', r_rome | batches(1)),
+    ('R-ROME, single edits', cell('r_rome') | single),
+    ('R-ROME, one after the other', cell('r_rome') | batches(1)),
     ('JEEP', cell('jeep')),
     ('JEEP, low layers only', cell('jeep', optimise=('low',))),
     ('JEEP, high layers only', cell('jeep', optimise=('high',))),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from jedit import methods, models, parallel, probes, testbeds
+  from jedit.data.records import load_records
   from jedit.editing.edit import Separate, Sequential, Together, edit, edit_stream
   from jedit.editing.result import EditResult
   from jedit.evals.evaluate import evaluate
@@ -48,6 +49,7 @@ _HOME = {
   'edit_stream': 'editing.edit',
   'evaluate': 'evals.evaluate',
   'load': 'models.language_model',
+  'load_records': 'data.records',
   'plan': 'experiments.plan',
   'preset': 'methods.presets',
   'read_records': 'experiments.results',
@@ -78,6 +80,7 @@ __all__ = [
   'edit_stream',
   'evaluate',
   'load',
+  'load_records',
   'methods',
   'models',
   'parallel',

@@ -41,9 +41,9 @@ def to_html(frame: pd.DataFrame, kind: str = '') -> str:
     frame: of cells.
     kind: CSS class of the table; 'text' for cells of prose.
   """
-  words = [lambda cell: _words(cell, ' ± ', NOTHING)] * len(frame.columns)
+  words = frame.map(lambda cell: _words(cell, ' ± ', NOTHING))
   with pd.option_context('display.max_colwidth', None):
-    page = frame.to_html(index=False, border=0, classes=kind, formatters=words, na_rep=NOTHING)
+    page = words.to_html(index=False, border=0, classes=kind, formatters=[str] * words.shape[1])
   return f'<div class="wide">{page}</div>'
 
 

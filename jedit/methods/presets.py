@@ -262,6 +262,8 @@ def find(method: str, model: str) -> Preset:
   Raises:
     UserError: without such a row; lists those that exist.
   """
+  if method == 'r_rome':  # has ROME's settings
+    return dataclasses.replace(find('rome', model), method=method)
   rows = {(row.method, row.name): row for row in PRESETS}
   if (method, model) not in rows:
     models = [name for each, name in rows if each == method]

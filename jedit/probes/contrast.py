@@ -72,6 +72,10 @@ class Contrast:
     notes = {'sets': list(self.words_ZxQxSxN)}
     return {'num_requests': num_requests, 'notes': notes, 'rows': rows}
 
+  def __repr__(self) -> str:
+    *_, states, records = self.prob_ZxQxOxSxN.shape
+    return f'Contrast({records} records, {states} states)'
+
   def _repr_html_(self) -> str:
     return figures.page(figures.contrast_figures(self.summary()))
 

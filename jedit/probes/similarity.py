@@ -65,6 +65,10 @@ class Similarity:
     num_requests = self.cosine_CxMxLxN.shape[-1]
     return {'num_requests': num_requests, 'notes': {'top_k': self.top_k}, 'rows': rows}
 
+  def __repr__(self) -> str:
+    *_, layers, prompts = self.cosine_CxMxLxN.shape
+    return f'Similarity({prompts} prompts, {layers} layers)'
+
   def _repr_html_(self) -> str:
     return figures.page(figures.similarity_figures(self.summary()))
 

@@ -94,6 +94,11 @@ class Trace:
         rows += more
     return {'num_requests': len(self.clean_N), 'notes': notes, 'rows': rows}
 
+  def __repr__(self) -> str:
+    kinds, positions = ', '.join(self.kinds), ', '.join(self.positions)
+    count = len(self.clean_N)
+    return f'Trace({count} prompts, {len(self.windows)} windows; {kinds} at {positions})'
+
   def _repr_html_(self) -> str:
     return figures.page(figures.trace_figures(self.summary()))
 

@@ -71,6 +71,7 @@ def test_latex_spells_characters_that_have_no_escape():
 def test_html_escapes():
   page = tables.to_html(FRAME)
   assert '<td>d &lt;e&gt;</td>' in page and '<td>94.6 ± 2.2</td>' in page
+  assert '<td>–</td>' in tables.to_html(tables.table(['a'], [(None,)])), 'no value, not the word'
   assert '<th>&lt;b&gt;</th>' in tables.to_html(tables.table(['<b>'], [('a',)]))
 
 

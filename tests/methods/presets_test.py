@@ -231,6 +231,13 @@ def test_every_preset_loads():
     assert jedit.preset(method, model).name == method
 
 
+def test_rome_of_averages_takes_the_settings_of_rome():
+  found = jedit.preset('r_rome', 'testbed-gptj')
+  assert found == jedit.methods.r_rome(**presets.find('rome', 'testbed-gptj').fields)
+  with pytest.raises(jedit.UserError, match="no preset 'rome' for 'gptx'"):
+    jedit.preset('r_rome', 'gptx')
+
+
 def test_an_unknown_model_lists_those_of_the_method():
   with pytest.raises(jedit.UserError, match="'gptx'; choose 'gptj-6b', .*'testbed-gptj'") as got:
     jedit.preset('pmet', 'gptx')

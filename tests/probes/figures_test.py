@@ -52,7 +52,9 @@ FOUND = {
 @pytest.mark.parametrize('name', FOUND)
 def test_a_notebook_shows_the_figures_of_a_probe(name):
   make, count = FOUND[name]
-  page = make()._repr_html_()
+  found = make()
+  assert len(repr(found).splitlines()) <= 10 and len(repr(found)) < 400
+  page = found._repr_html_()
   pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
   assert len(pictures) == page.count('<figcaption>') == count
   for picture in pictures:
