@@ -69,5 +69,5 @@ def test_two_processes_give_the_numbers_of_one(alone, tmp_path):
 
 
 def test_a_mesh_that_does_not_fit_is_a_sentence():
-  with pytest.raises(UserError, match='data=3 and model=5 does not fit'):
+  with pytest.raises(UserError, match='mesh.data=3 and mesh.model=5 does not fit'):
     make_mesh(3, 5)
