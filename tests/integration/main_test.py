@@ -1,5 +1,6 @@
 """The command line: what reaches the runner, and one sentence with exit code 2 for mistakes."""
 
+import functools
 import os
 import pathlib
 import shlex
@@ -192,6 +193,8 @@ def test_a_signal_while_the_libraries_are_imported_is_one_sentence(tmp_path, num
     text=True,
     cwd=tmp_path,
     env=_environment(tmp_path),
+    # A shell in the background has its children ignore the signal.
+    preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
   )
   for line in process.stderr:  # numpy comes early in jax
     if line.strip().endswith(' numpy'):

@@ -204,7 +204,9 @@ def _torch_sites(model, token_NxT, length_N):
 
 
 def _our_sites(model, token_NxT):
-  places = set(PLACES) - (set() if 'gate' in model.params['block_0']['mlp'] else {'mlp_gate'})
+  # No module of transformers returns rotated queries; attn_in depends on them.
+  places = set(PLACES) - {'attn_query'}
+  places -= set() if 'gate' in model.params['block_0']['mlp'] else {'mlp_gate'}
   taps = [site(layer, place) for layer in range(model.config.num_layers) for place in places]
 
   @jax.jit
