@@ -1,6 +1,6 @@
 """Downstream tasks of lm-evaluation-harness before and after an edit, as a table.
 
-An edit is judged by what it leaves alone, too: general abilities are measured on the tasks of
+An edit is also judged by what it leaves alone: general abilities are measured on the tasks of
 lm-evaluation-harness (arXiv:2405.14782), by their own metrics and few-shot prompts, on the model
 interface of `jedit.evals.harness`.
 """
